@@ -1,4 +1,4 @@
-"""Reads tests/data: the tiny random-weight models and the golden values of real ones, both made with transformers in float32."""
+"""Reads tests/data: tiny random-weight models and golden values of real ones, made with transformers in float32."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ QWEN25_CODER_FLOAT32 = "qwen25coder15b_hf_float32"
 class TinyCase:
     """One id sequence through a tiny model.
 
-    Shapes: logits [R, V] float32, of the last R positions of ids (R is len(ids), or 8 for the 700-token case).
+    Shapes: logits [R, V] float32, of the last R positions (R is len(ids), or 8 for 700 ids).
     """
 
     ids: list[int]
@@ -73,7 +73,7 @@ class Golden:
 
 
 def tiny_dir(family: str) -> Path:
-    """The directory of a tiny model as the hub would hold it (config.json, safetensors in BF16, no tokenizer)."""
+    """The directory of a tiny model as on the hub: config.json, BF16 safetensors (qwen3-moe: two shards)."""
     return DATA / "tiny" / family
 
 
@@ -94,7 +94,7 @@ def golden(name: str) -> Golden:
 
 
 def text_excerpt(n_tokens: int) -> str:
-    """The text whose first n_tokens tokens (at most 4096) the NLL values are about: tokenize it, keep n_tokens ids."""
+    """The text of the NLL values: tokenize it without BOS and keep the first n_tokens (at most 4096) ids."""
     path = DATA / "golden" / "room_with_a_view_excerpt.txt"
     return path.read_text(encoding="utf-8")[: n_tokens * 12]
 
