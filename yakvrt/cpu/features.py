@@ -1,0 +1,44 @@
+"""Which instruction sets the kernels may use on this machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+
+import llvmlite.binding as llvm
+
+
+@dataclass(frozen=True, slots=True)
+class CpuFeatures:
+    """The compilation target: LLVM's cpu name, its feature string and the features that choose a code path."""
+
+    cpu_name: str
+    flags: str
+    x86: bool
+    avx512: bool
+    avx512_vnni: bool
+    avx2: bool
+    f16c: bool
+
+
+def host_features() -> CpuFeatures:
+    """The features of this CPU, or those NUMBA_CPU_NAME and NUMBA_CPU_FEATURES force.
+
+    Numba reads the same two variables, so a test that sets them runs another machine's code path.
+    """
+    cpu_name = os.environ.get("NUMBA_CPU_NAME") or llvm.get_host_cpu_name()
+    flags = os.environ.get("NUMBA_CPU_FEATURES")
+    if flags is None:
+        flags = "" if cpu_name == "generic" else llvm.get_host_cpu_features().flatten()
+    enabled = {flag[1:] for flag in flags.split(",") if flag.startswith("+")}
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    return CpuFeatures(
+        cpu_name=cpu_name,
+        flags=flags,
+        x86=x86,
+        avx512=x86 and {"avx512f", "avx512bw", "avx512vl", "avx512dq"} <= enabled,
+        avx512_vnni=x86 and {"avx512f", "avx512bw", "avx512vnni"} <= enabled,
+        avx2=x86 and "avx2" in enabled,
+        f16c=x86 and "f16c" in enabled,
+    )
