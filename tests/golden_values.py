@@ -1,4 +1,4 @@
-"""Reads tests/data: tiny random-weight models and golden values of real ones, made with transformers in float32."""
+"""Reads tests/data: tiny random-weight models and golden values of real ones, by transformers in float32."""
 
 from __future__ import annotations
 
