@@ -53,7 +53,7 @@ def module_name(path: Path) -> str:
 
 
 def imports_of(path: Path) -> Iterator[Import]:
-    """Every import of the file, relative ones made absolute; under `if TYPE_CHECKING` they are deferred ones."""
+    """Every import of the file, relative ones made absolute; under `if TYPE_CHECKING` deferred."""
     package = module_name(path).split(".")
     if path.name != "__init__.py":
         package = package[:-1]
