@@ -1,0 +1,252 @@
+"""Choosing the next token from logits, in llama.cpp's order and with its meaning of every parameter."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from numbers import Real
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Logits = npt.NDArray[np.float32]
+Ids = npt.NDArray[np.int64]
+
+MAX_LOGPROBS = 1000
+MAX_SEED = 2**64 - 1
+
+
+def _require(name: str, value: object, low: float, high: float, *, integer: bool = False) -> None:
+    """Refuse a parameter that is no number or lies outside [low, high]."""
+    wanted = "a whole number" if integer else "a number"
+    if isinstance(value, bool) or not isinstance(value, int if integer else Real):
+        raise ValueError(f"{name} is {value!r}, it must be {wanted}")
+    if not low <= float(value) <= high:
+        limits = f"from {low:g} to {high:g}" if math.isfinite(high) else f"of at least {low:g}"
+        raise ValueError(f"{name} is {value}, it must be {wanted} {limits}")
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How one sequence picks its tokens and when it stops; the defaults are llama.cpp's.
+
+    temperature 0 is greedy; top_k <= 0, top_p 1 and min_p 0 switch that filter off;
+    seed None or -1 draws one; repeat_last_n -1 looks at the whole history;
+    max_tokens -1 runs until the context is full;
+    logprobs N reports the chosen token and the N best ones of every position.
+
+    Raises: ValueError for a parameter outside its range.
+    """
+
+    temperature: float = 0.8
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    repeat_penalty: float = 1.0
+    repeat_last_n: int = 64
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    seed: int | None = None
+    max_tokens: int = -1
+    stop: tuple[str, ...] = ()
+    stop_ids: frozenset[int] = frozenset()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        largest = float(np.finfo(np.float32).max)
+        _require("temperature", self.temperature, 0, largest)
+        _require("top_k", self.top_k, -(2**31), 2**31, integer=True)
+        _require("top_p", self.top_p, 0, 1)
+        _require("min_p", self.min_p, 0, 1)
+        _require("repeat_penalty", self.repeat_penalty, 1e-6, largest)
+        _require("repeat_last_n", self.repeat_last_n, -1, 2**31, integer=True)
+        _require("presence_penalty", self.presence_penalty, -largest, largest)
+        _require("frequency_penalty", self.frequency_penalty, -largest, largest)
+        for token, bias in self.logit_bias.items():
+            _require("a token id of logit_bias", token, 0, 2**31, integer=True)
+            _require(f"the logit bias of token {token}", bias, -math.inf, largest)
+        if self.seed is not None:
+            _require("seed", self.seed, -1, MAX_SEED, integer=True)
+        _require("max_tokens", self.max_tokens, -1, 2**31, integer=True)
+        if self.logprobs is not None:
+            _require("logprobs", self.logprobs, 0, MAX_LOGPROBS, integer=True)
+        # Callers pass lists or one string as often as tuples; every reader below sees one type.
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        if not all(isinstance(s, str) and s for s in stop):
+            raise ValueError("a stop string is empty or no string; give at least one character")
+        object.__setattr__(self, "stop", stop)
+        object.__setattr__(self, "stop_ids", frozenset(self.stop_ids))
+        for token in self.stop_ids:
+            _require("a stop id", token, 0, 2**31, integer=True)
+
+    @classmethod
+    def from_generation_config(cls, config: Mapping[str, Any]) -> SamplingParams:
+        """The model's own defaults: what its generation_config.json names, llama.cpp's values for the rest.
+
+        do_sample is not read (vLLM does the same): a value that is there is a recommendation for sampling.
+
+        Raises: ValueError naming the key when the file holds a value no sampler can use.
+        """
+        names = {
+            "temperature": "temperature",
+            "top_k": "top_k",
+            "top_p": "top_p",
+            "min_p": "min_p",
+            "repetition_penalty": "repeat_penalty",
+        }
+        found = {ours: config[theirs] for theirs, ours in names.items() if config.get(theirs) is not None}
+        try:
+            return cls(**found)
+        except ValueError as error:
+            raise ValueError(f"generation_config.json: {error}") from None
+
+
+class Sampled(NamedTuple):
+    """One chosen token; logprob and top are filled when SamplingParams.logprobs asks for them."""
+
+    id: int
+    logprob: float | None
+    top: tuple[tuple[int, float], ...]
+
+
+def largest_first(logits: Logits, k: int) -> Ids:
+    """The ids of the k largest logits in falling order, equal ones by rising id."""
+    n = len(logits)
+    width = max(1024, 16 * k)
+    if width * 4 > n:
+        return np.argsort(-logits, kind="stable")[:k]
+    # The k-th largest of the column maxima is a lower bound of the k-th largest logit: one sequential pass
+    # leaves about k candidates, several times faster than a partition of the whole vocabulary.
+    maxima = logits[: n // width * width].reshape(-1, width).max(axis=0)
+    candidates = np.flatnonzero(logits >= np.partition(maxima, -k)[-k])
+    return candidates[np.argsort(-logits[candidates], kind="stable")[:k]]
+
+
+class Sampler:
+    """Draws tokens for one sequence; owns its random generator, seeded once.
+
+    .seed is the seed in use, also when none was given, so that a run can be repeated.
+    """
+
+    __slots__ = ("_biases", "_rng", "params", "seed")
+
+    def __init__(self, params: SamplingParams, eos_ids: Iterable[int] = ()) -> None:
+        self.params = params
+        given = params.seed
+        self.seed: int = secrets.randbits(32) if given is None or given == -1 else given
+        self._rng = np.random.Generator(np.random.PCG64(self.seed))
+        biases = dict(params.logit_bias)
+        if params.ignore_eos:
+            biases |= dict.fromkeys(eos_ids, -math.inf)
+        self._biases = biases
+
+    def sample(self, logits: Logits, history: Sequence[int]) -> Sampled:
+        """Choose the next token; history is the prompt and what was generated, for the penalties.
+
+        Raises: ValueError when a logit is NaN or +infinity or when every token is ruled out.
+        """
+        params = self.params
+        scores = self._adjusted(logits, history)
+        if params.temperature == 0:
+            best = int(scores.argmax())  # argmax returns the first NaN when there is one
+            self._check_peak(float(scores[best]))
+            return self._report(best, logits)
+        ids, probs = self._filtered(scores)
+        cumulative = np.cumsum(probs)
+        place = int(np.searchsorted(cumulative, self._rng.random() * cumulative[-1], side="right"))
+        return self._report(int(ids[min(place, len(ids) - 1)]), logits)
+
+    def distribution(self, logits: Logits, history: Sequence[int]) -> tuple[Ids, npt.NDArray[np.float64]]:
+        """The ids that may be drawn and their probabilities, without drawing."""
+        scores = self._adjusted(logits, history)
+        if self.params.temperature == 0:
+            best = scores.argmax()
+            self._check_peak(float(scores[best]))
+            return np.array([best], np.int64), np.ones(1)
+        return self._filtered(scores)
+
+    def _adjusted(self, logits: Logits, history: Sequence[int]) -> Logits:
+        """The logits after bias and penalties; the caller's own array when there are none."""
+        p = self.params
+        penalised = p.repeat_penalty != 1 or p.presence_penalty != 0 or p.frequency_penalty != 0
+        penalised = penalised and p.repeat_last_n != 0 and len(history) > 0
+        if not (self._biases or penalised):
+            return logits
+        scores = logits.copy()
+        for token, bias in self._biases.items():
+            if token >= len(scores):
+                raise ValueError(f"logit bias names token {token}, the model's last one is {len(scores) - 1}")
+            scores[token] += np.float32(bias)
+        if penalised:
+            recent = history if p.repeat_last_n == -1 else history[-p.repeat_last_n :]
+            tokens, counts = np.unique(np.asarray(recent, np.int64), return_counts=True)
+            value = scores[tokens]
+            rate = np.float32(p.repeat_penalty)
+            value = np.where(value <= 0, value * rate, value / rate)
+            value -= counts.astype(np.float32) * np.float32(p.frequency_penalty)
+            scores[tokens] = value - np.float32(p.presence_penalty)
+        return scores
+
+    def _filtered(self, scores: Logits) -> tuple[Ids, npt.NDArray[np.float64]]:
+        """top-k, top-p, min-p, then temperature and softmax over what is left."""
+        p = self.params
+        peak = float(scores.max())
+        self._check_peak(peak)
+        n = len(scores)
+        ids: Ids
+        if 0 < p.top_k < n:
+            ids = largest_first(scores, p.top_k)
+            if p.top_p < 1:
+                weights = np.exp(scores[ids].astype(np.float64) - peak)
+                ids = ids[: _crossing(np.cumsum(weights / weights.sum()), p.top_p)]
+        elif p.top_p < 1:
+            ids = _nucleus(scores, peak, p.top_p)
+        else:
+            ids = np.arange(n)
+        if p.min_p > 0:
+            ids = ids[scores[ids] >= peak + math.log(p.min_p)]
+        kept = (scores[ids].astype(np.float64) - peak) / p.temperature
+        weights = np.exp(kept)
+        return ids, weights / weights.sum()
+
+    def _check_peak(self, peak: float) -> None:
+        if math.isnan(peak):
+            raise ValueError("the model produced NaN logits; its weights or the prompt's KV are damaged")
+        if peak == math.inf:
+            raise ValueError("the model produced infinite logits; its weights are damaged")
+        if peak == -math.inf:
+            raise ValueError("every token is ruled out by logit bias; allow at least one")
+
+    def _report(self, token: int, logits: Logits) -> Sampled:
+        """The token with its log-probabilities under the raw logits (before bias, penalties, temperature)."""
+        n_best = self.params.logprobs
+        if n_best is None:
+            return Sampled(token, None, ())
+        peak = logits.max()
+        log_sum = float(peak) + math.log(np.exp(logits - peak).sum(dtype=np.float64))
+        best = largest_first(logits, min(n_best, len(logits))) if n_best else ()
+        top = tuple((int(i), float(logits[i]) - log_sum) for i in best)
+        return Sampled(token, float(logits[token]) - log_sum, top)
+
+
+def _crossing(cumulative: npt.NDArray[np.float64], top_p: float) -> int:
+    """How many tokens to keep so that the one crossing top_p is the last."""
+    return min(int(np.searchsorted(cumulative, top_p, side="left")) + 1, len(cumulative))
+
+
+def _nucleus(scores: Logits, peak: float, top_p: float) -> Ids:
+    """The ids of the smallest set of most likely tokens whose probability reaches top_p."""
+    n = len(scores)
+    total = np.exp(scores - np.float32(peak)).sum(dtype=np.float64)
+    # Most nuclei are a few tokens; only a flat distribution pays for sorting everything.
+    for k in (64, 2048, n):
+        ids = largest_first(scores, min(k, n))
+        cumulative = np.cumsum(np.exp(scores[ids].astype(np.float64) - peak)) / total
+        if cumulative[-1] >= top_p:
+            break
+    return ids[: _crossing(cumulative, top_p)]
