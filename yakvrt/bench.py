@@ -1,0 +1,142 @@
+"""`yakvrt bench`: prompt processing and text generation speed with llama-bench's flags, table and records."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import random
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from yakvrt.bench_arguments import Setup, Test, parser, plan, shown_columns
+from yakvrt.bench_records import FORMATS, Record
+
+if TYPE_CHECKING:
+    from yakvrt.engine import Session
+
+SEED = 1234
+
+
+def measure(
+    session: Session, vocab_size: int, test: Test, n_batch: int, repetitions: int, warm_up: bool
+) -> tuple[int, ...]:
+    """Nanoseconds of each repetition of one test, from the same random tokens every time."""
+    random_ids = random.Random(SEED)
+    ids = [random_ids.randrange(vocab_size) for _ in range(test.n_tokens)]
+    depth_ids = ids[: test.n_depth]
+    prompt_ids = ids[test.n_depth : test.n_depth + test.n_prompt]
+    gen_ids = ids[test.n_depth + test.n_prompt :]
+
+    def prefill(part: Sequence[int]) -> None:
+        for start in range(0, len(part), n_batch):
+            session.prefill(part[start : start + n_batch])
+
+    session.truncate(0)
+    prefill(depth_ids)
+    if warm_up:
+        prefill(prompt_ids)
+        for token in gen_ids[:1]:
+            session.decode(token)
+    samples = []
+    for _ in range(repetitions):
+        session.truncate(test.n_depth)
+        start_ns = time.perf_counter_ns()
+        prefill(prompt_ids)
+        for token in gen_ids:
+            session.decode(token)
+        samples.append(time.perf_counter_ns() - start_ns)
+    return tuple(samples)
+
+
+def records_of(setup: Setup, tests: Sequence[Test], args: argparse.Namespace) -> Iterator[Record]:
+    """Loads one engine and yields a record for each test as it ends."""
+    import yakvrt
+    from yakvrt.bench_facts import build, cpu_info, model_facts
+    from yakvrt.hub import resolve
+
+    commit, number = build()
+    files = resolve(setup.model, offline=args.offline)
+    n_tokens = max(test.n_tokens for test in tests)
+    options = {} if setup.n_ubatch is None else {"ubatch_size": setup.n_ubatch}
+    with yakvrt.load(
+        setup.model,
+        ctx_size=n_tokens,
+        threads=setup.threads,
+        cache_type=setup.cache_type,
+        kv=setup.kv,
+        offline=args.offline,
+        **options,
+    ) as engine:
+        facts = model_facts(files, engine.config.family)
+        session = engine.session()
+        for test in tests:
+            time.sleep(args.delay)
+            _progress(args, f"{setup.model} {test.name}: {args.repetitions} repetitions")
+            began = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+            samples = measure(
+                session, engine.config.vocab_size, test, setup.n_batch, args.repetitions, not args.no_warmup
+            )
+            yield Record(
+                build_commit=commit,
+                build_number=number,
+                cpu_info=cpu_info(),
+                gpu_info="",
+                backends="CPU",
+                model_filename=str(files.weights[0]),
+                model_type=facts.type_name,
+                model_size=facts.size_bytes,
+                model_n_params=facts.n_params,
+                n_batch=setup.n_batch,
+                n_ubatch=engine.ubatch_size,
+                n_threads=engine.threads,
+                type_k=setup.cache_type,
+                type_v=setup.cache_type,
+                n_prompt=test.n_prompt,
+                n_gen=test.n_gen,
+                n_depth=test.n_depth,
+                test_time=began,
+                samples_ns=samples,
+                kv_method=setup.kv,
+                kv_bytes=session.kv_bytes,
+            )
+
+
+def _progress(args: argparse.Namespace, text: str) -> None:
+    if args.progress:
+        print(f"yakvrt bench: {text}", file=sys.stderr, flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the verb and returns its exit status."""
+    args = parser().parse_args(argv)
+    try:
+        planned = plan(args)
+    except ValueError as error:
+        print(f"yakvrt: error: {error}", file=sys.stderr)
+        return 2
+    columns = shown_columns([setup for setup, _ in planned])
+    outputs = [(FORMATS[args.output], sys.stdout)]
+    if args.output_err:
+        outputs.append((FORMATS[args.output_err], sys.stderr))
+    last = None
+    try:
+        for form, stream in outputs:
+            print(form.header(columns), end="", file=stream, flush=True)
+        rows = itertools.chain.from_iterable(records_of(setup, tests, args) for setup, tests in planned)
+        for index, last in enumerate(rows):
+            for form, stream in outputs:
+                print(form.row(last, index, columns), end="", file=stream, flush=True)
+        for form, stream in outputs:
+            print(form.footer(last), end="", file=stream, flush=True)
+    except (ValueError, RuntimeError, OSError) as error:
+        print(f"yakvrt: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
