@@ -1,0 +1,259 @@
+"""One running request: prompt ids in, pieces of text out, over one KV slot."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Sequence as IdSequence
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from yakvrt.sampler import Logits, Sampled, Sampler, SamplingParams
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from yakvrt.tokenizer import Tokenizer
+
+Progress = Callable[[int, int], None]
+FinishReason = Literal["stop", "length"]
+
+
+class SlotSession(Protocol):
+    """What a sequence needs of a KV slot; engine.Session is one."""
+
+    @property
+    def ids(self) -> IdSequence[int]:
+        """The tokens whose KV is held."""
+
+    @property
+    def ctx_size(self) -> int:
+        """The largest number of tokens the slot holds."""
+
+    @property
+    def kv(self) -> Mapping[str, Any]:
+        """The KV method and its bytes."""
+
+    def prefill(self, ids: IdSequence[int], progress: Progress | None = None) -> Logits: ...
+
+    def decode(self, token: int) -> Logits: ...
+
+    def truncate(self, n: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class StopText:
+    """Passes text on, up to the first stop string; holds back what may be the beginning of one."""
+
+    __slots__ = ("_held", "_stops", "found")
+
+    def __init__(self, stops: tuple[str, ...]) -> None:
+        self._stops = stops
+        self._held = ""
+        self.found = False
+
+    def push(self, piece: str) -> str:
+        """The text that is now certain to lie before any stop string."""
+        if not self._stops:
+            return piece
+        text = self._held + piece
+        places = [place for stop in self._stops if (place := text.find(stop)) >= 0]
+        if places:
+            self.found, self._held = True, ""
+            return text[: min(places)]
+        n_held = max(self._overlap(text, stop) for stop in self._stops)
+        self._held = text[len(text) - n_held :]
+        return text[: len(text) - n_held]
+
+    def flush(self) -> str:
+        """The text held back, once no more will come."""
+        held, self._held = self._held, ""
+        return held
+
+    @staticmethod
+    def _overlap(text: str, stop: str) -> int:
+        """The length of the longest end of the text that begins the stop string."""
+        for n in range(min(len(stop) - 1, len(text)), 0, -1):
+            if stop.startswith(text[-n:]):
+                return n
+        return 0
+
+
+class Sequence:
+    """Iterate it for pieces of text; the KV that the session shares with the prompt is kept and reused.
+
+    The work happens inside the iteration: the first step runs the prefill (progress is called with the tokens
+    done and the tokens to do), every further one a decode. Text ends before a stop string; .ids holds every
+    sampled id, an end-of-text id included. finish_reason is None until the end and stays None when closed or
+    interrupted. Prompt and generated tokens together never exceed the context.
+
+    Owns: the session when owns_session is true; it is then closed with the sequence.
+    Raises: ValueError for a prompt that is empty or leaves no room in the context.
+    """
+
+    def __init__(
+        self,
+        session: SlotSession,
+        tokenizer: Tokenizer,
+        prompt_ids: IdSequence[int],
+        params: SamplingParams,
+        *,
+        owns_session: bool = False,
+        progress: Progress | None = None,
+    ) -> None:
+        self.prompt_ids: list[int] = list(prompt_ids)
+        self.params = params
+        self.ids: list[int] = []
+        self.logprobs: list[Sampled] | None = None if params.logprobs is None else []
+        self.finish_reason: FinishReason | None = None
+        self._session = session
+        self._tokenizer = tokenizer
+        self._owns_session = owns_session
+        self._progress = progress
+        self._eos_ids = frozenset(tokenizer.eos_ids)
+        self._sampler = Sampler(params, self._eos_ids)
+        self._parts: list[str] = []
+        self._cache_n = 0
+        self._prompt_s = self._ttft_s = self._predicted_s = 0.0
+        self._kv: dict[str, Any] | None = None
+        self._pieces = self._run()
+        try:
+            self._check_prompt()
+        except ValueError:
+            self.close()
+            raise
+
+    def _check_prompt(self) -> None:
+        n, room = len(self.prompt_ids), self._session.ctx_size
+        if n == 0:
+            raise ValueError("the prompt is empty; give at least one token")
+        if n >= room:
+            raise ValueError(
+                f"prompt has {n} tokens, the context holds {room} and one must stay free; "
+                "raise --ctx-size or shorten the prompt"
+            )
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    def __enter__(self) -> Sequence:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def text(self) -> str:
+        """All pieces so far, also after an interruption."""
+        return "".join(self._parts)
+
+    @property
+    def seed(self) -> int:
+        """The seed in use, drawn when none was given."""
+        return self._sampler.seed
+
+    @property
+    def kv(self) -> dict[str, Any]:
+        """The KV method and its bytes, as they were at the end once the sequence is closed."""
+        return dict(self._session.kv) if self._kv is None else self._kv
+
+    @property
+    def timings(self) -> dict[str, float]:
+        """llama.cpp's timing fields, and ttft_ms: from the first step to the first token.
+
+        The first token costs no decode: predicted_ms is the time of the predicted_n - 1 steps after it, and
+        the rates count those steps.
+        """
+        prompt_n = len(self.prompt_ids) - self._cache_n if self._prompt_s else 0
+        prompt_ms, predicted_ms = self._prompt_s * 1e3, self._predicted_s * 1e3
+        steps = max(len(self.ids) - 1, 0)
+        return {
+            "cache_n": self._cache_n,
+            "prompt_n": prompt_n,
+            "prompt_ms": prompt_ms,
+            "prompt_per_token_ms": prompt_ms / prompt_n if prompt_n else 0.0,
+            "prompt_per_second": prompt_n / self._prompt_s if prompt_n else 0.0,
+            "predicted_n": len(self.ids),
+            "predicted_ms": predicted_ms,
+            "predicted_per_token_ms": predicted_ms / steps if steps else 0.0,
+            "predicted_per_second": steps / self._predicted_s if steps else 0.0,
+            "ttft_ms": self._ttft_s * 1e3,
+        }
+
+    def close(self) -> None:
+        """Stop, and free the slot when it is owned; further calls do nothing."""
+        self._pieces.close()
+        self._release()  # a generator that never started runs no finally
+
+    def _release(self) -> None:
+        if self._kv is None:
+            self._kv = dict(self._session.kv)
+            if self._owns_session:
+                self._session.close()
+
+    def _run(self) -> Generator[str, None, None]:
+        try:
+            for piece in self._generate():
+                self._parts.append(piece)
+                yield piece
+        finally:
+            self._release()
+
+    def _generate(self) -> Iterator[str]:
+        started = time.perf_counter()
+        logits = self._prefill()
+        stream, stop_text = self._tokenizer.stream(continues=True), StopText(self.params.stop)
+        history = list(self.prompt_ids)
+        ends = self._eos_ids | self.params.stop_ids
+        limit = self._session.ctx_size - len(history)
+        if self.params.max_tokens >= 0:
+            limit = min(limit, self.params.max_tokens)
+        before = 0.0
+        while len(self.ids) < limit:
+            sampled = self._sampler.sample(logits, history)
+            now = time.perf_counter()
+            if self.ids:
+                self._predicted_s += now - before
+            else:
+                self._ttft_s = now - started
+            self.ids.append(sampled.id)
+            history.append(sampled.id)
+            if self.logprobs is not None:
+                self.logprobs.append(sampled)
+            if sampled.id in ends:
+                self.finish_reason = "stop"
+                break
+            if piece := stop_text.push(stream.push(sampled.id)):
+                yield piece
+            if stop_text.found:
+                self.finish_reason = "stop"
+                return
+            if len(self.ids) < limit:
+                before = time.perf_counter()
+                logits = self._session.decode(sampled.id)
+        rest = stop_text.push(stream.flush())
+        if not stop_text.found:
+            rest += stop_text.flush()
+        if self.finish_reason is None:
+            self.finish_reason = "stop" if stop_text.found else "length"
+        if rest:
+            yield rest
+
+    def _prefill(self) -> Logits:
+        """Run the part of the prompt whose KV the session does not hold yet, at least its last token."""
+        started = time.perf_counter()
+        held = self._session.ids
+        shared = min(len(held), len(self.prompt_ids) - 1)
+        self._cache_n = next((i for i in range(shared) if held[i] != self.prompt_ids[i]), shared)
+        self._session.truncate(self._cache_n)
+        logits = self._session.prefill(self.prompt_ids[self._cache_n :], self._progress)
+        self._prompt_s = time.perf_counter() - started
+        return logits
