@@ -35,7 +35,8 @@ def forward(
         x = x + (experts(config, w, blk, h) if config.n_experts else swiglu(h, *ffn_weights(w, blk)))
     x = rms_norm(x, w["output_norm.weight"], config.norm_eps)
     output = w["token_embd.weight"] if config.tied else w["output.weight"]
-    return x @ output.T
+    logits: Array = x @ output.T
+    return logits
 
 
 def rms_norm(x: Array, weight: Array, eps: float) -> Array:
@@ -46,13 +47,15 @@ def rms_norm(x: Array, weight: Array, eps: float) -> Array:
 def rope_tables(
     config: ModelConfig, factors: Array | None, n_tokens: int, dtype: type[np.floating[Any]]
 ) -> tuple[Array, Array]:
-    """Cosine and sine of every position and rope pair.
+    """Cosine and sine of every position and rope pair, times yarn's attention factor.
 
     Shapes: both [T, D/2].
     """
-    frequencies = rope_frequencies(config, factors)
-    angles = np.arange(n_tokens, dtype=np.float64)[:, None] * np.asarray(frequencies, np.float64)
-    return np.cos(angles).astype(dtype), np.sin(angles).astype(dtype)
+    frequencies, attention_factor = rope_frequencies(config, factors)
+    angles = np.arange(n_tokens)[:, None] * frequencies
+    return (attention_factor * np.cos(angles)).astype(dtype), (attention_factor * np.sin(angles)).astype(
+        dtype
+    )
 
 
 def rotate(x: Array, cos: Array, sin: Array) -> Array:
@@ -98,7 +101,8 @@ def project(w: Mapping[str, Array], name: str, x: Array) -> Array:
 def softmax(x: Array) -> Array:
     """Softmax along the last axis."""
     e = np.exp(x - x.max(axis=-1, keepdims=True))
-    return e / e.sum(axis=-1, keepdims=True)
+    share: Array = e / e.sum(axis=-1, keepdims=True)
+    return share
 
 
 def ffn_weights(w: Mapping[str, Array], blk: str) -> tuple[Array, Array, Array]:
@@ -109,7 +113,8 @@ def ffn_weights(w: Mapping[str, Array], blk: str) -> tuple[Array, Array, Array]:
 def swiglu(h: Array, gate: Array, up: Array, down: Array) -> Array:
     """The gated feed-forward part: down(silu(gate(h)) * up(h))."""
     g = h @ gate.T
-    return (g / (1 + np.exp(-g)) * (h @ up.T)) @ down.T
+    out: Array = (g / (1 + np.exp(-g)) * (h @ up.T)) @ down.T
+    return out
 
 
 def experts(config: ModelConfig, w: Mapping[str, Array], blk: str, h: Array) -> Array:
