@@ -1,0 +1,250 @@
+"""Text to token ids and back, on the `tokenizers` library."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+from yakvrt.chat_template import ChatTemplate
+from yakvrt.gguf_tokenizer import TokenType, backend_from_vocabulary, read_vocabulary
+from yakvrt.stream_decoder import StreamDecoder, byte_level_piece, sentencepiece_piece
+from yakvrt.tokenizer_files import (
+    backend_from_json,
+    decoding_rules,
+    json_object,
+    template_sources,
+    token_text,
+)
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Backend
+
+# Control tokens that end a turn or a text whatever the file says; the names llama.cpp knows, and </s>.
+END_TOKENS = frozenset(
+    (
+        "<|eot_id|>",
+        "<|im_end|>",
+        "<|end|>",
+        "<|return|>",
+        "<|call|>",
+        "<end_of_turn>",
+        "<|endoftext|>",
+        "<|eom_id|>",
+        "<EOT>",
+        "_<EOT>",
+        "<|end_of_text|>",
+        "<end_of_utterance>",
+        "</s>",
+        "[EOT]",
+        "<｜end▁of▁sentence｜>",
+        "<|fim_pad|>",
+        "<fim-pad>",
+        "<fim_pad>",
+        "<PAD>",
+        "<|fim_repo|>",
+        "<|repo_name|>",
+        "<fim-repo>",
+        "<REPO>",
+        "<reponame>",
+        "<|file_sep|>",
+    )
+)
+
+
+class Tokenizer:
+    """A model's tokenizer with its chat template.
+
+    Safe to use from several threads.
+    """
+
+    __slots__ = (
+        "_backend",
+        "_lock",
+        "_pieces",
+        "_sentencepiece",
+        "_special",
+        "_strip_space",
+        "_template",
+        "bos_id",
+        "eos_ids",
+        "vocab_size",
+    )
+
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        bos_id: int | None,
+        eos_ids: Iterable[int],
+        template: ChatTemplate | None,
+        sentencepiece: bool,
+        strip_space: bool,
+    ) -> None:
+        """Wrap a `tokenizers` object.
+
+        `sentencepiece` says how a token's text becomes bytes, `strip_space` whether decoding drops the space
+        that encoding put in front.
+        """
+        added = backend.get_added_tokens_decoder()
+        self._backend = backend
+        self._lock = Lock()
+        self._sentencepiece = sentencepiece
+        self._strip_space = strip_space
+        self._template = template
+        self._special = frozenset(index for index, token in added.items() if token.special)
+        # Added tokens are plain text even where the model's tokens are in the byte alphabet.
+        plain = sentencepiece_piece if sentencepiece else str.encode
+        self._pieces = {index: plain(token.content) for index, token in added.items()}
+        self.bos_id = bos_id
+        self.eos_ids = frozenset(eos_ids)
+        self.vocab_size: int = max(backend.get_vocab_size(), max(added, default=-1) + 1)
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the model ships a chat template."""
+        return self._template is not None
+
+    def encode(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
+        """Turn text into ids.
+
+        `add_special` adds BOS (or EOS) where the model wants it; with `parse_special` false the text of
+        control tokens is encoded as ordinary text, so that a user cannot forge a turn.
+
+        Raises: ValueError when the text is not valid Unicode.
+        """
+        # The flag lives on the shared object and encoding drops the GIL, hence the lock.
+        with self._lock:
+            self._backend.encode_special_tokens = not parse_special
+            try:
+                return list(self._backend.encode(text, add_special_tokens=add_special).ids)
+            except (TypeError, UnicodeEncodeError):
+                raise ValueError(
+                    "the prompt is not valid Unicode text (it has lone surrogates); decode it as UTF-8 first"
+                ) from None
+
+    def encode_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Any] | None = None,
+        add_generation_prompt: bool = True,
+        **kwargs: Any,
+    ) -> list[int]:
+        """Render the messages and encode them, with exactly one BOS where the model wants one."""
+        text = self.render_chat(messages, tools=tools, add_generation_prompt=add_generation_prompt, **kwargs)
+        ids = self.encode(text, add_special=False)
+        bos = [self.bos_id]
+        wants_bos = ids[:1] != bos and self.encode("")[:1] == bos
+        return [*self.encode("")[:1], *ids] if wants_bos else ids
+
+    def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
+        """Turn ids into text; bytes that are not UTF-8 become U+FFFD, ids without a token nothing."""
+        stream = self.stream(skip_special=skip_special)
+        return "".join([*map(stream.push, ids), stream.flush()])
+
+    def stream(self, *, skip_special: bool = True, continues: bool = False) -> StreamDecoder:
+        """Start decoding one token at a time; `continues` keeps the leading space of text after a prompt."""
+
+        def piece(token_id: int) -> bytes:
+            return b"" if skip_special and token_id in self._special else self._piece(token_id)
+
+        return StreamDecoder(piece, strip_space=self._strip_space and not continues)
+
+    def _piece(self, token_id: int) -> bytes:
+        piece = self._pieces.get(token_id)
+        if piece is None:
+            if not 0 <= token_id < 1 << 32:
+                raise ValueError(f"{token_id} is not a token id; ids run from 0 to {self.vocab_size - 1}")
+            token = self._backend.id_to_token(token_id) or ""
+            piece = sentencepiece_piece(token) if self._sentencepiece else byte_level_piece(token)
+            self._pieces[token_id] = piece
+        return piece
+
+    def render_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Any] | None = None,
+        add_generation_prompt: bool = True,
+        **kwargs: Any,
+    ) -> str:
+        """Render messages with the model's chat template; keyword arguments reach the template as they are.
+
+        The text already holds its special tokens: encode it with `add_special=False`, or use `encode_chat`.
+
+        Raises: ValueError when there is no template or it refuses the messages.
+        """
+        if self._template is None:
+            raise ValueError("this model has no chat template; pass the prompt as plain text with --raw")
+        return self._template.render(
+            messages, tools=tools, add_generation_prompt=add_generation_prompt, **kwargs
+        )
+
+
+def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
+    """Build the tokenizer that a GGUF file carries in its tokenizer.* keys.
+
+    Raises: ValueError when the vocabulary is inconsistent or of an unknown kind.
+    """
+    vocabulary = read_vocabulary(metadata)
+    backend = backend_from_vocabulary(vocabulary)
+    spm = vocabulary.is_sentencepiece
+    bos = vocabulary.special_id("bos", 1 if spm else None)
+    eos = vocabulary.special_id("eos", 2 if spm else None)
+    ends = [vocabulary.special_id(name) for name in ("eot", "eom", "fim_pad", "fim_rep", "fim_sep")]
+    control = vocabulary.ids_of(TokenType.CONTROL)
+    named = [index for index in control if vocabulary.tokens[index] in END_TOKENS]
+    sources = {
+        key.removeprefix("tokenizer.chat_template.").removeprefix("tokenizer.chat_template")
+        or "default": source
+        for key, source in metadata.items()
+        if key.startswith("tokenizer.chat_template") and isinstance(source, str)
+    }
+    named_ids = {"bos_token": bos, "eos_token": eos}
+    texts = {name: vocabulary.tokens[index] for name, index in named_ids.items() if index is not None}
+    return Tokenizer(
+        backend,
+        bos_id=bos,
+        eos_ids=[index for index in (eos, *ends, *named) if index is not None],
+        template=ChatTemplate(sources, texts) if sources else None,
+        sentencepiece=spm,
+        strip_space=vocabulary.add_space_prefix,
+    )
+
+
+def tokenizer_from_files(
+    tokenizer_json: Path,
+    tokenizer_config: Mapping[str, Any] | Path | None = None,
+    chat_template: str | Path | None = None,
+    generation_config: Mapping[str, Any] | Path | None = None,
+) -> Tokenizer:
+    """Build the tokenizer from a hub model's files.
+
+    `chat_template` overrides the template of `tokenizer_config`; a string is the template's own text.
+
+    Raises: ValueError when a file is too large, malformed or of an unknown kind.
+    """
+    backend = backend_from_json(Path(tokenizer_json))
+    config = json_object(tokenizer_config)
+    generation = json_object(generation_config)
+    sentencepiece, strip_space = decoding_rules(backend, Path(tokenizer_json))
+    names = ("bos_token", "eos_token", "unk_token", "pad_token")
+    texts = {name: text for name in names if (text := token_text(config.get(name)))}
+    eos = generation.get("eos_token_id")
+    eos_ids = [index for index in (eos if isinstance(eos, list) else [eos]) if isinstance(index, int)]
+    if (eos_id := backend.token_to_id(texts.get("eos_token", ""))) is not None:
+        eos_ids.append(eos_id)
+    added = backend.get_added_tokens_decoder()
+    eos_ids += [index for index, token in added.items() if token.special and token.content in END_TOKENS]
+    sources = template_sources(config.get("chat_template"), chat_template)
+    bos_id = backend.token_to_id(texts["bos_token"]) if "bos_token" in texts else None
+    return Tokenizer(
+        backend,
+        bos_id=bos_id,
+        eos_ids=eos_ids,
+        template=ChatTemplate(sources, texts) if sources else None,
+        sentencepiece=sentencepiece,
+        strip_space=strip_space,
+    )
