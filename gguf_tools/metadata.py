@@ -132,7 +132,7 @@ class Cursor:
         try:
             for _ in range(count):
                 offset += 8 + unpack(data, offset)[0]
-        except struct.error:
+        except (struct.error, OverflowError):
             offset = self.size + 1
         if offset > self.size:
             raise self.fail(f"the file ends inside {what}: a string reaches past the end")
