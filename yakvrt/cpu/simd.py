@@ -112,10 +112,12 @@ def fmadd(builder: Any, a: Any, b: Any, c: Any) -> Any:
 
 
 def vmax(builder: Any, a: Any, b: Any) -> Any:
+    """The larger; b where either is NaN."""
     return builder.select(builder.fcmp_ordered(">", a, b), a, b)
 
 
 def vmin(builder: Any, a: Any, b: Any) -> Any:
+    """The smaller; b where either is NaN."""
     return builder.select(builder.fcmp_ordered("<", a, b), a, b)
 
 
@@ -195,7 +197,7 @@ def store_floats(builder: Any, kind: str, value: Any, address: Any, offset: Any 
 
 def exponential(builder: Any, v: Any) -> Any:
     """e^x by range reduction and a degree-6 polynomial, 5.4e-8 relative; clamped to [-87.3, 88]."""
-    x = vmin(builder, vmax(builder, v, const(V16F32, -87.3)), const(V16F32, 88.0))
+    x = vmin(builder, const(V16F32, 88.0), vmax(builder, const(V16F32, -87.3), v))
     n = round_even(builder, builder.fmul(x, const(V16F32, 1.44269504088896341)))
     r = fmadd(builder, n, const(V16F32, -0.693145751953125), x)
     r = fmadd(builder, n, const(V16F32, -1.42860682030941723212e-6), r)

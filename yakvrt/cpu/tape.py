@@ -1,0 +1,53 @@
+"""A recorded step: which kernels run in which order on which memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .kernel_spec import KernelSpec
+
+
+class Tape:
+    """Rows of (kernel, arguments, barrier), resolved to addresses by finish().
+
+    Owns: the argument blocks, and a reference to every array whose address they hold.
+    """
+
+    def __init__(self) -> None:
+        self._rows: list[tuple[KernelSpec, np.ndarray, bool]] = []
+        self._kept: list[Any] = []
+        self._table = np.empty((0, 3), np.int64)
+
+    def add(self, spec: KernelSpec, *arguments: np.ndarray | int | None, barrier: bool = True) -> None:
+        """Appends one op; an array stands for its address, None for address 0.
+
+        Without `barrier` the next op starts on each thread as soon as that thread is done.
+        """
+        values = []
+        for argument in arguments:
+            if isinstance(argument, np.ndarray):
+                self._kept.append(argument)
+                values.append(argument.ctypes.data)
+            else:
+                values.append(argument or 0)
+        self._rows.append((spec, np.array(values, np.int64), barrier))
+
+    @property
+    def specs(self) -> list[KernelSpec]:
+        return [spec for spec, _, _ in self._rows]
+
+    def finish(self, addresses: dict[KernelSpec, int]) -> None:
+        rows = [(addresses[spec], block.ctypes.data, barrier) for spec, block, barrier in self._rows]
+        self._table = np.array(rows, np.int64).reshape(-1, 3)
+        if len(rows):
+            self._table[-1, 2] = 1  # run() returns when all threads are done
+
+    @property
+    def address(self) -> int:
+        return int(self._table.ctypes.data)
+
+    @property
+    def n_rows(self) -> int:
+        return len(self._table)

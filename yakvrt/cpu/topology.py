@@ -1,0 +1,35 @@
+"""Which cores this process may use."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def allowed_cores() -> list[int]:
+    """One logical CPU per physical core the process may run on, at most as many as its CPU quota; [] where unknown."""
+    if not hasattr(os, "sched_getaffinity"):
+        return []
+    first_of_core: dict[str, int] = {}
+    for cpu in sorted(os.sched_getaffinity(0)):
+        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        try:
+            first_of_core.setdefault(siblings.read_text(), cpu)
+        except OSError:
+            first_of_core[str(cpu)] = cpu
+    cores = sorted(first_of_core.values())
+    quota = _cpu_quota()
+    return cores[: max(1, quota)] if quota else cores
+
+
+def _cpu_quota() -> int | None:
+    """Whole CPUs the control group grants, rounded up; None without a limit."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return None if quota == "max" else -(-int(quota) // int(period))
+    except (OSError, ValueError):
+        return None
+
+
+def default_threads() -> int:
+    return len(allowed_cores()) or os.cpu_count() or 1

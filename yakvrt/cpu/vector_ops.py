@@ -1,0 +1,271 @@
+"""What kernels are written in: vector and scalar operations callable from Numba code.
+
+All addresses are int64 byte addresses; `v16f32` is a vector of 16 float32.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import njit
+from numba.core import types
+
+from . import simd
+from .simd import F32, FEATURES, I8, I16, I32, I64, V16F32, V16I32, addr, const, f32, i32, op, v16f32
+
+sched_yield = types.ExternalFunction("sched_yield", types.int32())
+
+
+# ---- memory
+
+
+@op(v16f32, addr)
+def load_f32(b: Any, p: Any) -> Any:
+    return simd.load_floats(b, "f32", p)
+
+
+@op(v16f32, addr)
+def load_f16(b: Any, p: Any) -> Any:
+    return simd.load_floats(b, "f16", p)
+
+
+@op(v16f32, addr)
+def load_bf16(b: Any, p: Any) -> Any:
+    return simd.load_floats(b, "bf16", p)
+
+
+@op(types.void, addr, v16f32)
+def store_f32(b: Any, p: Any, v: Any) -> None:
+    simd.store(b, v, p)
+
+
+@op(types.void, addr, v16f32)
+def store_f16(b: Any, p: Any, v: Any) -> None:
+    simd.store_floats(b, "f16", v, p)
+
+
+@op(types.void, addr, v16f32)
+def store_bf16(b: Any, p: Any, v: Any) -> None:
+    simd.store_floats(b, "bf16", v, p)
+
+
+LOAD = {"f32": load_f32, "f16": load_f16, "bf16": load_bf16}
+STORE = {"f32": store_f32, "f16": store_f16, "bf16": store_bf16}
+
+
+@op(f32, addr)
+def get_f32(b: Any, p: Any) -> Any:
+    return simd.load(b, p, F32)
+
+
+@op(types.void, addr, f32)
+def put_f32(b: Any, p: Any, x: Any) -> None:
+    simd.store(b, x, p)
+
+
+@op(types.int64, addr)
+def get_i64(b: Any, p: Any) -> Any:
+    return simd.load(b, p, I64)
+
+
+@op(types.void, addr, types.int64)
+def put_i64(b: Any, p: Any, x: Any) -> None:
+    simd.store(b, x, p)
+
+
+@op(i32, addr)
+def get_u8(b: Any, p: Any) -> Any:
+    return b.zext(simd.load(b, p, I8), I32)
+
+
+@op(i32, addr)
+def get_u16(b: Any, p: Any) -> Any:
+    return b.zext(simd.load(b, p, I16), I32)
+
+
+@op(i32, addr)
+def get_i32(b: Any, p: Any) -> Any:
+    return simd.load(b, p, I32)
+
+
+@op(types.void, addr, i32)
+def put_u8(b: Any, p: Any, x: Any) -> None:
+    simd.store(b, b.trunc(x, I8), p)
+
+
+@op(types.void, addr, i32)
+def put_u16(b: Any, p: Any, x: Any) -> None:
+    simd.store(b, b.trunc(x, I16), p)
+
+
+@op(types.void, addr, i32)
+def put_i32(b: Any, p: Any, x: Any) -> None:
+    simd.store(b, x, p)
+
+
+def _put_half(kind: str) -> Any:
+    @op(types.void, addr, f32)
+    def put(b: Any, p: Any, x: Any) -> None:
+        lanes = (simd.float_to_half if kind == "f16" else simd.float_to_bfloat)(b, simd.splat(b, x))
+        simd.store(b, b.extract_element(lanes, ir.Constant(I32, 0)), p)
+
+    return put
+
+
+PUT = {"f32": put_f32, "f16": _put_half("f16"), "bf16": _put_half("bf16")}
+
+
+@op(types.void, addr)
+def prefetch(b: Any, p: Any) -> None:
+    p = b.inttoptr(p, I8.as_pointer())
+    fn = simd.declare(b, "llvm.prefetch.p0", ir.VoidType(), [I8.as_pointer(), I32, I32, I32])
+    b.call(fn, [p, ir.Constant(I32, 0), ir.Constant(I32, 3), ir.Constant(I32, 1)])
+
+
+# ---- arithmetic
+
+
+@op(v16f32)
+def zero(b: Any) -> Any:
+    return const(V16F32, 0.0)
+
+
+@op(v16f32, f32)
+def splat(b: Any, x: Any) -> Any:
+    return simd.splat(b, x)
+
+
+@op(v16f32, v16f32, v16f32)
+def add(b: Any, x: Any, y: Any) -> Any:
+    return b.fadd(x, y)
+
+
+@op(v16f32, v16f32, v16f32)
+def mul(b: Any, x: Any, y: Any) -> Any:
+    return b.fmul(x, y)
+
+
+@op(v16f32, v16f32, v16f32, v16f32)
+def fma(b: Any, x: Any, y: Any, z: Any) -> Any:
+    return simd.fmadd(b, x, y, z)
+
+
+@op(v16f32, v16f32, v16f32)
+def vmax(b: Any, x: Any, y: Any) -> Any:
+    return simd.vmax(b, x, y)
+
+
+@op(v16f32, v16f32)
+def vexp(b: Any, x: Any) -> Any:
+    return simd.exponential(b, x)
+
+
+@op(f32, f32)
+def scalar_exp(b: Any, x: Any) -> Any:
+    return b.extract_element(simd.exponential(b, simd.splat(b, x)), ir.Constant(I32, 0))
+
+
+@op(v16f32, v16f32)
+def silu(b: Any, x: Any) -> Any:
+    """x / (1 + e^-x)."""
+    e = simd.exponential(b, b.fsub(const(V16F32, 0.0), x))
+    return b.fdiv(x, b.fadd(const(V16F32, 1.0), e))
+
+
+@op(f32, v16f32)
+def hsum(b: Any, v: Any) -> Any:
+    return simd.sum_lanes(b, v)
+
+
+@op(f32, v16f32)
+def hmax(b: Any, v: Any) -> Any:
+    fn = simd.declare(b, "llvm.vector.reduce.fmax.v16f32", F32, [V16F32])
+    return b.call(fn, [v])
+
+
+@op(f32, i32)
+def bits_to_f32(b: Any, x: Any) -> Any:
+    return b.bitcast(x, F32)
+
+
+@op(f32, i32)
+def half_bits_to_f32(b: Any, x: Any) -> Any:
+    wide = simd.half_to_float(b, simd.splat(b, b.trunc(x, I16)))
+    return b.extract_element(wide, ir.Constant(I32, 0))
+
+
+# ---- activations
+
+
+@op(types.void, addr, addr, types.int64, addr, types.int64)
+def quantize_block(b: Any, x: Any, codes: Any, stride: Any, scales: Any, scale_stride: Any) -> None:
+    """32 floats at x -> int8 codes, 8 groups of 4 `stride` bytes apart, and the four scale terms.
+
+    The terms, `scale_stride` bytes apart: scale d = max|x|/127; d * sum of the 32 codes; of the first 16; of the last 16.
+    """
+    halves = [simd.load(b, x, V16F32, 64 * h) for h in (0, 1)]
+    magnitude = [b.bitcast(b.and_(b.bitcast(v, V16I32), const(V16I32, 0x7FFFFFFF)), V16F32) for v in halves]
+    fmax = simd.declare(b, "llvm.vector.reduce.fmax.v16f32", F32, [V16F32])
+    largest = b.call(fmax, [simd.vmax(b, *magnitude)])
+    nonzero = b.fcmp_ordered(">", largest, ir.Constant(F32, 1e-30))
+    zero_scale = ir.Constant(F32, 0.0)
+    inverse = b.select(nonzero, b.fdiv(ir.Constant(F32, 127.0), largest), zero_scale)
+    scale = b.fmul(largest, ir.Constant(F32, 1 / 127))
+    sums = []
+    for h, v in enumerate(halves):
+        q = b.fptosi(simd.round_even(b, b.fmul(v, simd.splat(b, inverse))), V16I32)
+        fn = simd.declare(b, "llvm.vector.reduce.add.v16i32", I32, [V16I32])
+        sums.append(b.call(fn, [q]))
+        groups = b.bitcast(b.trunc(q, simd.V16I8), ir.VectorType(I32, 4))
+        for j in range(4):
+            word = b.extract_element(groups, ir.Constant(I32, j))
+            simd.store(b, word, codes, b.mul(stride, ir.Constant(I64, 4 * h + j)))
+    totals = [b.add(*sums), *sums]
+    simd.store(b, scale, scales)
+    for k, total in enumerate(totals):
+        term = b.fmul(scale, b.sitofp(total, F32))
+        simd.store(b, term, scales, b.mul(scale_stride, ir.Constant(I64, k + 1)))
+
+
+# ---- threads
+
+
+@op(types.int64, addr, types.int64)
+def atomic_add(b: Any, p: Any, x: Any) -> Any:
+    """Returns the old value."""
+    return b.atomic_rmw("add", b.inttoptr(p, I64.as_pointer()), x, "seq_cst")
+
+
+@op(types.int64, addr, types.int64)
+def atomic_swap(b: Any, p: Any, x: Any) -> Any:
+    return b.atomic_rmw("xchg", b.inttoptr(p, I64.as_pointer()), x, "seq_cst")
+
+
+@op(types.int64, addr)
+def atomic_load(b: Any, p: Any) -> Any:
+    return b.load_atomic(b.inttoptr(p, I64.as_pointer()), "seq_cst", 8)
+
+
+@op(types.void, addr, types.int64)
+def atomic_store(b: Any, p: Any, x: Any) -> None:
+    b.store_atomic(x, b.inttoptr(p, I64.as_pointer()), "seq_cst", 8)
+
+
+@op(types.void)
+def pause(b: Any) -> None:
+    """Tells the core that this is a spin loop."""
+    if FEATURES.x86:
+        b.call(simd.declare(b, "llvm.x86.sse2.pause", ir.VoidType(), []), [])
+
+
+@op(types.void, types.int64, types.int64, types.int64, types.int64, types.int64)
+def call_kernel(b: Any, function: Any, thread: Any, n_threads: Any, counter: Any, arguments: Any) -> None:
+    """function(thread, n_threads, counter, arguments), a kernel's C signature."""
+    signature = ir.FunctionType(ir.VoidType(), [I64, I64, I64, I64])
+    b.call(b.inttoptr(function, signature.as_pointer()), [thread, n_threads, counter, arguments])
+
+
+def inline(function: Any) -> Any:
+    """A function that kernels call; LLVM inlines it into them."""
+    return njit(nogil=True, error_model="numpy", fastmath=simd.FASTMATH)(function)

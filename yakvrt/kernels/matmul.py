@@ -1,0 +1,79 @@
+"""out[b] (+)= W x[b] + bias: weights in tiles, activations packed by pack_activations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .tile_layout import LAYOUTS
+
+
+def matmul_ref(
+    weight: np.ndarray, x: np.ndarray, bias: np.ndarray | None = None, out: np.ndarray | None = None
+) -> np.ndarray:
+    """The product in float64, added to `out` when given.
+
+    Shapes: weight [rows, cols], x [B, cols], bias [rows], out [B, rows].
+    """
+    product = x.astype(np.float64) @ weight.astype(np.float64).T
+    if bias is not None:
+        product = product + bias
+    return product if out is None else out + product
+
+
+def tile_shape(wide: bool, n_tokens: int) -> int:
+    """Tiles per inner loop: two where 32 vector registers hold the accumulators of several tokens."""
+    return 2 if wide and n_tokens > 1 else 1
+
+
+def matmul_cpu(format_name: str, n_tokens: int) -> Any:
+    """Kernel: args = out, out_stride, weights, n_tiles, n_cols, x, scales, n_rows*, bias, accumulate.
+
+    `n_tokens` tokens are packed together. One token: threads share the tiles evenly, so that sibling matmuls may
+    run without a barrier between them. Several: threads draw tiles from the shared counter, largest work first.
+    """
+    from ..cpu import vector_ops as v
+    from ..cpu.simd import FEATURES
+    from ..cpu.tile_matmul import make_tile_matmul
+
+    layout = LAYOUTS[format_name]
+    step = tile_shape(FEATURES.avx512, n_tokens)
+    multiply = make_tile_matmul(format_name, step, n_tokens)
+    header, column_multiple = layout.superblock_bytes, layout.column_multiple
+    float_column = layout.tile_bytes(1) if layout.is_float else 0
+    code_bytes, term_bytes = (4, 0) if layout.is_float else (1, 16)
+
+    def kernel(thread: int, n_threads: int, counter: int, args: int) -> None:
+        out, out_stride = v.get_i64(args), v.get_i64(args + 8)
+        weights, n_tiles, n_cols = v.get_i64(args + 16), v.get_i64(args + 24), v.get_i64(args + 32)
+        x, scales = v.get_i64(args + 40), v.get_i64(args + 48)
+        n_rows = v.get_i64(v.get_i64(args + 56))
+        bias, accumulate = v.get_i64(args + 64), v.get_i64(args + 72)
+        tile_bytes = n_cols * float_column if float_column else n_cols // column_multiple * header
+        pack_x = n_cols * code_bytes * n_tokens
+        pack_scales = n_cols // 32 * term_bytes * n_tokens
+        n_packs = (n_rows + n_tokens - 1) // n_tokens
+        first, last = n_tiles * thread // n_threads, n_tiles * (thread + 1) // n_threads
+        while True:
+            if n_tokens > 1:
+                first = v.atomic_add(counter, step)
+                last = min(first + step, n_tiles)
+            if first >= last:
+                break
+            for tile in range(first, last, step):
+                for pack in range(n_packs):
+                    multiply(
+                        weights + tile * tile_bytes,
+                        n_cols,
+                        x + pack * pack_x,
+                        scales + pack * pack_scales,
+                        out + pack * n_tokens * out_stride + tile * 64,
+                        out_stride,
+                        bias + tile * 64 if bias else 0,
+                        accumulate,
+                    )
+            if n_tokens == 1:
+                break
+
+    return kernel

@@ -1,0 +1,80 @@
+"""Activations in the form the matmul kernels read: `n_tokens` tokens interleaved, quantised to int8 for int8 dot products."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+
+def quantize_activations_ref(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """int8 codes and float32 scales per run of 32 columns, symmetric: x ~ scale * code, scale = max|x| / 127.
+
+    Shapes: x [B, cols] -> codes [B, cols], scales [B, cols / 32].
+    """
+    blocks = x.astype(np.float32).reshape(len(x), -1, 32)
+    largest = np.abs(blocks).max(axis=2)
+    inverse = np.where(largest > 1e-30, np.float32(127) / np.maximum(largest, np.float32(1e-30)), 0)
+    codes = np.rint(blocks * inverse[..., None].astype(np.float32)).astype(np.int8)
+    return codes.reshape(x.shape), largest * np.float32(1 / 127)
+
+
+def pack_activations_cpu(n_tokens: int, quantised: bool) -> Any:
+    """Kernel: args = codes, scales, x, x_stride, n_cols, n_rows*. Threads share the packs, or the columns of one token.
+
+    Shapes: codes int8 [packs, cols/32, 8, n_tokens, 4] and scales float32 [packs, cols/32, 4, n_tokens] with the terms
+    d, d*sum(block), d*sum(first half), d*sum(second half); unquantised codes float32 [packs, cols, n_tokens].
+    Rows that fill up the last pack repeat its first row.
+    """
+    from ..cpu import vector_ops as v
+
+    def pack_quantised(
+        codes: int, scales: int, x: int, x_stride: int, n_rows: int, pack: int, first: int, last: int
+    ) -> None:
+        for block in range(first, last):
+            for m in range(n_tokens):
+                row = pack * n_tokens + m if pack * n_tokens + m < n_rows else pack * n_tokens
+                v.quantize_block(
+                    x + row * x_stride + block * 128,
+                    codes + (block * 8 * n_tokens + m) * 4,
+                    4 * n_tokens,
+                    scales + (block * 4 * n_tokens + m) * 4,
+                    4 * n_tokens,
+                )
+
+    def pack_floats(
+        codes: int, scales: int, x: int, x_stride: int, n_rows: int, pack: int, first: int, last: int
+    ) -> None:
+        for m in range(n_tokens):
+            row = pack * n_tokens + m if pack * n_tokens + m < n_rows else pack * n_tokens
+            for col in range(first, last):
+                v.put_f32(codes + (col * n_tokens + m) * 4, v.get_f32(x + row * x_stride + col * 4))
+
+    pack_columns = v.inline(pack_quantised if quantised else pack_floats)
+    unit = 32 if quantised else 1
+    code_bytes = 1 if quantised else 4
+    term_bytes = 16 if quantised else 0
+
+    def kernel(thread: int, n_threads: int, counter: int, args: int) -> None:
+        codes, scales = v.get_i64(args), v.get_i64(args + 8)
+        x, x_stride, n_cols = v.get_i64(args + 16), v.get_i64(args + 24), v.get_i64(args + 32)
+        n_rows = v.get_i64(v.get_i64(args + 40))
+        n_packs = (n_rows + n_tokens - 1) // n_tokens
+        units = n_cols // unit
+        if n_packs == 1:
+            first, last = units * thread // n_threads, units * (thread + 1) // n_threads
+            pack_columns(codes, scales, x, x_stride, n_rows, 0, first, last)
+            return
+        for pack in range(n_packs * thread // n_threads, n_packs * (thread + 1) // n_threads):
+            pack_columns(
+                codes + pack * n_cols * code_bytes * n_tokens,
+                scales + pack * (n_cols // 32) * term_bytes * n_tokens,
+                x,
+                x_stride,
+                n_rows,
+                pack,
+                0,
+                units,
+            )
+
+    return kernel
