@@ -44,8 +44,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.tokens.add(self.headers.get("Authorization", ""))
         parts = path.removeprefix("/api/models").strip("/").split("/")
         repo = "/".join(parts[:2])
-        if repo in self.hub.refuse:
-            status, code = self.hub.refuse[repo]
+        files_only = "/".join(parts[:3])  # a gated repository shows its list of files to everybody
+        if refused := self.hub.refuse.get(repo) or self.hub.refuse.get(files_only):
+            status, code = refused
             return self.reply(status, b"{}", {"X-Error-Code": code} if code else {})
         if repo not in self.hub.repos:
             return self.reply(404, b"{}", {"X-Error-Code": "RepoNotFound"})

@@ -135,6 +135,16 @@ def test_refusals_say_what_to_do(server: HubServer, status: int, code: str, reas
     assert isinstance(caught.value, HubUnreachable) == (status == 503)
 
 
+@pytest.mark.parametrize("repo", ["user/sharded", "user/m-GGUF"])
+@pytest.mark.parametrize("status", [401, 403])
+def test_gated_files_of_a_public_list_say_what_to_do(server: HubServer, repo: str, status: int) -> None:
+    server.refuse[f"{repo}/resolve"] = (status, "GatedRepo")
+    with pytest.raises(
+        HubError, match=rf"{repo} is gated: accept its licence at .*/{repo}, then set HF_TOKEN"
+    ):
+        hub.resolve(repo, progress=False)
+
+
 def test_no_network_says_what_to_do(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(HubUnreachable, match=r"cannot be reached to fetch user/m-GGUF: check the network"):

@@ -36,6 +36,7 @@ UNWANTED = {"pytorch_model.bin": b"pickle", "consolidated.safetensors": b"again"
         ("/nowhere/model.gguf", "does not exist: check the path"),
         ("nowhere/model.gguf", "does not exist: check the path"),
         ("~/nowhere/at/all", "does not exist: check the path"),
+        ("~nobody-of-this-name/x.gguf", "does not exist: check the path"),
         ("../../etc", "does not exist|holds no"),
     ],
 )
@@ -48,6 +49,16 @@ def test_names_that_are_nothing(model: str, reason: str, capsys: pytest.CaptureF
         assert out == ""
         assert err.startswith("yakvrt: error: ")
         assert err.count("\n") == 1
+
+
+def test_a_user_without_a_home_is_told_to_set_the_cache() -> None:
+    script = (
+        "import os, pwd; pwd.getpwuid = lambda uid: {}[uid]; os.environ.clear();"
+        "from yakvrt import models, pull; raise SystemExit(models.main([]) + pull.main(['smollm2-135m']))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.count("yakvrt: error: there is no home directory") == 2
 
 
 def test_usage_errors_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None:

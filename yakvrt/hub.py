@@ -39,7 +39,7 @@ def resolve(
         raise HubError(unknown_name(text))
     if isinstance(model, str) and (entry := find_name(model)):
         return resolve_name(entry, offline=offline, progress=progress, refresh=refresh)
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))  # Path.expanduser raises where there is no such user
     try:
         is_local = path.exists()
     except OSError:  # a name longer than file systems take
@@ -98,10 +98,19 @@ def local_copy(entry: ModelName) -> ModelFiles | None:
 
 
 def cache_directory() -> Path:
-    """Gives the directory for what yakvrt keeps: YAKVRT_CACHE, else yakvrt in the user's cache directory."""
-    if own := os.environ.get("YAKVRT_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "yakvrt"
+    """Gives the directory for what yakvrt keeps: YAKVRT_CACHE, else yakvrt in the user's cache directory.
+
+    Raises: HubError.
+    """
+    own = os.environ.get("YAKVRT_CACHE") or os.path.join(
+        os.environ.get("XDG_CACHE_HOME") or "~/.cache", "yakvrt"
+    )
+    expanded = os.path.expanduser(own)
+    if expanded.startswith("~"):  # a user id without a home directory, as containers have
+        raise HubError(
+            "there is no home directory to keep models in: set YAKVRT_CACHE to a writable directory"
+        )
+    return Path(expanded)
 
 
 def _package_directory(name: str) -> Path:

@@ -63,8 +63,12 @@ def fetch(repo: str, quant: str | None, *, offline: bool, progress: bool) -> Mod
 
     Raises: HubError, HubUnreachable.
     """
-    from huggingface_hub import constants
-
+    try:
+        from huggingface_hub import constants
+    except ImportError as error:
+        raise HubError(
+            f"{repo} needs huggingface_hub: run '{sys.executable} -m pip install huggingface_hub'"
+        ) from error
     with _explained(repo):
         if offline or constants.HF_HUB_OFFLINE:
             return _fetch_offline(repo, quant)
@@ -157,6 +161,8 @@ def _explained(repo: str) -> Iterator[None]:
         raise HubError(f"{repo!r} is no hub repository: write it as user/repo[:quant]") from error
     except errors.HfHubHTTPError as error:
         status = getattr(error.response, "status_code", 0)
+        if not status:  # older versions raise this for a lost connection, with no answer in it
+            raise HubUnreachable(_no_answer(repo)) from error
         if status in (401, 403):
             raise HubError(
                 f"the hub refuses access to {repo} (HTTP {status}): set a valid HF_TOKEN or run 'hf auth "
@@ -180,13 +186,19 @@ def _explained(repo: str) -> Iterator[None]:
         ):
             raise HubError(f"{hub_cache()} cannot be written: set HF_HOME to a writable directory") from error
         if _is_network_error(error):
-            raise HubUnreachable(
-                f"the hub at {constants.ENDPOINT} cannot be reached to fetch {repo}: check the network, "
-                "the proxy and HF_ENDPOINT, or give the model as a file"
-            ) from error
+            raise HubUnreachable(_no_answer(repo)) from error
         raise HubError(
             f"{repo} cannot be fetched ({type(error).__name__}: {str(error)[:300]}): try again"
         ) from error
+
+
+def _no_answer(repo: str) -> str:
+    from huggingface_hub import constants
+
+    return (
+        f"the hub at {constants.ENDPOINT} cannot be reached to fetch {repo}: check the network, "
+        "the proxy and HF_ENDPOINT, or give the model as a file"
+    )
 
 
 def _is_network_error(error: BaseException) -> bool:

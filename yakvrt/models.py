@@ -8,6 +8,8 @@ import os
 import sys
 from typing import Any
 
+from yakvrt.model_files import HubError
+
 
 def build_parser() -> argparse.ArgumentParser:
     """Builds the parser of the verb."""
@@ -22,8 +24,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Runs the verb and returns the exit code."""
     args = build_parser().parse_args(argv)
-    rows = _rows()
     try:
+        rows = _rows()
         if args.json:
             print(json.dumps(rows, indent=1))
         elif sys.stdout.isatty():
@@ -34,6 +36,9 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.flush()
     except BrokenPipeError:  # a pager or `head` that has read enough; nothing may be flushed to it at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except HubError as error:
+        print(f"yakvrt: error: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("yakvrt: interrupted", file=sys.stderr)
         return 130
