@@ -145,6 +145,7 @@ def config_from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, Tensor])
     n_experts = _experts(family, f, "expert_count")
     ffn_key = f.first("feed_forward_length", "expert_feed_forward_length")
     window = f.whole("attention.sliding_window", 0)
+    scaling = scaling_from_gguf(f)
     return ModelConfig(
         family=family,
         n_layers=f.whole("block_count"),
@@ -154,10 +155,10 @@ def config_from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, Tensor])
         hidden_dim=hidden_dim,
         ffn_dim=f.whole(ffn_key),
         vocab_size=embd.shape[0],
-        context_len=_limited(f.whole("context_length"), window),
+        context_len=_limited(f.whole("context_length"), scaling, window),
         norm_eps=f.real("attention.layer_norm_rms_epsilon"),
         rope_theta=f.real("rope.freq_base", 10000.0),
-        rope_scaling=scaling_from_gguf(f),
+        rope_scaling=scaling,
         rope_factors_tensor="rope_freqs.weight" in tensors,
         qkv_bias="blk.0.attn_q.bias" in tensors,
         qk_norm="blk.0.attn_q_norm.weight" in tensors,
@@ -191,9 +192,6 @@ def config_from_json(config: Mapping[str, Any], tensor_names: Collection[str] | 
     tied = f.flag("tie_word_embeddings", False)
     if tensor_names is not None and "lm_head.weight" not in tensor_names:
         tied = True
-    if scaling is not None and scaling.kind == "yarn":
-        # Files made for yarn by hand keep the trained length in max_position_embeddings.
-        context_len = max(context_len, int(scaling.original_context_len * scaling.factor))
     return ModelConfig(
         family=family,
         n_layers=f.whole("num_hidden_layers"),
@@ -203,7 +201,7 @@ def config_from_json(config: Mapping[str, Any], tensor_names: Collection[str] | 
         hidden_dim=hidden_dim,
         ffn_dim=f.whole(f.first("intermediate_size", "moe_intermediate_size")),
         vocab_size=f.whole("vocab_size"),
-        context_len=_limited(context_len, _json_window(f, family)),
+        context_len=_limited(context_len, scaling, _json_window(f, family)),
         norm_eps=f.real("rms_norm_eps", 1e-6),
         rope_theta=theta,
         rope_scaling=scaling,
@@ -224,7 +222,9 @@ def _refuse(architecture: str) -> NoReturn:
     )
 
 
-def _limited(context_len: int, window: int) -> int:
+def _limited(context_len: int, scaling: RopeScaling | None, window: int) -> int:
+    if scaling is not None:
+        context_len = scaling.stretched(context_len)
     return min(context_len, window) if window > 0 else context_len
 
 

@@ -59,6 +59,12 @@ class RopeScaling:
         if self.attn_factor is not None and not 0 < self.attn_factor <= 1e3:
             raise ConfigError(f"rope scaling attention factor {self.attn_factor} is out of range; 0 to 1000")
 
+    def stretched(self, context_len: int) -> int:
+        """The usable context: files scaled by hand for yarn keep the trained length as their context."""
+        if self.kind != "yarn":
+            return context_len
+        return max(context_len, int(self.original_context_len * self.factor))
+
 
 def scaling_from_gguf(fields: Fields) -> RopeScaling | None:
     """The scaling that GGUF keys announce (llama3 arrives as a tensor instead, see ModelConfig)."""
@@ -71,16 +77,20 @@ def scaling_from_gguf(fields: Fields) -> RopeScaling | None:
         return RopeScaling("linear", factor)
     if kind != "yarn":
         raise ConfigError(f"rope scaling {kind!r} is not supported; yakvrt knows linear, llama3 and yarn")
-    attn_factor = fields.real("rope.scaling.attn_factor", 1.0)
-    attn_factor *= fields.real("rope.scaling.yarn_attn_factor", 1.0)
+    if fields.real("rope.scaling.yarn_ext_factor", 1.0) != 1.0:
+        raise ConfigError("yarn rope scaling with an extrapolation factor other than 1 is not supported")
+    # yarn_attn_factor is config.json's attention_factor, which replaces the rule's own; attn_factor
+    # multiplies it.
+    own = _yarn_attention(factor)
+    attn_factor = fields.real("rope.scaling.yarn_attn_factor", own)
+    attn_factor *= fields.real("rope.scaling.attn_factor", 1.0)
     return RopeScaling(
         "yarn",
         factor,
         fields.whole("rope.scaling.original_context_length", fields.whole("context_length")),
         beta_fast=fields.real("rope.scaling.yarn_beta_fast", 32.0),
         beta_slow=fields.real("rope.scaling.yarn_beta_slow", 1.0),
-        # In a GGUF file the factor multiplies the rule's own; RopeScaling holds the product.
-        attn_factor=None if attn_factor == 1.0 else attn_factor * _yarn_attention(factor),
+        attn_factor=None if attn_factor == own else attn_factor,
     )
 
 
@@ -177,4 +187,4 @@ def _yarn(inv_freq: NDArray[np.float64], theta: float, scaling: RopeScaling) -> 
 
 
 def _yarn_attention(factor: float) -> float:
-    return 0.1 * math.log(factor) + 1.0
+    return 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0
