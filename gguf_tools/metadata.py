@@ -33,8 +33,8 @@ SCALARS: Mapping[int, tuple[str, str]] = MappingProxyType(
 )
 MAX_NAME_BYTES: Final = 65535
 MAX_ENTRIES: Final = 1 << 17
-# Strings and nested arrays must be walked one by one: this bounds the time a hostile file can take.
-MAX_WALKED: Final = 1 << 24
+# Array entries of a whole file: bounds the time to walk strings and the memory of a decoded list.
+MAX_ARRAY_ENTRIES: Final = 1 << 24
 MAX_NESTING: Final = 4
 _U64: Final = struct.Struct("<Q")
 _TYPE_AND_COUNT: Final = struct.Struct("<IQ")
@@ -47,14 +47,14 @@ class GGUFError(ValueError):
 class Cursor:
     """A position in a mapped file; every read is checked against the end of the file."""
 
-    __slots__ = ("data", "offset", "path", "size", "walked")
+    __slots__ = ("data", "entries", "offset", "path", "size")
 
     def __init__(self, path: Path, data: memoryview, offset: int) -> None:
         self.path = path
         self.data = data
         self.size = len(data)
         self.offset = offset
-        self.walked = 0
+        self.entries = 0
 
     def fail(self, what: str, offset: int | None = None) -> GGUFError:
         """An error about this file at an offset (the current one when none is given)."""
@@ -103,12 +103,12 @@ class Cursor:
             raise self.fail(f"{what} has the unknown value type {value_type}")
         return struct.calcsize(scalar[0])
 
-    def _walk(self, count: int, item_bytes: int, what: str) -> None:
-        self.walked += count
-        if count > self.left() // item_bytes or self.walked > MAX_WALKED:
+    def _announce(self, count: int, item_bytes: int, what: str) -> None:
+        self.entries += count
+        if count > self.left() // item_bytes or self.entries > MAX_ARRAY_ENTRIES:
             raise self.fail(
                 f"{what} announces {count} entries; {self.left()} bytes are left, "
-                f"and at most {MAX_WALKED} entries are read in all"
+                f"and at most {MAX_ARRAY_ENTRIES} entries are read in all"
             )
 
     def _skip_array(self, what: str, depth: int) -> None:
@@ -120,14 +120,16 @@ class Cursor:
         elif item_type == ARRAY:
             if depth >= MAX_NESTING:
                 raise self.fail(f"{what} nests arrays more than {MAX_NESTING} deep")
-            self._walk(count, _TYPE_AND_COUNT.size, what)
+            self._announce(count, _TYPE_AND_COUNT.size, what)
             for _ in range(count):
                 self._skip_array(what, depth + 1)
         else:
-            self.skip(count * self._item_bytes(item_type, what), what)
+            item_bytes = self._item_bytes(item_type, what)
+            self._announce(count, item_bytes, what)
+            self.offset += count * item_bytes
 
     def _skip_strings(self, count: int, what: str) -> None:
-        self._walk(count, _U64.size, what)
+        self._announce(count, _U64.size, what)
         data, offset, unpack = self.data, self.offset, _U64.unpack_from
         try:
             for _ in range(count):

@@ -49,7 +49,7 @@ CASES: dict[str, tuple[bytes, str]] = {
     "value type": (assemble([string("k") + struct.pack("<II", 13, 0)]), "unknown value type 13"),
     "string length": (assemble([string("k") + struct.pack("<IQ", 8, HUGE)]), "string reaches past the end"),
     "string length 2^64-1": (assemble([string("k") + struct.pack("<IQ", 8, 2**64 - 1)]), "past the end"),
-    "array count": (assemble([array(4, HUGE)]), "ends inside the metadata value 'k'"),
+    "array count": (assemble([array(4, HUGE)]), f"'k' announces {HUGE} entries; 0 bytes are left"),
     "array item type": (assemble([array(77, 1)]), "unknown value type 77"),
     "string array count": (assemble([array(8, HUGE)]), f"announces {HUGE} entries"),
     "string array short": (assemble([array(8, 3, string("a"))]), "'k'"),
@@ -120,9 +120,10 @@ def test_not_a_regular_file(tmp_path: Path) -> None:
         GGUFFile(tmp_path / "absent.gguf")
 
 
-def test_walk_is_bounded(tmp_path: Path) -> None:
-    # Sparse: 160 MB of empty strings on paper, almost nothing on disk.
-    path = write(tmp_path / "sparse.gguf", assemble([array(8, 20_000_000)]))
+@pytest.mark.parametrize("item_type", [0, 8])
+def test_arrays_are_bounded(tmp_path: Path, item_type: int) -> None:
+    # Sparse: 20 million bytes or empty strings on paper, almost nothing on disk.
+    path = write(tmp_path / "sparse.gguf", assemble([array(item_type, 20_000_000)]))
     os.truncate(path, 160_000_100)
     with pytest.raises(GGUFError, match="at most 16777216 entries"):
         GGUFFile(path)
