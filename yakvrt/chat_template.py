@@ -66,7 +66,8 @@ class ChatTemplate:
                 ) from None
 
     def _render(self, name: str, values: dict[str, Any]) -> str:
-        from yakvrt.template_sandbox import BoundedEnvironment, TemplateLimitError, input_size
+        from yakvrt.template_budget import Budget, TemplateLimitError, input_size
+        from yakvrt.template_sandbox import BoundedEnvironment
 
         environment = self._environment
         if environment is None:
@@ -77,9 +78,9 @@ class ChatTemplate:
             source = self._sources[name]
             if len(source) > MAX_SOURCE_CHARS:
                 raise TemplateLimitError(f"its source is longer than {MAX_SOURCE_CHARS} characters")
-            environment.refill(0)
+            environment.budget = Budget()
             template = self._compiled[name] = environment.bounded_template(source)
-        environment.refill(input_size(values, environment))
+        environment.budget = Budget(input_size(values))
         pieces: list[str] = []
         length = 0
         for piece in template.generate(values):

@@ -2,151 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from enum import IntEnum
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from math import isfinite
 from typing import TYPE_CHECKING, Any
+
+from yakvrt.gguf_vocabulary import MAX_VOCAB, GGUFVocabulary, TokenType, column, unusable
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
     from tokenizers.normalizers import Normalizer
     from tokenizers.pre_tokenizers import PreTokenizer
 
-MAX_VOCAB = 1 << 20
 MAX_MERGES = 1 << 22
 MAX_SPM_PIECE_CHARS = 512
-
-
-class TokenType(IntEnum):
-    """Kind of a vocabulary entry, as GGUF numbers them."""
-
-    NORMAL = 1
-    UNKNOWN = 2
-    CONTROL = 3
-    USER_DEFINED = 4
-    UNUSED = 5
-    BYTE = 6
-
-
-@dataclass(frozen=True, slots=True)
-class PreRule:
-    """How text is cut into words before byte-level BPE: the regex `kind`, and what goes with the name."""
-
-    kind: str
-    nfc: bool = False
-    ignore_merges: bool = False
-    add_bos: bool = False
-
-
-_GPT2 = PreRule("gpt2")
-_LLAMA3 = PreRule("llama3", ignore_merges=True, add_bos=True)
-_QWEN2 = PreRule("qwen2", nfc=True)
-_SMOLLM = PreRule("smollm")
-
-# Names as llama.cpp's converter writes them into tokenizer.ggml.pre.
-PRE_RULES: Mapping[str, PreRule] = {
-    **dict.fromkeys(("default", "gpt-2", "gpt2", "phi-2", "mpt", "olmo", "jais", "exaone4"), _GPT2),
-    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "lfm2"), _LLAMA3),
-    **dict.fromkeys(("smaug-bpe", "dbrx"), PreRule("llama3")),
-    **dict.fromkeys(("qwen2", "deepseek-r1-qwen"), _QWEN2),
-    **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell"), _SMOLLM),
-    **dict.fromkeys(("exaone", "minerva-7b"), _SMOLLM),
-}
 
 # \p{N}{1,3} for Llama 3, \p{N} for Qwen: the two published regexes differ in nothing else.
 _SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class GGUFVocabulary:
-    """A checked vocabulary: `tokens` and `types` by id, and the rules its file asks for."""
-
-    model: str
-    tokens: list[str]
-    types: list[int]
-    metadata: Mapping[str, Any]
-    pre: PreRule
-
-    def ids_of(self, kind: TokenType) -> list[int]:
-        """List the ids of one token type."""
-        return [index for index, value in enumerate(self.types) if value == kind]
-
-    def special_id(self, name: str, default: int | None = None) -> int | None:
-        """Read `tokenizer.ggml.<name>_token_id`.
-
-        Raises: ValueError when the id lies outside the vocabulary.
-        """
-        value = self.metadata.get(f"tokenizer.ggml.{name}_token_id")
-        if value is None:
-            return default if default is not None and default < len(self.tokens) else None
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < len(self.tokens):
-            raise _bad(f"{name}_token_id is {value!r}, outside the vocabulary of {len(self.tokens)} tokens")
-        return value
-
-    def flag(self, name: str, default: bool) -> bool:
-        """Read the boolean `tokenizer.ggml.<name>`."""
-        return bool(self.metadata.get(f"tokenizer.ggml.{name}", default))
-
-    @property
-    def is_sentencepiece(self) -> bool:
-        """Whether pieces are SentencePiece text rather than byte-level BPE."""
-        return self.model == "llama"
-
-    @property
-    def add_bos(self) -> bool:
-        """Whether encoding begins with BOS: the file's word, else the default of its tokenizer kind."""
-        return self.flag("add_bos_token", self.is_sentencepiece or self.pre.add_bos)
-
-    @property
-    def add_space_prefix(self) -> bool:
-        """Whether SentencePiece text gets a leading space before it is cut."""
-        return self.is_sentencepiece and self.flag("add_space_prefix", True)
-
-
-def _bad(what: str) -> ValueError:
-    return ValueError(f"the GGUF tokenizer is not usable: {what}; convert or download the model again")
-
-
-def _column(metadata: Mapping[str, Any], name: str, limit: int) -> list[Any]:
-    value = metadata.get(f"tokenizer.ggml.{name}")
-    if value is None:
-        raise _bad(f"tokenizer.ggml.{name} is missing")
-    if isinstance(value, str | bytes) or not hasattr(value, "__len__"):
-        raise _bad(f"tokenizer.ggml.{name} is not a list")
-    if len(value) > limit:
-        raise _bad(f"tokenizer.ggml.{name} has {len(value)} entries, more than {limit}")
-    return value.tolist() if hasattr(value, "tolist") else list(value)
-
-
-def read_vocabulary(metadata: Mapping[str, Any]) -> GGUFVocabulary:
-    """Check the tokenizer.ggml.* keys and gather what building needs.
-
-    Raises: ValueError for a missing, unknown or inconsistent key.
-    """
-    model = metadata.get("tokenizer.ggml.model")
-    if model not in ("gpt2", "llama"):
-        raise _bad(f"its kind {model!r} is neither gpt2 (byte-level BPE) nor llama (SentencePiece)")
-    name = metadata.get("tokenizer.ggml.pre", "default")
-    pre = _GPT2 if model == "llama" else PRE_RULES.get(name) if isinstance(name, str) else None
-    if pre is None:
-        raise _bad(f"the pre-tokenizer {name!r} is not one of {', '.join(sorted(PRE_RULES))}")
-    tokens = _column(metadata, "tokens", MAX_VOCAB)
-    if not tokens:
-        raise _bad("tokenizer.ggml.tokens is empty")
-    if not all(map(str.__instancecheck__, tokens)):
-        raise _bad("tokenizer.ggml.tokens holds something that is not text")
-    if "" in tokens:
-        tokens = [token or f"[EMPTY_{index}]" for index, token in enumerate(tokens)]
-    types = [int(TokenType.NORMAL)] * len(tokens)
-    if "tokenizer.ggml.token_type" in metadata:
-        types = _column(metadata, "token_type", MAX_VOCAB)
-        if len(types) != len(tokens):
-            raise _bad(f"there are {len(types)} token types for {len(tokens)} tokens")
-    return GGUFVocabulary(model, tokens, types, metadata, pre)
 
 
 def backend_from_vocabulary(vocabulary: GGUFVocabulary) -> Backend:
@@ -156,7 +32,7 @@ def backend_from_vocabulary(vocabulary: GGUFVocabulary) -> Backend:
     """
     vocab = {token: index for index, token in enumerate(vocabulary.tokens)}
     if len(vocab) != len(vocabulary.tokens):
-        raise _bad(f"{len(vocabulary.tokens) - len(vocab)} tokens occur twice")
+        raise unusable(f"{len(vocabulary.tokens) - len(vocab)} tokens occur twice")
     build = _sentencepiece if vocabulary.is_sentencepiece else _byte_level
     backend = build(vocabulary, vocab)
     _add_tokens(backend, vocabulary)
@@ -167,11 +43,11 @@ def backend_from_vocabulary(vocabulary: GGUFVocabulary) -> Backend:
 def _byte_level(vocabulary: GGUFVocabulary, vocab: dict[str, int]) -> Backend:
     from tokenizers import Tokenizer, decoders, models, normalizers
 
-    merges = _merges_from_lines(_column(vocabulary.metadata, "merges", MAX_MERGES))
+    merges = _merges_from_lines(column(vocabulary.metadata, "merges", MAX_MERGES))
     try:
         model = models.BPE(vocab=vocab, merges=merges, ignore_merges=vocabulary.pre.ignore_merges)
     except Exception as error:  # the extension raises plain Exception
-        raise _bad(f"its merges and tokens disagree ({error})") from None
+        raise unusable(f"its merges and tokens disagree ({error})") from None
     backend = Tokenizer(model)
     if vocabulary.pre.nfc:
         backend.normalizer = normalizers.NFC()
@@ -180,11 +56,24 @@ def _byte_level(vocabulary: GGUFVocabulary, vocab: dict[str, int]) -> Backend:
     return backend
 
 
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    # A hundred thousand new tuples set off full collections that take longer than all the rest.
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 def _merges_from_lines(lines: list[Any]) -> list[tuple[str, str]]:
     try:
-        return [(left, right) for left, right in [line.split(" ", 1) for line in lines]]
+        with _collector_paused():
+            return [(left, right) for left, right in [line.split(" ", 1) for line in lines]]
     except (AttributeError, TypeError, ValueError):
-        raise _bad("a merge is not two tokens with a space between them") from None
+        raise unusable("a merge is not two tokens with a space between them") from None
 
 
 def _pre_tokenizer(kind: str) -> PreTokenizer:
@@ -204,15 +93,12 @@ def _pre_tokenizer(kind: str) -> PreTokenizer:
 def _sentencepiece(vocabulary: GGUFVocabulary, vocab: dict[str, int]) -> Backend:
     from tokenizers import Tokenizer, decoders, models, normalizers
 
-    missing = next((byte for byte in range(256) if f"<0x{byte:02X}>" not in vocab), None)
+    missing = {f"<0x{byte:02X}>" for byte in range(256)} - vocab.keys()
     unknown = vocabulary.special_id("unknown", 0)
     unk_token = None if unknown is None else vocabulary.tokens[unknown]
+    merges = _merges_from_scores(vocabulary, vocab)
     model = models.BPE(
-        vocab=vocab,
-        merges=_merges_from_scores(vocabulary, vocab),
-        unk_token=unk_token,
-        fuse_unk=True,
-        byte_fallback=missing is None,
+        vocab=vocab, merges=merges, unk_token=unk_token, fuse_unk=True, byte_fallback=not missing
     )
     backend = Tokenizer(model)
     steps: list[Normalizer] = [normalizers.Replace(" ", "\u2581")]
@@ -227,28 +113,36 @@ def _sentencepiece(vocabulary: GGUFVocabulary, vocab: dict[str, int]) -> Backend
 
 def _merges_from_scores(vocabulary: GGUFVocabulary, vocab: dict[str, int]) -> list[tuple[str, str]]:
     """Order every pair of tokens that joins into a token by the score of what it makes, best first."""
-    scores = _column(vocabulary.metadata, "scores", MAX_VOCAB)
+    scores = column(vocabulary.metadata, "scores", MAX_VOCAB)
     if len(scores) != len(vocab):
-        raise _bad(f"there are {len(scores)} scores for {len(vocab)} tokens")
+        raise unusable(f"there are {len(scores)} scores for {len(vocab)} tokens")
     if not all(isinstance(score, float | int) and isfinite(score) for score in scores):
-        raise _bad("a token's score is not a finite number")
+        raise unusable("a token's score is not a finite number")
+    with _collector_paused():
+        found = _scored_merges(vocabulary, vocab, scores)
+    found.sort(key=lambda merge: merge[0], reverse=True)
+    return [(left, right) for _, left, right in found]
+
+
+def _scored_merges(
+    vocabulary: GGUFVocabulary, vocab: dict[str, int], scores: list[float]
+) -> list[tuple[float, str, str]]:
     found: list[tuple[float, str, str]] = []
     for piece, score, kind in zip(vocabulary.tokens, scores, vocabulary.types, strict=True):
         # Control tokens must not come out of plain text; user-defined ones are matched before merging.
         if kind != TokenType.NORMAL or len(piece) < 2:
             continue
         if len(piece) > MAX_SPM_PIECE_CHARS:
-            raise _bad(f"a token is {len(piece)} characters long, more than {MAX_SPM_PIECE_CHARS}")
+            raise unusable(f"a token is {len(piece)} characters long, more than {MAX_SPM_PIECE_CHARS}")
         pairs = [
             (vocab[piece[:cut]], vocab[piece[cut:]], cut)
             for cut in range(1, len(piece))
             if piece[:cut] in vocab and piece[cut:] in vocab
         ]
         found.extend((score, piece[:cut], piece[cut:]) for _, _, cut in sorted(pairs))
-    if len(found) > MAX_MERGES:
-        raise _bad(f"its scores imply {len(found)} merges, more than {MAX_MERGES}")
-    found.sort(key=lambda merge: merge[0], reverse=True)
-    return [(left, right) for _, left, right in found]
+        if len(found) > MAX_MERGES:
+            raise unusable(f"its scores imply more than {MAX_MERGES} merges")
+    return found
 
 
 def _add_tokens(backend: Backend, vocabulary: GGUFVocabulary) -> None:

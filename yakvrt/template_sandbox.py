@@ -9,8 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import jinja2
@@ -18,86 +17,74 @@ from jinja2 import nodes
 from jinja2.ext import Extension
 from jinja2.filters import make_attrgetter
 from jinja2.parser import Parser
-from jinja2.runtime import Macro, Undefined
+from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from yakvrt.template_budget import ENTRY_COST, Budget, TemplateLimitError, shallow_cost
 from yakvrt.template_metering import Metering
 
 Value = TypeVar("Value")
 
-MAX_SECONDS = 10.0
 MAX_INT_BITS = 4096
-NODE_COST = 16  # characters' worth of memory charged per list or dict entry
-BASE_BUDGET = 32 << 20
-BUDGET_PER_INPUT = 32
-
-_PLAIN = (bool, int, float, type(None))
+MAX_JSON_INDENT = 16
 _REFUSED_METHODS = frozenset(
     (
-        "ljust",
-        "rjust",
         "center",
-        "zfill",
-        "expandtabs",
-        "translate",
         "encode",
+        "expandtabs",
         "format_map",
         "fromkeys",
+        "ljust",
+        "rjust",
         "to_bytes",
+        "translate",
+        "zfill",
     )
 )
-_OPEN_FILTERS = frozenset(
-    (
-        "abs",
-        "attr",
-        "count",
-        "d",
-        "default",
-        "dictsort",
-        "first",
-        "float",
-        "int",
-        "items",
-        "last",
-        "length",
-        "list",
-        "map",
-        "max",
-        "min",
-        "reject",
-        "rejectattr",
-        "reverse",
-        "round",
-        "select",
-        "selectattr",
-        "sort",
-        "unique",
-    )
+_OPEN_FILTERS = (
+    "abs",
+    "attr",
+    "count",
+    "d",
+    "default",
+    "dictsort",
+    "first",
+    "float",
+    "int",
+    "items",
+    "last",
+    "length",
+    "list",
+    "map",
+    "max",
+    "min",
+    "reject",
+    "rejectattr",
+    "reverse",
+    "round",
+    "select",
+    "selectattr",
+    "sort",
+    "unique",
 )
-_TEXT_FILTERS = frozenset(
-    (
-        "capitalize",
-        "e",
-        "escape",
-        "forceescape",
-        "lower",
-        "safe",
-        "string",
-        "striptags",
-        "title",
-        "trim",
-        "truncate",
-        "upper",
-        "urlencode",
-        "wordcount",
-    )
+_TEXT_FILTERS = (
+    "capitalize",
+    "e",
+    "escape",
+    "forceescape",
+    "lower",
+    "safe",
+    "string",
+    "striptags",
+    "title",
+    "trim",
+    "truncate",
+    "upper",
+    "urlencode",
+    "wordcount",
 )
-# A width of four digits or more, or one computed from an argument, can make any length of text.
+# A width of four digits or more, or one taken from an argument, can make any length of text.
 _WIDE_FORMAT = re.compile(r"\d{4,}|%[^a-zA-Z%]*\*|:[^}]*\{")
-
-
-class TemplateLimitError(jinja2.TemplateError):
-    """The template used up its time or memory."""
 
 
 class GenerationTag(Extension):
@@ -112,7 +99,7 @@ class GenerationTag(Extension):
 
 
 class BoundedEnvironment(ImmutableSandboxedEnvironment):
-    """Jinja's immutable sandbox with a budget; one render at a time."""
+    """Jinja's immutable sandbox under a `budget`; one render at a time."""
 
     intercepted_binops = frozenset(["+", "*", "**", "%"])
 
@@ -124,73 +111,25 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             optimized=False,
             extensions=["jinja2.ext.loopcontrols", GenerationTag],
         )
-        self.refill(0)
-        self.finalize = self.text
+        self.budget = Budget()
+        self.finalize = self._printed
         stock = self.filters
         self.filters = {name: self._charged(stock[name]) for name in _OPEN_FILTERS}
         self.filters |= {name: self._charged(stock[name], as_text=True) for name in _TEXT_FILTERS}
-        self.filters |= {"tojson": self._to_json, "join": self._join, "replace": self.replace}
-        self.filters["indent"] = self._indent(stock["indent"])
+        self.filters |= {"tojson": self._to_json, "join": self._join, "replace": self._replace}
+        self.filters["indent"] = functools.partial(self._indent, stock["indent"])
         self.globals = {name: self.globals[name] for name in ("range", "dict", "namespace")}
 
     def bounded_template(self, source: str) -> jinja2.Template:
-        """Compile a template with its loops and literals under the budget."""
+        """Compile a template with its loops, literals, slices and `~` under the budget."""
         tree = Metering().visit(self.parse(source))
         tree.set_lineno(1)
         tree.set_environment(self)
         return jinja2.Template.from_code(self, self.compile(tree), self.make_globals(None))
 
-    def refill(self, input_size: int) -> None:
-        """Start a render over an input of this many characters."""
-        self._left = BASE_BUDGET + BUDGET_PER_INPUT * input_size
-        self._deadline = time.monotonic() + MAX_SECONDS
-
-    def spend(self, cost: int) -> None:
-        """Charge the budget.
-
-        Raises: TemplateLimitError when it is used up.
-        """
-        self._left -= cost
-        if self._left < 0:
-            raise TemplateLimitError("it builds too much text")
-
-    def tick(self, cost: int = 0) -> None:
-        """Mark one step of a loop, and the literal text it may write."""
-        self.spend(cost + 1)
-        if time.monotonic() > self._deadline:
-            raise TemplateLimitError(f"it runs longer than {MAX_SECONDS:.0f} s")
-
-    def size(self, value: Any, *, text: bool = False, indent: int = 0) -> int:
-        """Measure a value through all its levels: its entries, or with `text` the length it prints to."""
-        total = 0
-        level = 0
-        pending = [value]
-        while pending:
-            deeper: list[Any] = []
-            for item in pending:
-                total += NODE_COST + level * indent
-                if isinstance(item, str):
-                    total += len(item) if text else 0
-                elif isinstance(item, dict):
-                    deeper.extend(item)
-                    deeper.extend(item.values())
-                elif isinstance(item, list | tuple):
-                    deeper.extend(item)
-                elif text and not isinstance(item, (*_PLAIN, Undefined)):
-                    raise TemplateLimitError(f"it prints a {type(item).__name__}")
-                if total + len(deeper) * NODE_COST > self._left:
-                    raise TemplateLimitError("it builds too much text")
-            pending = deeper
-            level += 1
-        return total
-
-    def text(self, value: Any) -> str:
-        """Turn a value into the text that output, `~` and the text filters make of it."""
-        if not isinstance(value, str):
-            if not isinstance(value, (*_PLAIN, Undefined)):
-                self.spend(self.size(value, text=True))
-            return str(value)
-        return value
+    def tick(self, written: int) -> None:
+        """Mark a step of a loop that may write this many characters of literal text."""
+        self.budget.tick(written)
 
     def concat_values(self, *values: Any) -> str:
         """Join the operands of `~`."""
@@ -198,77 +137,78 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
 
     def built(self, value: Value) -> Value:
         """Charge a list, tuple or dict the template wrote, through all levels."""
-        self.spend(self.size(value))
+        self.budget.spend_tree(value)
         return value
 
     def sliced(self, value: Value) -> Value:
-        """Pass on a slice; the call itself is charged."""
+        """Charge a slice."""
+        self.budget.spend(shallow_cost(value))
         return value
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """Compute an intercepted operator after checking what it would make."""
+        both_int = isinstance(left, int) and isinstance(right, int)
         if operator == "%" and isinstance(left, str):
-            self._check_format(left)
-            right = tuple(map(self._format_argument, right)) if isinstance(right, tuple) else right
-            right = right if isinstance(right, tuple | dict) else self._format_argument(right)
-        elif operator == "+" and _sized(left) and _sized(right):
-            self.spend(_cost(left) + _cost(right))
+            self._check_format(left, right)
+        elif operator == "+":
+            self.budget.spend(shallow_cost(left) + shallow_cost(right))
+        elif operator == "*" and both_int:
+            _check_bits(left.bit_length() + right.bit_length())
         elif operator == "*":
-            if _sized(left) or _sized(right):
-                body, times = (left, right) if _sized(left) else (right, left)
-                self.spend(_cost(body) * max(times, 0) if isinstance(times, int) else 0)
-            elif isinstance(left, int) and isinstance(right, int):
-                _check_bits(left.bit_length() + right.bit_length())
-        elif operator == "**" and isinstance(left, int) and isinstance(right, int):
+            times = left if isinstance(left, int) else right if isinstance(right, int) else 0
+            self.budget.spend((shallow_cost(left) + shallow_cost(right)) * max(times, 0))
+        elif operator == "**" and both_int:
             _check_bits(left.bit_length() * abs(right))
-        return super().call_binop(context, operator, left, right)
+        result = super().call_binop(context, operator, left, right)
+        self.budget.spend(shallow_cost(result))
+        return result
 
-    def call(self, context: Any, obj: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    def call(self, context: Any, obj: Any, *args: Any, **kwargs: Any) -> Any:
         """Call a function, macro or method under the budget."""
-        self.tick()
+        self.budget.tick()
         # The sandbox wraps str.format in a function that remembers the method.
         method = getattr(obj, "__wrapped__", obj)
         owner, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
-        if isinstance(owner, (str, int, dict, type)):
-            if name in _REFUSED_METHODS:
-                raise TemplateLimitError(f"it calls .{name}()")
-            if name == "format" and isinstance(owner, str):
-                self._check_format(owner)
-                args = tuple(map(self._format_argument, args))
-                kwargs = {key: self._format_argument(value) for key, value in kwargs.items()}
-            elif name == "replace" and isinstance(owner, str):
-                return self.replace(owner, *args, **kwargs)
-            elif name == "join" and isinstance(owner, str):
-                return self._join(*args, d=owner)
-        elif isinstance(obj, Macro) or obj is dict:
+        if isinstance(obj, Macro) or obj is dict:
             self.built((args, kwargs))
+        elif name in _REFUSED_METHODS and isinstance(owner, (str, int, dict, type)):
+            raise TemplateLimitError(f"it calls .{name}()")
+        elif name == "replace" and isinstance(owner, str):
+            return self._replace(owner, *args, **kwargs)
+        elif name == "join" and isinstance(owner, str):
+            return self._join(args[0] if args else (), owner)
+        elif name == "format" and isinstance(owner, str):
+            self._check_format(owner, (*args, kwargs))
         result = super().call(context, obj, *args, **kwargs)
-        self.spend(_cost(result))
+        self.budget.spend(shallow_cost(result))
         return result
 
-    def replace(self, value: Any, old: Any, new: Any, count: int = -1) -> str:
-        """Replace text after checking how long the result would be."""
-        value, old, new = self.text(value), self.text(old), self.text(new)
-        found = value.count(old) if count is None or count < 0 else min(value.count(old), count)
-        self.spend(len(value) + found * len(new))
-        return value.replace(old, new, -1 if count is None else count)
+    def _printed(self, value: Any) -> str:
+        return self.budget.text(value)
 
-    def _format_argument(self, value: Any) -> Any:
-        return self.text(value) if _sized(value) or isinstance(value, dict) else value
-
-    def _check_format(self, pattern: str) -> None:
+    def _check_format(self, pattern: str, arguments: Any) -> None:
         if _WIDE_FORMAT.search(pattern):
             raise TemplateLimitError("it pads text to a great width")
-        self.spend(len(pattern))
+        # Each placeholder may print all the arguments.
+        for _ in range(1 + pattern.count("%") + pattern.count("{")):
+            self.budget.spend_tree(arguments, text=True)
 
-    def _join(self, value: Iterable[Any], d: str = "", attribute: str | int | None = None) -> str:
+    def _replace(self, value: Any, old: Any, new: Any, count: int | None = None) -> str:
+        text, old, new = self.budget.text(value), self.budget.text(old), self.budget.text(new)
+        limit = -1 if count is None else count
+        found = text.count(old) if limit < 0 else min(text.count(old), limit)
+        self.budget.tick(len(text) + found * len(new))
+        return text.replace(old, new, limit)
+
+    def _join(self, value: Iterable[Any], d: Any = "", attribute: str | int | None = None) -> str:
+        self.budget.tick()
         if attribute is not None:
             value = map(make_attrgetter(self, attribute), value)
+        separator = self.budget.text(d)
         parts: list[str] = []
-        separator = self.text(d)
         for item in value:
-            parts.append(self.text(item))
-            self.spend(len(parts[-1]) + len(separator) + NODE_COST)
+            parts.append(self.budget.text(item))
+            self.budget.spend(len(parts[-1]) + len(separator) + ENTRY_COST)
         return separator.join(parts)
 
     def _to_json(
@@ -279,21 +219,21 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         separators: tuple[str, str] | None = None,
         sort_keys: bool = False,
     ) -> str:
-        if not isinstance(indent or 0, int) or not 0 <= (indent or 0) <= 16:
-            raise TemplateLimitError("it indents JSON by more than 16")
-        self.spend(self.size(value, text=True, indent=indent or 0))
+        if indent is not None and not (isinstance(indent, int) and 0 <= indent <= MAX_JSON_INDENT):
+            raise TemplateLimitError(f"it indents JSON by something other than 0 to {MAX_JSON_INDENT}")
+        self.budget.tick()
+        self.budget.spend_tree(value, text=True, indent=indent or 0)
         return json.dumps(
             value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
         )
 
-    def _indent(self, stock: Callable[..., str]) -> Callable[..., str]:
-        def indent(value: Any, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
-            step = width if isinstance(width, int) else len(width)
-            text = self.text(value)
-            self.spend(len(text) + (text.count("\n") + 1) * max(step, 0))
-            return stock(text, width, first, blank)
-
-        return indent
+    def _indent(
+        self, stock: Callable[..., str], value: Any, width: int | str = 4, *rest: Any, **named: Any
+    ) -> str:
+        text = self.budget.text(value)
+        step = len(width) if isinstance(width, str) else max(width, 0)
+        self.budget.tick(len(text) + (text.count("\n") + 1) * step)
+        return stock(text, width, *rest, **named)
 
     def _charged(self, stock: Callable[..., Any], *, as_text: bool = False) -> Callable[..., Any]:
         # Filters that take the environment or context get it first and their value second.
@@ -301,32 +241,16 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
 
         @functools.wraps(stock)
         def charged(*args: Any, **kwargs: Any) -> Any:
-            self.tick()
+            self.budget.tick()
             if as_text:
-                args = (*args[:position], self.text(args[position]), *args[position + 1 :])
+                args = (*args[:position], self.budget.text(args[position]), *args[position + 1 :])
             result = stock(*args, **kwargs)
-            self.spend(_cost(result))
+            self.budget.spend(shallow_cost(result))
             return result
 
         return charged
 
 
-def _sized(value: Any) -> bool:
-    return isinstance(value, str | list | tuple)
-
-
-def _cost(value: Any) -> int:
-    if isinstance(value, str):
-        return len(value)
-    return NODE_COST * len(value) if isinstance(value, list | tuple | dict) else 0
-
-
 def _check_bits(bits: int) -> None:
     if bits > MAX_INT_BITS:
         raise TemplateLimitError("it computes with numbers of over a thousand digits")
-
-
-def input_size(values: Mapping[str, Any], environment: BoundedEnvironment) -> int:
-    """Count the characters and entries of what a template is given."""
-    environment.refill(1 << 40)
-    return environment.size(dict(values))

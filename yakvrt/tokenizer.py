@@ -8,7 +8,8 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from yakvrt.chat_template import ChatTemplate
-from yakvrt.gguf_tokenizer import TokenType, backend_from_vocabulary, read_vocabulary
+from yakvrt.gguf_tokenizer import backend_from_vocabulary
+from yakvrt.gguf_vocabulary import TokenType, read_vocabulary
 from yakvrt.stream_decoder import StreamDecoder, byte_level_piece, sentencepiece_piece
 from yakvrt.tokenizer_files import (
     backend_from_json,
