@@ -1,0 +1,55 @@
+"""`python -m yakvrt VERB`: runs the verb's module, the same code as `python -m yakvrt.VERB`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+VERBS = {
+    "generate": "answer a prompt or continue a text",
+    "chat": "talk with a model",
+    "perplexity": "score a text, compare with saved log-probabilities",
+    "bench": "measure prompt and generation speed",
+    "tokenize": "text to token ids and back",
+    "models": "list the models known by name",
+    "pull": "fetch a model",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the verb named first and return its exit code."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help", "help"):
+        print("usage: python -m yakvrt VERB [flags]   (VERB --help lists a verb's flags)\n")
+        print("\n".join(f"  {verb:<12}{text}" for verb, text in VERBS.items()))
+        return 0 if args else 2
+    if args[0] in ("--version", "version"):
+        print(f"yakvrt {_version()}")
+        return 0
+    if args[0] not in VERBS:
+        print(f"yakvrt: error: unknown verb {args[0]!r}; {_suggestion(args[0])}", file=sys.stderr)
+        return 2
+    from importlib import import_module
+
+    code: int = import_module(f"yakvrt.{args[0]}").main(args[1:])
+    return code
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("yakvrt")
+    except PackageNotFoundError:
+        return "(not installed)"
+
+
+def _suggestion(name: str) -> str:
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, VERBS, 1, 0.5)
+    return f"did you mean {near[0]!r}?" if near else f"the verbs are {', '.join(VERBS)}"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,60 @@
+"""Prompts as text: from a flag, a file or stdin."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from yakvrt.tokenizer import Tokenizer
+
+MAX_TEXT_BYTES = 256 << 20
+ESCAPE = re.compile(r"\\(x[0-9A-Fa-f]{1,2}|[ntr\\'\"])")
+ESCAPED = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\", "'": "'", '"': '"'}
+
+
+def unescape(text: str) -> str:
+    r"""Replace \n, \t, \r, \", \', \\ and \xHH; any other backslash stays."""
+    return ESCAPE.sub(lambda m: ESCAPED.get(m[1]) or chr(int(m[1][1:], 16)), text)
+
+
+def read_text(args: argparse.Namespace) -> str | None:
+    """The text of -p, -p - or -f; None when none was given.
+
+    Raises: ValueError when it is too large or not UTF-8.
+    """
+    if args.prompt is not None and args.prompt != "-":
+        text = str(args.prompt)
+        return unescape(text) if args.escape else text
+    if args.prompt == "-":
+        return decode_text(sys.stdin.buffer.read(MAX_TEXT_BYTES + 1), "stdin")
+    return None if args.file is None else read_file(Path(args.file))
+
+
+def read_file(path: Path) -> str:
+    """The file's text, less one newline at its end (as llama.cpp does).
+
+    Raises: ValueError when it is too large or not UTF-8; OSError when it cannot be read.
+    """
+    with path.open("rb") as file:
+        return decode_text(file.read(MAX_TEXT_BYTES + 1), str(path))
+
+
+def decode_text(data: bytes, source: str) -> str:
+    """The text of some bytes, less one newline at its end."""
+    if len(data) > MAX_TEXT_BYTES:
+        raise ValueError(f"{source} is larger than {MAX_TEXT_BYTES >> 20} MB; give a smaller text")
+    try:
+        return data.decode("utf-8").removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{source} is not UTF-8 text (byte {error.start}); convert it first") from None
+
+
+def chat_tokenizer(tokenizer: Tokenizer, template_file: str | None) -> Tokenizer:
+    """The model's tokenizer, with the file's chat template in place of the model's when one is named."""
+    return (
+        tokenizer if template_file is None else tokenizer.with_chat_template(read_file(Path(template_file)))
+    )

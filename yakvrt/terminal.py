@@ -1,0 +1,134 @@
+"""The verbs' side of the terminal: error lines, exit codes, Ctrl-C, progress bars and the footer."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+INTERRUPTED = 130
+BROKEN_PIPE = 141
+LONG_PROMPT = 512
+
+
+class UsageError(Exception):
+    """Flags that contradict each other or make no sense; the program ends with 2."""
+
+
+def note(text: str) -> None:
+    """Print one line on stderr."""
+    print(f"yakvrt: {text}", file=sys.stderr, flush=True)
+
+
+def one_line(error: BaseException) -> str:
+    """What went wrong, in one line."""
+    if isinstance(error, OSError) and error.strerror:
+        message = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    else:
+        message = " ".join(str(error).split())
+    if isinstance(error, ValueError | RuntimeError | OSError | UsageError) and message:
+        return message
+    if isinstance(error, MemoryError):
+        return message or "out of memory; lower --ctx-size or take a smaller model"
+    kind = type(error).__name__
+    return f"internal error ({kind}: {message}); set YAKVRT_DEBUG=1 to see where it comes from"
+
+
+def run(verb: Callable[[], int]) -> int:
+    """Run a verb and turn whatever stops it into one line on stderr and an exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that cannot show a character must not end an answer.
+        if reconfigure := getattr(stream, "reconfigure", None):
+            reconfigure(errors="backslashreplace")
+    try:
+        code = verb()
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # The reader has seen enough; what is still buffered must not fail again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except KeyboardInterrupt:
+        note("interrupted")
+        return INTERRUPTED
+    except Exception as error:
+        if os.environ.get("YAKVRT_DEBUG", "") not in ("", "0"):
+            raise
+        note(f"error: {one_line(error)}")
+        return 2 if isinstance(error, UsageError) else 1
+
+
+def end_line(text: str) -> None:
+    """Finish the answer's last line on stdout."""
+    if text and not text.endswith("\n"):
+        print()
+    sys.stdout.flush()
+
+
+def peak_memory_bytes() -> int:
+    """The most resident memory this process ever held."""
+    try:
+        with open("/proc/self/status", encoding="ascii", errors="replace") as status:
+            for line in status:
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def footer(timings: Mapping[str, float]) -> None:
+    """Print speeds and memory of an answer on stderr, dimmed on a terminal."""
+    cached = f" ({timings['cache_n']:.0f} more from the cache)" if timings["cache_n"] else ""
+    parts = (
+        f"prompt: {timings['prompt_n']:.0f} tokens, {timings['prompt_per_second']:.1f} tokens/s{cached}",
+        f"generation: {timings['predicted_n']:.0f} tokens, {timings['predicted_per_second']:.1f} tokens/s",
+        f"first token: {timings['ttft_ms'] / 1e3:.2f} s",
+        f"peak memory: {peak_memory_bytes() / 1e9:.2f} GB",
+    )
+    line = " | ".join(parts)
+    print(f"\033[2m{line}\033[0m" if sys.stderr.isatty() else line, file=sys.stderr, flush=True)
+
+
+class TokenBar:
+    """A bar over the tokens of a long piece of work, on stderr when that is a terminal.
+
+    Call it with the tokens done and the tokens to do; it disappears when all are done.
+    """
+
+    __slots__ = ("_bar", "_title")
+
+    def __init__(self, title: str) -> None:
+        self._title = title
+        self._bar: Progress | None = None
+
+    def __call__(self, done: int, total: int) -> None:
+        if self._bar is None:
+            if total < LONG_PROMPT or done >= total or not sys.stderr.isatty():
+                return
+            self._bar = self._start(total)
+        self._bar.update(self._bar.task_ids[0], completed=done)
+        if done >= total:
+            self.close()
+
+    def _start(self, total: int) -> Progress:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        bar = Progress(*columns, console=Console(stderr=True), transient=True)
+        bar.add_task(self._title, total=total)
+        bar.start()
+        return bar
+
+    def close(self) -> None:
+        """Remove the bar."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
