@@ -99,7 +99,7 @@ def records_of(setup: Setup, tests: Sequence[Test], args: argparse.Namespace) ->
                 test_time=began,
                 samples_ns=samples,
                 kv_method=setup.kv,
-                kv_bytes=session.kv_bytes,
+                kv_bytes=int(session.kv["bytes"]),
             )
 
 

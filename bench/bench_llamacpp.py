@@ -1,0 +1,160 @@
+"""yakvrt and llama.cpp on the same GGUF file, sample by sample in turn, in one process.
+
+    pip install -e ".[bench]"
+    python bench/bench_llamacpp.py --model smollm2-135m --depths 0,512,2048 --out bench/results/NAME.json
+
+llama.cpp runs through llama-cpp-python's low-level calls as llama-bench would run it: the same number of
+threads, batches of 512, f16 KV, its own default for flash attention, a mapped file with its repacking on,
+logits of the last token only. Each side has its own thread with the whole affinity mask and waits until the
+other's threads have stopped spinning. Samples beside other work are marked and do not count (quiet.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+import random
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import result_file
+from llamacpp import LlamaCpp
+from quiet import MAX_OTHER_CPUS
+from taking_turns import Logits, Row, Side, measure
+
+SEED = 1234
+
+
+def agreement(ours: Logits, theirs: Logits) -> dict[str, Any]:
+    """How far the two sides' next-token distributions are apart: nothing is timed before it is compared."""
+    p, q = (
+        np.exp(x - x.max()) / np.exp(x - x.max()).sum() for x in (ours.astype(float), theirs.astype(float))
+    )
+    divergence = float((q * np.log(np.maximum(q, 1e-30) / np.maximum(p, 1e-30))).sum())
+    return {"same_argmax": bool(ours.argmax() == theirs.argmax()), "kl_divergence": round(divergence, 5)}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The bench's flags."""
+
+    def counts(text: str) -> list[int]:
+        return [int(word) for word in text.split(",")]
+
+    p = argparse.ArgumentParser(
+        description="yakvrt against llama.cpp on the same file, in turn, in one process."
+    )
+    p.add_argument(
+        "--model", default="smollm2-135m", help="name or path of a GGUF model (default smollm2-135m)"
+    )
+    p.add_argument(
+        "--llama-file",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="GGUF",
+        help="one more file for llama.cpp",
+    )
+    p.add_argument(
+        "--depths", type=counts, default=[0, 512, 2048], help="tokens in the context (default 0,512,2048)"
+    )
+    p.add_argument("--tests", default="tg,pp", help="tg, pp or both (default)")
+    p.add_argument("--n-gen", type=int, default=64, help="tokens of a tg sample (default 64)")
+    p.add_argument("--n-prompt", type=int, default=512, help="tokens of a pp sample (default 512)")
+    p.add_argument("--reps", type=int, default=7, help="quiet samples of each side (default 7)")
+    p.add_argument("--threads", type=int, help="threads of either side (default: what yakvrt takes)")
+    p.add_argument("--out", type=Path, help="result file, for instance bench/results/NAME.json")
+    return p
+
+
+def main() -> int:
+    """Runs the bench; the last line of stdout is one JSON object."""
+    args = parser().parse_args()
+    import yakvrt
+    from yakvrt.hub import resolve
+
+    cpus = os.sched_getaffinity(0)
+    path = resolve(args.model).weights[0]
+    tests = {"tg": args.n_gen, "pp": args.n_prompt}
+    tests = {name: tests[name] for name in args.tests.split(",")}
+    ctx_size = max(args.depths) + max(tests.values())
+
+    def new_thread() -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(1, initializer=os.sched_setaffinity, initargs=(0, cpus))
+
+    # One thread for each program, so that what yakvrt pins does not follow llama.cpp; one for all files of llama.cpp,
+    # for with two teams libgomp sees more threads than processors and lets them sleep instead of spin.
+    our_thread, their_thread = new_thread(), new_thread()
+    began = time.perf_counter()
+    load = functools.partial(
+        yakvrt.load, str(path), ctx_size=ctx_size, threads=args.threads, cache_type="f16"
+    )
+    engine = our_thread.submit(load).result()
+    sides, load_s = [Side("yakvrt", engine.session(), our_thread)], {"yakvrt": time.perf_counter() - began}
+    for file in [path, *args.llama_file]:
+        began, name = time.perf_counter(), f"llama.cpp {file.name}"
+        llama = their_thread.submit(LlamaCpp, file, ctx_size, engine.threads).result()
+        sides.append(Side(name, llama, their_thread))
+        load_s[name] = time.perf_counter() - began
+
+    random_ids = random.Random(SEED)
+    ids = [random_ids.randrange(engine.config.vocab_size) for _ in range(ctx_size + 1)]
+    rows: list[Row] = []
+    agreements: list[dict[str, Any]] = []
+    for depth in sorted(args.depths):
+        logits = [side.go_to(ids[: depth or 16]) for side in sides]
+        agreements += [
+            {"depth": depth, "side": side.name, **agreement(logits[0], other)}
+            for side, other in zip(sides[1:], logits[1:], strict=True)
+        ]
+        for side in sides:
+            side.depth = depth
+        for test, n_tokens in tests.items():
+            new = measure(sides, test, ids[depth : depth + n_tokens], args.reps)
+            rows += new
+            for row in new:
+                ratio = new[0].median_tps / row.median_tps
+                noisy = "" if row.counted else f"  (others never below {MAX_OTHER_CPUS} CPUs)"
+                speed = f"{row.test:>6} @ d{depth:<6} {row.median_tps:10.1f} tok/s  {ratio:6.2f}x"
+                print(f"{speed}  {row.side}{noisy}", flush=True)
+
+    ratios = [
+        {
+            "test": ours.test,
+            "depth": ours.depth,
+            "against": row.side,
+            "ratio": round(ours.median_tps / row.median_tps, 3),
+        }
+        for row in rows
+        for ours in rows
+        if ours.side == "yakvrt" != row.side and (ours.test, ours.depth) == (row.test, row.depth)
+    ]
+    result = {
+        "bench": "llamacpp",
+        **result_file.facts(),
+        "model": path.name,
+        "threads": engine.threads,
+        "load_s": {name: round(seconds, 3) for name, seconds in load_s.items()},
+        "agreement": agreements,
+        "ratios": ratios,
+        "rows": [row.summary() for row in rows],
+    }
+    if args.out:
+        samples = [[asdict(sample) for sample in row.samples] for row in rows]
+        full = [{**row.summary(), "samples": taken} for row, taken in zip(rows, samples, strict=True)]
+        result_file.write(args.out, {**result, "rows": full})
+    for side in sides:
+        side.close()
+    our_thread.submit(engine.close).result()
+    print(json.dumps(result, ensure_ascii=False))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
