@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from collections.abc import Sequence as ListOf
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -142,13 +143,10 @@ class Conversation:
         try:
             ids = self._tokenizer.encode_chat(self.messages, **self._template_kwargs)
             with Sequence(self._session, self._tokenizer, ids, params, progress=bar) as sequence:
-                try:
+                with suppress(KeyboardInterrupt):
                     for piece in sequence:
                         print(piece, end="", flush=True)
-                except KeyboardInterrupt:
-                    terminal.end_line(" ")
-                finally:
-                    bar.close()
+                bar.close()
         except ValueError as error:
             terminal.note(f"error: {terminal.one_line(error)}; /clear starts over")
             return False

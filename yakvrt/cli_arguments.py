@@ -127,7 +127,8 @@ def add_chat_arguments(parser: argparse.ArgumentParser) -> None:
 def add_sampling_arguments(parser: argparse.ArgumentParser, *, logprobs: bool = True) -> None:
     """The flags of sampling and stopping; unset ones follow the model, else llama.cpp."""
     add = parser.add_argument_group("sampling (defaults: the model's, else these)").add_argument
-    add("-n", "--predict", "--n-predict", "--max-tokens", type=at_least(-2), dest="max_tokens", metavar="N")
+    n_flags = ("-n", "--predict", "--n-predict", "--max-tokens")
+    add(*n_flags, type=at_least(-2), dest="max_tokens", metavar="N", help="-1: until the context is full (-1)")
     add("-s", "--seed", type=kind("a whole number", int), metavar="N", help="-1 draws one (-1)")
     add("--temp", "--temperature", type=real, dest="temperature", metavar="T", help="0 is greedy (0.8)")
     add("--top-k", type=at_least(-1), metavar="N", help="0 is off (40)")

@@ -28,7 +28,7 @@ LIMIT = 1 << 24
 # Words less likely than the best one by more than this (in log) are saved as if exactly that unlikely: over
 # 150k words they hold less than 6e-6 of the probability, and the step stays at 3.7e-4.
 RANGE = 24.0
-PERCENTILES = (99.9, 99.0, 95.0, 90.0, 50.0, 10.0, 5.0, 1.0, 0.1)
+PERCENTILES = (99.9, 99.0, 95.0, 90.0, 75.0, 50.0, 25.0, 10.0, 5.0, 1.0, 0.1)
 
 
 def n_scored(n_ctx: int) -> int:
@@ -202,7 +202,7 @@ def mean_error(values: Doubles) -> tuple[float, float]:
 def spread_of(values: Doubles) -> dict[str, float]:
     """Maximum, percentiles and minimum."""
     inner = {
-        f"{p:g}%": float(q) for p, q in zip(PERCENTILES, np.percentile(values, PERCENTILES), strict=True)
+        f"{p:.1f}%": float(q) for p, q in zip(PERCENTILES, np.percentile(values, PERCENTILES), strict=True)
     }
     return {"max": float(values.max()), **inner, "min": float(values.min())}
 
@@ -233,9 +233,9 @@ def report(stats: dict[str, Any]) -> str:
         value, error = stats[key]
         return f"{title:<30}: {value:10.6f} ± {error:10.6f}"
 
-    def ranges(title: str, key: str, unit: str) -> list[str]:
-        names = {"max": "Maximum", "50%": "Median", "min": "Minimum"}
-        return [f"{names.get(k, k):>7} {title}: {v:10.6f}{unit}" for k, v in stats[key].items()]
+    def ranges(title: str, key: str, form: str) -> list[str]:
+        names = {"max": "Maximum", "50.0%": "Median", "min": "Minimum"}
+        return [f"{names.get(k, f'{k:>5}'):<7} {title}: {form.format(v)}" for k, v in stats[key].items()]
 
     def percent(title: str, key: str) -> str:
         return f"{title}: {stats[key][0]:6.3f} ± {stats[key][1]:5.3f} %"
@@ -251,11 +251,11 @@ def report(stats: dict[str, Any]) -> str:
         "",
         "====== KL divergence statistics ======",
         f"Mean    KLD: {stats['kld'][0]:10.6f} ± {stats['kld'][1]:10.6f}",
-        *ranges("KLD", "kld_range", ""),
+        *ranges("KLD", "kld_range", "{:10.6f}"),
         "",
         "====== Token probability statistics ======",
         percent("Mean    Δp", "delta_p"),
-        *ranges("Δp", "delta_p_range", "%"),
+        *ranges("Δp", "delta_p_range", "{:6.3f}%"),
         percent("RMS Δp    ", "delta_p_rms"),
         percent("Same top p", "same_top_p"),
     ]

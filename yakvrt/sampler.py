@@ -15,6 +15,7 @@ import numpy.typing as npt
 Logits = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
 
+LARGEST = float(np.finfo(np.float32).max)
 MAX_LOGPROBS = 1000
 MAX_SEED = 2**64 - 1
 
@@ -25,8 +26,9 @@ def _require(name: str, value: object, low: float, high: float, *, integer: bool
     if isinstance(value, bool) or not isinstance(value, int if integer else Real):
         raise ValueError(f"{name} is {value!r}, it must be {wanted}")
     if not low <= float(value) <= high:
-        limits = f"from {low:g} to {high:g}" if math.isfinite(high) else f"of at least {low:g}"
-        raise ValueError(f"{name} is {value}, it must be {wanted} {limits}")
+        above = "" if low <= -LARGEST else f" of at least {low:g}"
+        limits = f" from {low:g} to {high:g}" if high < LARGEST else above or " that is finite"
+        raise ValueError(f"{name} is {value}, it must be {wanted}{limits}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,18 +60,17 @@ class SamplingParams:
     logprobs: int | None = None
 
     def __post_init__(self) -> None:
-        largest = float(np.finfo(np.float32).max)
-        _require("temperature", self.temperature, 0, largest)
+        _require("temperature", self.temperature, 0, LARGEST)
         _require("top_k", self.top_k, -(2**31), 2**31, integer=True)
         _require("top_p", self.top_p, 0, 1)
         _require("min_p", self.min_p, 0, 1)
-        _require("repeat_penalty", self.repeat_penalty, 1e-6, largest)
+        _require("repeat_penalty", self.repeat_penalty, 1e-6, LARGEST)
         _require("repeat_last_n", self.repeat_last_n, -1, 2**31, integer=True)
-        _require("presence_penalty", self.presence_penalty, -largest, largest)
-        _require("frequency_penalty", self.frequency_penalty, -largest, largest)
+        _require("presence_penalty", self.presence_penalty, -LARGEST, LARGEST)
+        _require("frequency_penalty", self.frequency_penalty, -LARGEST, LARGEST)
         for token, bias in self.logit_bias.items():
             _require("a token id of logit_bias", token, 0, 2**31, integer=True)
-            _require(f"the logit bias of token {token}", bias, -math.inf, largest)
+            _require(f"the logit bias of token {token}", bias, -math.inf, LARGEST)
         if self.seed is not None:
             _require("seed", self.seed, -1, MAX_SEED, integer=True)
         _require("max_tokens", self.max_tokens, -1, 2**31, integer=True)
