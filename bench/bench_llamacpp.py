@@ -88,8 +88,8 @@ def main() -> int:
     def new_thread() -> ThreadPoolExecutor:
         return ThreadPoolExecutor(1, initializer=os.sched_setaffinity, initargs=(0, cpus))
 
-    # One thread for each program, so that what yakvrt pins does not follow llama.cpp; one for all files of llama.cpp,
-    # for with two teams libgomp sees more threads than processors and lets them sleep instead of spin.
+    # A thread for each program, so that what yakvrt pins does not follow llama.cpp; only one for all files of
+    # llama.cpp: with a second team libgomp sees more threads than processors and lets them sleep, not spin.
     our_thread, their_thread = new_thread(), new_thread()
     began = time.perf_counter()
     load = functools.partial(

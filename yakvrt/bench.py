@@ -10,8 +10,10 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from yakvrt.bench_arguments import Setup, Test, parser, plan, shown_columns
+from yakvrt import terminal
+from yakvrt.bench_arguments import Setup, Test, build_parser, plan, shown_columns
 from yakvrt.bench_records import FORMATS, Record
+from yakvrt.cli_parsing import parse
 
 if TYPE_CHECKING:
     from yakvrt.engine import Session
@@ -59,21 +61,22 @@ def records_of(setup: Setup, tests: Sequence[Test], args: argparse.Namespace) ->
     commit, number = build()
     files = resolve(setup.model, offline=args.offline)
     n_tokens = max(test.n_tokens for test in tests)
-    options = {} if setup.n_ubatch is None else {"ubatch_size": setup.n_ubatch}
     with yakvrt.load(
         setup.model,
         ctx_size=n_tokens,
         threads=setup.threads,
         cache_type=setup.cache_type,
         kv=setup.kv,
+        dtype=setup.dtype,
+        ubatch_size=setup.n_ubatch,
         offline=args.offline,
-        **options,
     ) as engine:
         facts = model_facts(files, engine.config.family)
         session = engine.session()
         for test in tests:
             time.sleep(args.delay)
-            _progress(args, f"{setup.model} {test.name}: {args.repetitions} repetitions")
+            if args.progress:
+                terminal.note(f"{setup.model}: {test.name}, {args.repetitions} repetitions")
             began = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             samples = measure(
                 session, engine.config.vocab_size, test, setup.n_batch, args.repetitions, not args.no_warmup
@@ -89,7 +92,7 @@ def records_of(setup: Setup, tests: Sequence[Test], args: argparse.Namespace) ->
                 model_size=facts.size_bytes,
                 model_n_params=facts.n_params,
                 n_batch=setup.n_batch,
-                n_ubatch=engine.ubatch_size,
+                n_ubatch=setup.n_ubatch,
                 n_threads=engine.threads,
                 type_k=setup.cache_type,
                 type_v=setup.cache_type,
@@ -99,44 +102,33 @@ def records_of(setup: Setup, tests: Sequence[Test], args: argparse.Namespace) ->
                 test_time=began,
                 samples_ns=samples,
                 kv_method=setup.kv,
+                dtype=setup.dtype,
                 kv_bytes=int(session.kv["bytes"]),
             )
 
 
-def _progress(args: argparse.Namespace, text: str) -> None:
-    if args.progress:
-        print(f"yakvrt bench: {text}", file=sys.stderr, flush=True)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the verb and returns its exit status."""
-    args = parser().parse_args(argv)
-    try:
-        planned = plan(args)
-    except ValueError as error:
-        print(f"yakvrt: error: {error}", file=sys.stderr)
-        return 2
+    """Run the verb and return the exit code."""
+    return terminal.run(lambda: _bench(parse(build_parser(), argv)))
+
+
+def _bench(args: argparse.Namespace) -> int:
+    planned = plan(args)
     columns = shown_columns([setup for setup, _ in planned])
     outputs = [(FORMATS[args.output], sys.stdout)]
     if args.output_err:
         outputs.append((FORMATS[args.output_err], sys.stderr))
     last = None
-    try:
+    for form, stream in outputs:
+        print(form.header(columns), end="", file=stream, flush=True)
+    rows = itertools.chain.from_iterable(records_of(setup, tests, args) for setup, tests in planned)
+    for index, last in enumerate(rows):
         for form, stream in outputs:
-            print(form.header(columns), end="", file=stream, flush=True)
-        rows = itertools.chain.from_iterable(records_of(setup, tests, args) for setup, tests in planned)
-        for index, last in enumerate(rows):
-            for form, stream in outputs:
-                print(form.row(last, index, columns), end="", file=stream, flush=True)
-        for form, stream in outputs:
-            print(form.footer(last), end="", file=stream, flush=True)
-    except (ValueError, RuntimeError, OSError) as error:
-        print(f"yakvrt: error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+            print(form.row(last, index, columns), end="", file=stream, flush=True)
+    for form, stream in outputs:
+        print(form.footer(last), end="", file=stream, flush=True)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -10,11 +10,14 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from yakvrt.bench_records import FORMATS, test_name
+from yakvrt.cli_arguments import DEFAULT_MODEL, DEFAULT_UBATCH
+from yakvrt.cli_parsing import Parser
+from yakvrt.terminal import UsageError
 
 MAX_VALUES = 1000
 MAX_TOKENS = 1 << 24
 RANGE = re.compile(r"(\d+)(?:-(\d+)(?:([+*])(\d+))?)?")
-Values = TypeVar("Values")
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +39,15 @@ class Test:
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """One engine to load; None leaves the choice to the engine."""
+    """One engine to load; threads None leaves the number to the engine."""
 
     model: str
     kv: str
+    dtype: str
     cache_type: str
     threads: int | None
     n_batch: int
-    n_ubatch: int | None
+    n_ubatch: int
 
 
 def numbers(text: str) -> list[int]:
@@ -64,7 +68,9 @@ def numbers(text: str) -> list[int]:
         if match[3] == "*" and (first < 1 or factor < 2):
             raise ValueError(f"the range {part!r} never ends: start at 1 or more and multiply by 2 or more")
         if factor < 1 or last < first or last > MAX_TOKENS:
-            raise ValueError(f"the range {part!r} must rise by 1 or more and stay at or below {MAX_TOKENS}")
+            raise ValueError(
+                f"{part!r} does not rise to at most {MAX_TOKENS}: write first-last with first <= last"
+            )
         value = first
         while value <= last:
             values.append(value)
@@ -96,10 +102,10 @@ def words(text: str) -> list[str]:
     return names
 
 
-def _argument(read: Callable[[str], Values]) -> Callable[[str], Values]:
+def _argument(read: Callable[[str], Value]) -> Callable[[str], Value]:
     """The reader with its sentence kept, which argparse shows for this exception only."""
 
-    def checked(text: str) -> Values:
+    def checked(text: str) -> Value:
         try:
             return read(text)
         except ValueError as error:
@@ -108,92 +114,85 @@ def _argument(read: Callable[[str], Values]) -> Callable[[str], Values]:
     return checked
 
 
-def parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     """The verb's flags."""
-    p = argparse.ArgumentParser(
-        prog="yakvrt bench",
-        description="Times prompt processing (pp) and text generation (tg), without tokenizing or sampling.",
-        epilog="Values may be lists (a,b) and ranges (first-last, first-last+step, first-last*mult), and "
-        "flags may be repeated: all combinations run.",
+    p = Parser(
+        "bench", "Time prompt processing (pp) and text generation (tg), without tokenizing or sampling."
     )
-    tests = p.add_argument_group("tests, every combination of them")
+    tests = p.add_argument_group(
+        "tests",
+        "Values are lists (a,b) or ranges (first-last, first-last+step, first-last*mult), and flags may be "
+        "repeated: all combinations run.",
+    )
 
     def many(*flags: str, read: Callable[[str], list[int] | list[str]], shown: str, help: str) -> None:
-        tests.add_argument(*flags, type=_argument(read), action="extend", metavar=shown, help=help)
+        tests.add_argument(*flags, type=_argument(read), action="append", metavar=shown, help=help)
 
     many(
-        "-m", "--model", read=words, shown="NAME", help="model name, directory or file (default smollm2-135m)"
+        "-m", "--model", read=words, shown="NAME", help=f"name, hub repo, file or directory ({DEFAULT_MODEL})"
     )
-    many("-p", "--n-prompt", read=numbers, shown="N", help="prompt tokens (default 512)")
-    many("-n", "--n-gen", read=numbers, shown="N", help="generated tokens (default 128)")
+    many("-p", "--n-prompt", read=numbers, shown="N", help="prompt tokens (512)")
+    many("-n", "--n-gen", read=numbers, shown="N", help="generated tokens (128)")
     pairs = _argument(prompt_and_gen)
     tests.add_argument(
-        "-pg", type=pairs, action="append", metavar="PP,TG", help="a prompt, then generation after it"
+        "-pg", type=pairs, action="append", metavar="PP,TG", help="a prompt and generation after it"
     )
-    many("-d", "--n-depth", read=numbers, shown="N", help="tokens already in the context (default 0)")
-    many("-b", "--batch-size", read=numbers, shown="N", help="tokens handed over at once (default 2048)")
-    many(
-        "-ub",
-        "--ubatch-size",
-        read=numbers,
-        shown="N",
-        help="tokens computed at once (default: the engine's)",
-    )
-    many("-t", "--threads", read=numbers, shown="N", help="threads (default: the physical cores)")
-    many(
-        "-ctk", "--cache-type-k", read=words, shown="TYPE", help="type of the keys in the cache (default f16)"
-    )
-    many("-ctv", "--cache-type-v", read=words, shown="TYPE", help="type of the values (default: as the keys)")
-    many("--kv", read=words, shown="METHOD", help="how the KV cache is kept (default full)")
+    many("-d", "--n-depth", read=numbers, shown="N", help="tokens already in the context (0)")
+    many("-b", "--batch-size", read=numbers, shown="N", help="tokens handed over at once (2048)")
+    many("-ub", "--ubatch-size", read=numbers, shown="N", help=f"prefill chunk ({DEFAULT_UBATCH})")
+    many("-t", "--threads", read=numbers, shown="N", help="threads (the physical cores)")
+    many("-ctk", "--cache-type-k", read=words, shown="TYPE", help="KV cache type, K and V (f16)")
+    many("-ctv", "--cache-type-v", read=words, shown="TYPE", help="the same; may not differ from -ctk")
+    many("--kv", read=words, shown="METHOD", help="KV cache method (full)")
+    many("--dtype", read=words, shown="TYPE", help="type of the weights (auto)")
 
-    p.add_argument(
-        "-r", "--repetitions", type=int, default=5, metavar="N", help="samples of each test (default 5)"
-    )
-    p.add_argument("--delay", type=float, default=0.0, metavar="SECONDS", help="pause before each test")
+    p.add_argument("-r", "--repetitions", type=int, default=5, metavar="N", help="samples of each test (5)")
+    p.add_argument("--delay", type=float, default=0.0, metavar="SECONDS", help="pause before each test (0)")
     p.add_argument("--no-warmup", action="store_true", help="time the first run as well")
     p.add_argument("--progress", action="store_true", help="say on stderr what is being run")
-    p.add_argument("--offline", action="store_true", help="use files on this machine only")
-    p.add_argument(
-        "-o", "--output", choices=list(FORMATS), default="md", help="format on stdout (default md)"
-    )
+    p.add_argument("--offline", action="store_true", help="use no network")
+    p.add_argument("-o", "--output", choices=list(FORMATS), default="md", help="format on stdout (md)")
     p.add_argument("-oe", "--output-err", choices=list(FORMATS), help="format on stderr as well")
     return p
+
+
+def flat(given: list[list[Value]] | None, default: list[Value]) -> list[Value]:
+    """The values of a repeated flag, or the default."""
+    return default if given is None else [value for values in given for value in values]
 
 
 def plan(args: argparse.Namespace) -> list[tuple[Setup, list[Test]]]:
     """Every engine to load and the tests to run on it, in llama-bench's order.
 
-    Raises: ValueError.
+    Raises: UsageError.
     """
-    if args.repetitions < 1 or args.delay < 0:
-        raise ValueError(
-            f"-r {args.repetitions} and --delay {args.delay:g} must be at least 1 and 0: change them"
+    if args.repetitions < 1 or not 0 <= args.delay < 86400:
+        raise UsageError(
+            f"-r {args.repetitions} --delay {args.delay:g}: give at least 1 and 0 to 86400 seconds"
         )
-    cache_types = args.cache_type_k or ["f16"]
-    if (args.cache_type_v or cache_types) != cache_types:
-        raise ValueError(
-            f"-ctk {','.join(cache_types)} and -ctv {','.join(args.cache_type_v)} differ: keys and values of "
-            "one cache share a type, so leave -ctv out"
-        )
-    for flag, values in (("-t", args.threads), ("-b", args.batch_size), ("-ub", args.ubatch_size)):
-        if values and min(values) < 1:
-            raise ValueError(f"{flag} {min(values)} must be at least 1: give a larger number")
+    cache_types = flat(args.cache_type_k, ["f16"])
+    if flat(args.cache_type_v, cache_types) != cache_types:
+        raise UsageError("-ctv differs from -ctk, and K and V of one cache share a type: leave -ctv out")
+    threads: list[int | None] = [*flat(args.threads, [])] or [None]
+    batches, ubatches = flat(args.batch_size, [2048]), flat(args.ubatch_size, [DEFAULT_UBATCH])
+    if 0 in (*threads, *batches, *ubatches):
+        raise UsageError("-t, -b and -ub must be at least 1: leave out the 0")
 
-    # As llama-bench: the defaults of -p and -n hold unless only -pg was given.
     tests = []
-    for depth in args.n_depth or [0]:
-        tests += [Test(n, 0, depth) for n in (args.n_prompt if args.n_prompt is not None else [512]) if n]
-        tests += [Test(0, n, depth) for n in (args.n_gen if args.n_gen is not None else [128]) if n]
+    for depth in flat(args.n_depth, [0]):
+        tests += [Test(n, 0, depth) for n in flat(args.n_prompt, [512]) if n]
+        tests += [Test(0, n, depth) for n in flat(args.n_gen, [128]) if n]
         tests += [Test(pp, tg, depth) for pp, tg in args.pg or [] if pp or tg]
     if not tests:
-        raise ValueError("nothing to run: -p, -n and -pg are all 0, give one of them tokens")
+        raise UsageError("nothing to run: -p, -n and -pg are all 0, give one of them tokens")
     setups = itertools.product(
-        args.model or ["smollm2-135m"],
-        args.kv or ["full"],
+        flat(args.model, [DEFAULT_MODEL]),
+        flat(args.kv, ["full"]),
+        flat(args.dtype, ["auto"]),
         cache_types,
-        args.threads or [None],
-        args.batch_size or [2048],
-        args.ubatch_size or [None],
+        threads,
+        batches,
+        ubatches,
     )
     return [(Setup(*values), tests) for values in setups]
 
@@ -203,7 +202,8 @@ def shown_columns(setups: Sequence[Setup]) -> list[str]:
     columns = {
         "type_k": {setup.cache_type for setup in setups} - {"f16"},
         "kv_method": {setup.kv for setup in setups} - {"full"},
+        "dtype": {setup.dtype for setup in setups} - {"auto"},
         "n_batch": {setup.n_batch for setup in setups} - {2048},
-        "n_ubatch": {setup.n_ubatch for setup in setups} - {None},
+        "n_ubatch": {setup.n_ubatch for setup in setups} - {DEFAULT_UBATCH},
     }
     return [name for name, unusual in columns.items() if unusual]

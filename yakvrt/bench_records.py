@@ -13,6 +13,7 @@ from typing import Any
 
 TABLE = "llama_bench"
 SAMPLE_FIELDS = ("samples_ns", "samples_ts")
+OUR_FIELDS = ("kv_method", "kv_bytes", "dtype")
 
 
 def test_name(n_prompt: int, n_gen: int, n_depth: int) -> str:
@@ -64,6 +65,7 @@ class Record:
     samples_ns: tuple[int, ...]
     kv_method: str
     kv_bytes: int
+    dtype: str
 
     @property
     def samples_ts(self) -> tuple[float, ...]:
@@ -73,7 +75,7 @@ class Record:
     def fields(self) -> dict[str, Any]:
         """Every field in the order of writing, the statistics after test_time and before the samples."""
         stored = dataclasses.asdict(self)
-        ours = {name: stored.pop(name) for name in ("kv_method", "kv_bytes")}
+        ours = {name: stored.pop(name) for name in OUR_FIELDS}
         samples = {"samples_ns": list(stored.pop("samples_ns")), "samples_ts": list(self.samples_ts)}
         statistics_of = {
             "avg_ns": round(statistics.fmean(self.samples_ns)),

@@ -1,0 +1,250 @@
+"""The bench verb: its lists and combinations, llama-bench's names in every format, and a real run."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import sqlite3
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from golden_values import TINY_FAMILIES, tiny_dir
+from tiny_gguf import tiny_weights, write_tiny_gguf
+
+from yakvrt import bench
+from yakvrt.bench_arguments import build_parser, numbers, plan, prompt_and_gen, shown_columns
+from yakvrt.bench_facts import build, cpu_info, model_facts
+from yakvrt.bench_records import FORMATS, Record, format_bytes, format_params, test_name
+from yakvrt.hub import resolve
+from yakvrt.terminal import UsageError
+
+test_name.__test__ = False  # type: ignore[attr-defined]  # a name of tests, not a test
+
+RECORD = Record(
+    build_commit="abc1234",
+    build_number=7,
+    cpu_info="A CPU",
+    gpu_info="",
+    backends="CPU",
+    model_filename="it's.gguf",
+    model_type="llama 135M Q4_1",
+    model_size=96_000_000,
+    model_n_params=134_515_008,
+    n_batch=2048,
+    n_ubatch=512,
+    n_threads=2,
+    type_k="f16",
+    type_v="f16",
+    n_prompt=0,
+    n_gen=128,
+    n_depth=4096,
+    test_time="2026-01-02T03:04:05Z",
+    samples_ns=(1_000_000_000, 500_000_000),
+    kv_method="full",
+    kv_bytes=1000,
+    dtype="auto",
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("512", [512]),
+        ("0", [0]),
+        ("1,2,4", [1, 2, 4]),
+        ("1-3", [1, 2, 3]),
+        ("128-512+128", [128, 256, 384, 512]),
+        ("128-1000*2", [128, 256, 512]),
+        ("7,16-64*2,5-5", [7, 16, 32, 64, 5]),
+    ],
+)
+def test_numbers_reads_lists_and_ranges(text: str, values: list[int]) -> None:
+    assert numbers(text) == values
+
+
+@pytest.mark.parametrize(
+    "text", ["", "x", "1,,2", "-1", "5-1", "1-9*1", "0-9*2", "1-9+0", "1-99999999", "99999999999", "1-5000"]
+)
+def test_numbers_refuses_what_is_no_list(text: str) -> None:
+    with pytest.raises(ValueError, match=r"[:;] "):
+        numbers(text)
+
+
+def test_prompt_and_gen() -> None:
+    assert prompt_and_gen("512,128") == (512, 128)
+    with pytest.raises(ValueError, match="write prompt and generated tokens as"):
+        prompt_and_gen("512")
+
+
+def test_plan_runs_all_combinations() -> None:
+    args = build_parser().parse_args(
+        ["-p", "0,16", "-n", "8", "-n", "4", "-pg", "16,8", "-d", "0,32", "-t", "1,2"]
+    )
+    planned = plan(args)
+    assert [setup.threads for setup, _ in planned] == [1, 2]
+    names = ["pp16", "tg8", "tg4", "pp16+tg8"]
+    for _, tests in planned:
+        assert [test.name for test in tests] == names + [f"{name} @ d32" for name in names]
+
+
+def test_plan_has_llama_bench_defaults() -> None:
+    [(setup, tests)] = plan(build_parser().parse_args([]))
+    assert [test.name for test in tests] == ["pp512", "tg128"]
+    assert (setup.n_batch, setup.n_ubatch, setup.cache_type, setup.kv) == (2048, 512, "f16", "full")
+    assert shown_columns([setup]) == []
+    assert shown_columns([setup, replace(setup, n_batch=64)]) == ["n_batch"]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [["-r", "0"], ["--delay", "-1"], ["-ctk", "f16", "-ctv", "f32"], ["-t", "0"], ["-p", "0", "-n", "0"]],
+)
+def test_plan_refuses(flags: list[str]) -> None:
+    with pytest.raises(UsageError):
+        plan(build_parser().parse_args(flags))
+
+
+def test_record_statistics() -> None:
+    fields = RECORD.fields()
+    assert fields["samples_ts"] == [128.0, 256.0]
+    assert fields["avg_ts"] == 192.0
+    assert fields["stddev_ts"] == pytest.approx(90.5097, abs=1e-4)
+    assert fields["avg_ns"] == 750_000_000
+    assert replace(RECORD, samples_ns=(5,)).fields()["stddev_ts"] == 0.0
+    first, last = list(fields)[:8], list(fields)[-12:]
+    assert " ".join(first) == (
+        "build_commit build_number cpu_info gpu_info backends model_filename model_type model_size"
+    )
+    assert " ".join(last) == (
+        "n_gen n_depth test_time avg_ns stddev_ns avg_ts stddev_ts samples_ns samples_ts "
+        "kv_method kv_bytes dtype"
+    )
+
+
+def written(name: str, extra_columns: list[str] | None = None) -> str:
+    form, columns = FORMATS[name], extra_columns or []
+    rows = [
+        form.row(record, index, columns)
+        for index, record in enumerate([RECORD, replace(RECORD, n_gen=0, n_prompt=512)])
+    ]
+    return form.header(columns) + "".join(rows) + form.footer(RECORD)
+
+
+def test_markdown_table() -> None:
+    lines = written("md", ["n_batch"]).splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[:4]]
+    assert cells[0] == ["model", "size", "params", "backend", "threads", "n_batch", "test", "t/s"]
+    assert all(re.fullmatch(r"-+:?", cell) for cell in cells[1])
+    assert cells[2][:6] == ["llama 135M Q4_1", "91.55 MiB", "134.52 M", "CPU", "2", "2048"]
+    assert cells[2][6:] == ["tg128 @ d4096", "192.00 ± 90.51"]
+    assert cells[3][6] == "pp512 @ d4096"
+    assert len({len(line) for line in lines[:4]}) == 1
+    assert lines[-1] == "build: abc1234 (7)"
+
+
+def test_json_and_jsonl_hold_the_fields() -> None:
+    expected = json.loads(json.dumps(RECORD.fields()))
+    assert json.loads(written("json"))[0] == expected
+    assert json.loads(FORMATS["json"].header([]) + FORMATS["json"].footer(None)) == []
+    assert json.loads(written("jsonl").splitlines()[0]) == expected
+
+
+def test_csv_and_sql_hold_the_fields() -> None:
+    expected = {name: value for name, value in RECORD.fields().items() if not name.startswith("samples")}
+    rows = list(csv.DictReader(io.StringIO(written("csv"))))
+    assert len(rows) == 2
+    assert list(rows[0]) == list(expected)
+    assert rows[0]["model_filename"] == "it's.gguf"
+    with sqlite3.connect(":memory:") as database:
+        database.executescript(written("sql"))
+        database.row_factory = sqlite3.Row
+        stored = [dict(row) for row in database.execute("SELECT * FROM llama_bench")]
+    assert stored[0] == expected
+    assert stored[1]["n_prompt"] == 512
+
+
+def test_names_and_units() -> None:
+    assert test_name(512, 0, 0) == "pp512"
+    assert test_name(512, 128, 0) == "pp512+tg128"
+    assert format_bytes(3 << 30) == "3.00 GiB"
+    assert format_params(7_620_000_000) == "7.62 B"
+
+
+@pytest.mark.parametrize("family", TINY_FAMILIES)
+def test_model_facts_count_what_is_stored(family: str, tmp_path: Path) -> None:
+    n_params = sum(array.size for array in tiny_weights(family).values())
+    facts = model_facts(resolve(tiny_dir(family)), "tiny")
+    assert (facts.n_params, facts.size_bytes) == (n_params, 2 * n_params)
+    assert facts.type_name.endswith("BF16")
+    n_factors = 8 if family.startswith("llama") else 0
+    facts = model_facts(resolve(write_tiny_gguf(family, tmp_path / "model.gguf")), "tiny")
+    assert (facts.n_params, facts.size_bytes) == (n_params + n_factors, 4 * (n_params + n_factors))
+    assert facts.type_name.endswith("F32")
+
+
+def test_machine_and_build_are_named() -> None:
+    commit, number = build()
+    assert commit
+    assert number >= 0
+    assert cpu_info()
+
+
+def test_a_run_prints_records(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = write_tiny_gguf("qwen3", tmp_path / "model.gguf")
+    flags = ["-m", str(path), "-p", "33", "-n", "3", "-pg", "5,2", "-d", "0,17", "-r", "2", "-t", "1"]
+    assert bench.main([*flags, "-o", "jsonl", "-oe", "md", "-b", "16", "--progress"]) == 0
+    printed = capsys.readouterr()
+    records = [json.loads(line) for line in printed.out.splitlines()]
+    tests = [(r["n_prompt"], r["n_gen"], r["n_depth"]) for r in records]
+    assert tests == [(33, 0, 0), (0, 3, 0), (5, 2, 0), (33, 0, 17), (0, 3, 17), (5, 2, 17)]
+    for record in records:
+        assert len(record["samples_ns"]) == 2
+        assert min(record["samples_ts"]) > 0
+        assert (record["n_threads"], record["kv_method"]) == (1, "full")
+        assert record["kv_bytes"] > 0
+    assert "pp5+tg2 @ d17" in printed.err
+
+
+def test_an_unknown_model_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench.main(["-m", "smollm3-135n", "--offline", "-o", "jsonl"]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert re.fullmatch(r"yakvrt: error: [^\n]+\n", printed.err)
+
+
+@pytest.fixture
+def bench_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "bench"))
+
+
+@pytest.mark.usefixtures("bench_path")
+def test_meter_tells_own_work_from_that_of_others() -> None:
+    from quiet import Meter
+
+    burning = "import time\nend = time.process_time() + 0.3\nwhile time.process_time() < end: pass"
+    with Meter() as own:
+        exec(burning)
+    assert own.own_cpus > 0.3
+    with Meter() as other:
+        subprocess.run([sys.executable, "-c", burning], check=True)
+    assert other.other_cpus > 0.3
+    assert not other.quiet
+
+
+@pytest.mark.usefixtures("bench_path")
+def test_result_file_replaces_or_leaves_alone(tmp_path: Path) -> None:
+    import result_file
+
+    path = tmp_path / "results" / "x.json"
+    result_file.write(path, {"facts": result_file.facts()})
+    assert json.loads(path.read_text())["facts"]["cpus_allowed"] >= 1
+    with pytest.raises(TypeError):
+        result_file.write(path, {"no json": np.float32})
+    assert json.loads(path.read_text())["facts"]
+    assert [p.name for p in path.parent.iterdir()] == ["x.json"]
