@@ -124,6 +124,18 @@ def test_what_ends_generation() -> None:
     assert tokenizer_from_gguf(metadata).eos_ids == {300, 301, 302}
 
 
+def test_chat_templates_of_the_file() -> None:
+    metadata = metadata_of(original("gpt-2"), "gpt-2")
+    assert not tokenizer_from_gguf(metadata).has_chat_template
+    metadata["tokenizer.chat_template"] = "{{ bos_token }}{{ eos_token }}"
+    metadata["tokenizer.chat_template.tool_use"] = "tools"
+    metadata["tokenizer.chat_templates"] = ["tool_use"]
+    tokenizer = tokenizer_from_gguf(metadata)
+    hello = [{"role": "user", "content": "Hi"}]
+    assert tokenizer.render_chat(hello) == "<|im_start|><|im_end|>"
+    assert tokenizer.render_chat(hello, tools=[{"name": "f"}]) == "tools"
+
+
 # SentencePiece
 
 

@@ -197,12 +197,7 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
     ends = [vocabulary.special_id(name) for name in ("eot", "eom", "fim_pad", "fim_rep", "fim_sep")]
     control = vocabulary.ids_of(TokenType.CONTROL)
     named = [index for index in control if vocabulary.tokens[index] in END_TOKENS]
-    sources = {
-        key.removeprefix("tokenizer.chat_template.").removeprefix("tokenizer.chat_template")
-        or "default": source
-        for key, source in metadata.items()
-        if key.startswith("tokenizer.chat_template") and isinstance(source, str)
-    }
+    sources = _gguf_templates(metadata)
     named_ids = {"bos_token": bos, "eos_token": eos}
     texts = {name: vocabulary.tokens[index] for name, index in named_ids.items() if index is not None}
     return Tokenizer(
@@ -213,6 +208,16 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
         sentencepiece=spm,
         strip_space=vocabulary.add_space_prefix,
     )
+
+
+def _gguf_templates(metadata: Mapping[str, Any]) -> dict[str, str]:
+    # By key, because the values of a GGUF file are decoded when asked for.
+    names = {
+        key: key.removeprefix("tokenizer.chat_template").removeprefix(".") or "default"
+        for key in metadata
+        if key == "tokenizer.chat_template" or key.startswith("tokenizer.chat_template.")
+    }
+    return {name: source for key, name in names.items() if isinstance(source := metadata[key], str)}
 
 
 def tokenizer_from_files(
