@@ -128,7 +128,7 @@ def add_sampling_arguments(parser: argparse.ArgumentParser, *, logprobs: bool = 
     """The flags of sampling and stopping; unset ones follow the model, else llama.cpp."""
     add = parser.add_argument_group("sampling (defaults: the model's, else these)").add_argument
     n_flags = ("-n", "--predict", "--n-predict", "--max-tokens")
-    add(*n_flags, type=at_least(-2), dest="max_tokens", metavar="N", help="-1: until the context is full (-1)")
+    add(*n_flags, type=at_least(-2), dest="max_tokens", metavar="N", help="-1 fills the context (-1)")
     add("-s", "--seed", type=kind("a whole number", int), metavar="N", help="-1 draws one (-1)")
     add("--temp", "--temperature", type=real, dest="temperature", metavar="T", help="0 is greedy (0.8)")
     add("--top-k", type=at_least(-1), metavar="N", help="0 is off (40)")
