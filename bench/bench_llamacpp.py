@@ -99,7 +99,7 @@ def main() -> int:
     sides, load_s = [Side("yakvrt", engine.session(), our_thread)], {"yakvrt": time.perf_counter() - began}
     for file in [path, *args.llama_file]:
         began, name = time.perf_counter(), f"llama.cpp {file.name}"
-        llama = their_thread.submit(LlamaCpp, file, ctx_size, engine.threads).result()
+        llama = their_thread.submit(LlamaCpp, file, ctx_size, engine.n_threads).result()
         sides.append(Side(name, llama, their_thread))
         load_s[name] = time.perf_counter() - began
 
@@ -139,7 +139,7 @@ def main() -> int:
         "bench": "llamacpp",
         **result_file.facts(),
         "model": path.name,
-        "threads": engine.threads,
+        "threads": engine.n_threads,
         "load_s": {name: round(seconds, 3) for name, seconds in load_s.items()},
         "agreement": agreements,
         "ratios": ratios,

@@ -37,7 +37,7 @@ make_venv() {
     elif "$base" -c 'import venv, pip' 2>/dev/null; then
         # Debian's python3 without python3-venv: venv works, only the bundled pip is missing.
         "$base" -m venv --clear --without-pip "$prefix"
-        "$base" -m pip --python "$prefix/bin/python" install --quiet --disable-pip-version-check pip
+        "$base" -m pip --python "$prefix/bin/python" install -qq --disable-pip-version-check pip
     else
         say "$base has neither ensurepip nor pip: install them (Debian and Ubuntu: apt install python3-venv), or activate a virtual environment, and run this again."
         return 1
@@ -62,7 +62,7 @@ ready_python() {
     wanted="$root $(cksum <"$root/pyproject.toml")"
     if [[ "$(cat "$stamp" 2>/dev/null || true)" != "$wanted" ]]; then
         say "installing yakvrt$extras into $prefix (once)"
-        "$python" -m pip install --quiet --disable-pip-version-check --editable "$root$extras"
+        "$python" -m pip install -qq --disable-pip-version-check --editable "$root$extras"
         printf '%s\n' "$wanted" >"$stamp"
     fi
 }

@@ -96,7 +96,7 @@ def test_plan_runs_all_combinations() -> None:
 def test_plan_has_llama_bench_defaults() -> None:
     [(setup, tests)] = plan(build_parser().parse_args([]))
     assert [test.name for test in tests] == ["pp512", "tg128"]
-    assert (setup.n_batch, setup.n_ubatch, setup.cache_type, setup.kv) == (2048, 512, "f16", "full")
+    assert (setup.n_batch, setup.n_ubatch, setup.cache_type, setup.kv) == (2048, None, "f16", "full")
     assert shown_columns([setup]) == []
     assert shown_columns([setup, replace(setup, n_batch=64)]) == ["n_batch"]
 
@@ -195,9 +195,23 @@ def test_machine_and_build_are_named() -> None:
     assert cpu_info()
 
 
-def test_a_run_prints_records(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    path = write_tiny_gguf("qwen3", tmp_path / "model.gguf")
-    flags = ["-m", str(path), "-p", "33", "-n", "3", "-pg", "5,2", "-d", "0,17", "-r", "2", "-t", "1"]
+def test_a_run_prints_records(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = [
+        "-m",
+        str(tiny_dir("qwen3")),
+        "-p",
+        "33",
+        "-n",
+        "3",
+        "-pg",
+        "5,2",
+        "-d",
+        "0,17",
+        "-r",
+        "2",
+        "-t",
+        "1",
+    ]
     assert bench.main([*flags, "-o", "jsonl", "-oe", "md", "-b", "16", "--progress"]) == 0
     printed = capsys.readouterr()
     records = [json.loads(line) for line in printed.out.splitlines()]

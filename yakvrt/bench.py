@@ -16,7 +16,7 @@ from yakvrt.bench_records import FORMATS, Record
 from yakvrt.cli_parsing import parse
 
 if TYPE_CHECKING:
-    from yakvrt.engine import Session
+    from yakvrt.session import Session
 
 SEED = 1234
 
@@ -55,23 +55,28 @@ def measure(
 def records_of(setup: Setup, tests: Sequence[Test], args: argparse.Namespace) -> Iterator[Record]:
     """Loads one engine and yields a record for each test as it ends."""
     import yakvrt
-    from yakvrt.bench_facts import build, cpu_info, model_facts
+    from yakvrt.bench_facts import build, cpu_info, dummy_facts, model_facts
+    from yakvrt.engine import DEFAULT_CHUNK
     from yakvrt.hub import resolve
 
     commit, number = build()
-    files = resolve(setup.model, offline=args.offline)
-    n_tokens = max(test.n_tokens for test in tests)
+    n_ubatch = setup.n_ubatch or DEFAULT_CHUNK
     with yakvrt.load(
         setup.model,
-        ctx_size=n_tokens,
+        ctx_size=max(test.n_tokens for test in tests),
         threads=setup.threads,
         cache_type=setup.cache_type,
         kv=setup.kv,
         dtype=setup.dtype,
-        ubatch_size=setup.n_ubatch,
+        ubatch_size=n_ubatch,
+        load_format=args.load_format,
         offline=args.offline,
     ) as engine:
-        facts = model_facts(files, engine.config.family)
+        if args.load_format == "dummy":
+            path, facts = setup.model, dummy_facts(engine)
+        else:
+            files = resolve(setup.model, offline=True)
+            path, facts = str(files.weights[0]), model_facts(files, engine.config.family)
         session = engine.session()
         for test in tests:
             time.sleep(args.delay)
@@ -87,13 +92,13 @@ def records_of(setup: Setup, tests: Sequence[Test], args: argparse.Namespace) ->
                 cpu_info=cpu_info(),
                 gpu_info="",
                 backends="CPU",
-                model_filename=str(files.weights[0]),
+                model_filename=path,
                 model_type=facts.type_name,
                 model_size=facts.size_bytes,
                 model_n_params=facts.n_params,
                 n_batch=setup.n_batch,
-                n_ubatch=setup.n_ubatch,
-                n_threads=engine.threads,
+                n_ubatch=n_ubatch,
+                n_threads=engine.n_threads,
                 type_k=setup.cache_type,
                 type_v=setup.cache_type,
                 n_prompt=test.n_prompt,
@@ -102,8 +107,8 @@ def records_of(setup: Setup, tests: Sequence[Test], args: argparse.Namespace) ->
                 test_time=began,
                 samples_ns=samples,
                 kv_method=setup.kv,
-                dtype=setup.dtype,
                 kv_bytes=int(session.kv["bytes"]),
+                dtype=setup.dtype,
             )
 
 

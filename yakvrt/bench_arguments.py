@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from yakvrt.bench_records import FORMATS, test_name
-from yakvrt.cli_arguments import DEFAULT_MODEL, DEFAULT_UBATCH
+from yakvrt.cli_arguments import DEFAULT_MODEL
 from yakvrt.cli_parsing import Parser
 from yakvrt.terminal import UsageError
 
@@ -39,7 +39,7 @@ class Test:
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """One engine to load; threads None leaves the number to the engine."""
+    """One engine to load; None leaves a number to the engine."""
 
     model: str
     kv: str
@@ -47,7 +47,7 @@ class Setup:
     cache_type: str
     threads: int | None
     n_batch: int
-    n_ubatch: int
+    n_ubatch: int | None
 
 
 def numbers(text: str) -> list[int]:
@@ -139,7 +139,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     many("-d", "--n-depth", read=numbers, shown="N", help="tokens already in the context (0)")
     many("-b", "--batch-size", read=numbers, shown="N", help="tokens handed over at once (2048)")
-    many("-ub", "--ubatch-size", read=numbers, shown="N", help=f"prefill chunk ({DEFAULT_UBATCH})")
+    many("-ub", "--ubatch-size", read=numbers, shown="N", help="prefill chunk (the engine's)")
     many("-t", "--threads", read=numbers, shown="N", help="threads (the physical cores)")
     many("-ctk", "--cache-type-k", read=words, shown="TYPE", help="KV cache type, K and V (f16)")
     many("-ctv", "--cache-type-v", read=words, shown="TYPE", help="the same; may not differ from -ctk")
@@ -150,6 +150,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--delay", type=float, default=0.0, metavar="SECONDS", help="pause before each test (0)")
     p.add_argument("--no-warmup", action="store_true", help="time the first run as well")
     p.add_argument("--progress", action="store_true", help="say on stderr what is being run")
+    p.add_argument("--load-format", choices=("auto", "dummy"), default="auto", help="dummy: random weights")
     p.add_argument("--offline", action="store_true", help="use no network")
     p.add_argument("-o", "--output", choices=list(FORMATS), default="md", help="format on stdout (md)")
     p.add_argument("-oe", "--output-err", choices=list(FORMATS), help="format on stderr as well")
@@ -174,7 +175,8 @@ def plan(args: argparse.Namespace) -> list[tuple[Setup, list[Test]]]:
     if flat(args.cache_type_v, cache_types) != cache_types:
         raise UsageError("-ctv differs from -ctk, and K and V of one cache share a type: leave -ctv out")
     threads: list[int | None] = [*flat(args.threads, [])] or [None]
-    batches, ubatches = flat(args.batch_size, [2048]), flat(args.ubatch_size, [DEFAULT_UBATCH])
+    batches = flat(args.batch_size, [2048])
+    ubatches: list[int | None] = [*flat(args.ubatch_size, [])] or [None]
     if 0 in (*threads, *batches, *ubatches):
         raise UsageError("-t, -b and -ub must be at least 1: leave out the 0")
 
@@ -204,6 +206,6 @@ def shown_columns(setups: Sequence[Setup]) -> list[str]:
         "kv_method": {setup.kv for setup in setups} - {"full"},
         "dtype": {setup.dtype for setup in setups} - {"auto"},
         "n_batch": {setup.n_batch for setup in setups} - {2048},
-        "n_ubatch": {setup.n_ubatch for setup in setups} - {DEFAULT_UBATCH},
+        "n_ubatch": {setup.n_ubatch for setup in setups} - {None},
     }
     return [name for name, unusual in columns.items() if unusual]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from yakvrt.engine import Engine
     from yakvrt.model_files import ModelFiles
 
 MAX_HEADER_BYTES = 100_000_000
@@ -64,8 +65,17 @@ def model_facts(files: ModelFiles, family: str) -> ModelFacts:
             n_params += n_elements
             size_bytes += n_bytes
     most = counts.most_common(1)[0][0] if counts else "none"
-    label = f"{n_params / 1e9:.1f}B" if n_params >= 1e9 else f"{n_params / 1e6:.0f}M"
-    return ModelFacts(f"{family} {label} {most}", n_params, size_bytes)
+    return ModelFacts(f"{family} {_label(n_params)} {most}", n_params, size_bytes)
+
+
+def dummy_facts(engine: Engine) -> ModelFacts:
+    """Facts of random weights, which no file holds: as the engine keeps them."""
+    n_params = engine.config.n_params
+    return ModelFacts(f"{engine.config.family} {_label(n_params)} dummy", n_params, engine.weight_bytes)
+
+
+def _label(n_params: int) -> str:
+    return f"{n_params / 1e9:.1f}B" if n_params >= 1e9 else f"{n_params / 1e6:.0f}M"
 
 
 def _tensors(path: Path) -> list[tuple[str, int, int]]:
