@@ -24,10 +24,9 @@ from yakvrt.cli_parsing import Parser, parse
 from yakvrt.prompt_text import chat_tokenizer, read_file, read_text
 
 if TYPE_CHECKING:
-    from yakvrt.engine import Session
-
+    from yakvrt.prompt_text import AnyTokenizer
     from yakvrt.sampler import SamplingParams
-    from yakvrt.tokenizer import Tokenizer
+    from yakvrt.session import Session
 
 HELP = """/exit         leave (also Ctrl-D)
 /clear        forget the conversation
@@ -81,7 +80,7 @@ class Conversation:
     def __init__(
         self,
         session: Session,
-        tokenizer: Tokenizer,
+        tokenizer: AnyTokenizer,
         params: SamplingParams,
         system: str | None,
         template_kwargs: dict[str, Any],
@@ -139,7 +138,7 @@ class Conversation:
             # One seed for all would give /regen the same answer again.
             seed += self._n_answers
         params = replace(self._params, seed=seed)
-        bar = terminal.TokenBar("reading")
+        bar = terminal.Bar("reading")
         try:
             ids = self._tokenizer.encode_chat(self.messages, **self._template_kwargs)
             with Sequence(self._session, self._tokenizer, ids, params, progress=bar) as sequence:

@@ -10,15 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from yakvrt.cli_parsing import kind
 from yakvrt.prompt_text import unescape
-from yakvrt.terminal import UsageError
+from yakvrt.terminal import Bar, UsageError
 
 if TYPE_CHECKING:
     from yakvrt.engine import Engine
-
     from yakvrt.sampler import SamplingParams
 
 DEFAULT_MODEL = "smollm2-135m"
-DEFAULT_UBATCH = 512
 MAX_IDS = 1 << 24
 LOGIT_BIAS = re.compile(r"(\d{1,10})([+-])(inf|\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+)")
 
@@ -71,8 +69,14 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, ctx_size: int = 0) -
         help=f"name, hub repo, file or directory ({DEFAULT_MODEL})",
     )
     add("-c", "--ctx-size", type=at_least(0), default=ctx_size, metavar="N", help=f"context length ({shown})")
-    add("-b", "--batch-size", type=at_least(1), metavar="N", help="upper limit of --ubatch-size")
-    add("-ub", "--ubatch-size", type=at_least(1), metavar="N", help=f"prefill chunk ({DEFAULT_UBATCH})")
+    add("-b", "--batch-size", type=at_least(1), metavar="N", help="upper limit of -ub")
+    add(
+        "-ub",
+        "--ubatch-size",
+        type=at_least(1),
+        metavar="N",
+        help="prompt tokens computed at once (the engine's)",
+    )
     add("-t", "--threads", type=at_least(-1, 4096), metavar="N", help="threads (the physical cores)")
     add(
         "--dtype",
@@ -181,25 +185,24 @@ def cache_type(args: argparse.Namespace) -> str:
 
 def load_engine(args: argparse.Namespace) -> Engine:
     """Load the model that the flags ask for."""
-    kv_type = cache_type(args)
-    ubatch = args.ubatch_size
-    if args.batch_size is not None:
-        ubatch = min(args.batch_size, ubatch or DEFAULT_UBATCH)
+    chunks = [n for n in (args.ubatch_size, args.batch_size) if n is not None]
+    chosen: dict[str, Any] = {"ubatch_size": min(chunks)} if chunks else {}
+    chosen["cache_type"] = cache_type(args)
     import yakvrt
 
-    engine: Engine = yakvrt.load(
-        args.model,
-        ctx_size=args.ctx_size,
-        threads=args.threads if args.threads and args.threads > 0 else None,
-        dtype=args.dtype,
-        cache_type=kv_type,
-        kv=args.kv,
-        ubatch_size=ubatch or DEFAULT_UBATCH,
-        load_format=args.load_format,
-        offline=args.offline,
-        progress=True,
-    )
-    return engine
+    with Bar("loading") as bar:
+        return yakvrt.load(
+            args.model,
+            ctx_size=args.ctx_size,
+            threads=args.threads if args.threads and args.threads > 0 else None,
+            dtype=args.dtype,
+            kv=args.kv,
+            load_format=args.load_format,
+            offline=args.offline,
+            progress=bar.loading,
+            download_progress=True,
+            **chosen,
+        )
 
 
 def sampling_overrides(args: argparse.Namespace) -> dict[str, Any]:

@@ -21,8 +21,8 @@ from yakvrt.prompt_text import chat_tokenizer, read_text
 from yakvrt.terminal import UsageError
 
 if TYPE_CHECKING:
+    from yakvrt.prompt_text import AnyTokenizer
     from yakvrt.sequence import Sequence
-    from yakvrt.tokenizer import Tokenizer
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -54,12 +54,15 @@ def _generate(args: argparse.Namespace) -> int:
     if text == "":
         raise ValueError("the prompt is empty; give some text with -p, -f or stdin")
     with load_engine(args) as engine:
+        from yakvrt.no_tokenizer import NoTokenizer
         from yakvrt.sequence import Sequence
 
+        if isinstance(engine.tokenizer, NoTokenizer) and not args.json:
+            raise UsageError("the model has no tokenizer to print text with; --json shows its ids, add it")
         tokenizer = chat_tokenizer(engine.tokenizer, args.chat_template_file)
         ids = args.prompt_ids or _encode(tokenizer, str(text), args)
         params = sampling_params(engine, overrides)
-        bar = terminal.TokenBar("reading the prompt")
+        bar = terminal.Bar("reading the prompt")
         session = engine.session()
         with Sequence(session, tokenizer, ids, params, owns_session=True, progress=bar) as sequence:
             if args.verbose:
@@ -101,7 +104,7 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError("--logprobs is printed by --json only; add --json")
 
 
-def _encode(tokenizer: Tokenizer, text: str, args: argparse.Namespace) -> list[int]:
+def _encode(tokenizer: AnyTokenizer, text: str, args: argparse.Namespace) -> list[int]:
     """The prompt's ids: a user turn when the model has a chat template, else plain text."""
     wanted = args.system_prompt is not None or args.chat_template_kwargs is not None
     if args.raw or not (tokenizer.has_chat_template or wanted):
@@ -122,11 +125,12 @@ def _stream(sequence: Sequence, *, silent: bool) -> int:
     return 0
 
 
-def _record(sequence: Sequence, tokenizer: Tokenizer, model: str) -> dict[str, Any]:
+def _record(sequence: Sequence, tokenizer: AnyTokenizer, model: str) -> dict[str, Any]:
     """What --json prints."""
 
     def entry(token: int, logprob: float | None) -> dict[str, Any]:
-        return {"id": token, "token": tokenizer.decode([token], skip_special=False), "logprob": logprob}
+        stream = tokenizer.stream(skip_special=False, continues=True)
+        return {"id": token, "token": stream.push(token) + stream.flush(), "logprob": logprob}
 
     logprobs = None
     if sequence.logprobs is not None:

@@ -17,7 +17,7 @@ from yakvrt.terminal import UsageError
 
 if TYPE_CHECKING:
     from yakvrt.kl_divergence import Doubles, Floats, Tokens
-    from yakvrt.tokenizer import Tokenizer
+    from yakvrt.prompt_text import AnyTokenizer
 
 DEFAULT_CTX = 512
 # Rows scored at once: the vocabulary is wide, and whole chunks of float32 temporaries would cost a gigabyte.
@@ -85,7 +85,7 @@ def window_blocks(session: ScoringSession, window: Tokens) -> Iterator[tuple[Tok
         yield window[first + 1 + at : first + 1 + at + len(rows)], rows
 
 
-def cut_windows(tokenizer: Tokenizer, text: str, n_ctx: int, chunks: int) -> Tokens:
+def cut_windows(tokenizer: AnyTokenizer, text: str, n_ctx: int, chunks: int) -> Tokens:
     """The text's tokens in windows of n_ctx; BOS takes the place of each first token if the model uses one.
 
     Shapes: (chunks, n_ctx)

@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from yakvrt.no_tokenizer import NoTokenizer
     from yakvrt.tokenizer import Tokenizer
+
+    AnyTokenizer = Tokenizer | NoTokenizer
 
 MAX_TEXT_BYTES = 256 << 20
 ESCAPE = re.compile(r"\\(x[0-9A-Fa-f]{1,2}|[ntr\\'\"])")
@@ -53,8 +56,9 @@ def decode_text(data: bytes, source: str) -> str:
         raise ValueError(f"{source} is not UTF-8 text (byte {error.start}); convert it first") from None
 
 
-def chat_tokenizer(tokenizer: Tokenizer, template_file: str | None) -> Tokenizer:
+def chat_tokenizer(tokenizer: AnyTokenizer, template_file: str | None) -> AnyTokenizer:
     """The model's tokenizer, with the file's chat template in place of the model's when one is named."""
-    return (
-        tokenizer if template_file is None else tokenizer.with_chat_template(read_file(Path(template_file)))
-    )
+    if template_file is None:
+        return tokenizer
+    source = read_file(Path(template_file))
+    return tokenizer.with_chat_template(source)

@@ -12,6 +12,7 @@ from yakvrt.sampler import Logits, Sampled, Sampler, SamplingParams
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from yakvrt.no_tokenizer import NoTokenizer
     from yakvrt.tokenizer import Tokenizer
 
 Progress = Callable[[int, int], None]
@@ -94,7 +95,7 @@ class Sequence:
     def __init__(
         self,
         session: SlotSession,
-        tokenizer: Tokenizer,
+        tokenizer: Tokenizer | NoTokenizer,
         prompt_ids: IdSequence[int],
         params: SamplingParams,
         *,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 BROKEN_PIPE = 141
-LONG_PROMPT = 512
+PATIENCE = 1.0  # seconds
 
 
 class UsageError(Exception):
@@ -96,26 +97,36 @@ def footer(timings: Mapping[str, float]) -> None:
     print(f"\033[2m{line}\033[0m" if sys.stderr.isatty() else line, file=sys.stderr, flush=True)
 
 
-class TokenBar:
-    """A bar over the tokens of a long piece of work, on stderr when that is a terminal.
+class Bar:
+    """A progress bar on stderr, shown only on a terminal and once the work has taken a second.
 
-    Call it with the tokens done and the tokens to do; it disappears when all are done.
+    Call it with what is done and what is to do; it disappears when all is done or on close().
     """
 
-    __slots__ = ("_bar", "_title")
+    __slots__ = ("_bar", "_said", "_started", "_title")
 
     def __init__(self, title: str) -> None:
         self._title = title
+        self._started = time.monotonic()
         self._bar: Progress | None = None
+        self._said = False
 
     def __call__(self, done: int, total: int) -> None:
         if self._bar is None:
-            if total < LONG_PROMPT or done >= total or not sys.stderr.isatty():
+            if done >= total or time.monotonic() - self._started < PATIENCE or not sys.stderr.isatty():
                 return
             self._bar = self._start(total)
-        self._bar.update(self._bar.task_ids[0], completed=done)
+        self._bar.update(self._bar.task_ids[0], description=self._title, completed=done, total=total)
         if done >= total:
             self.close()
+
+    def loading(self, what: str, done: int, total: int) -> None:
+        """Show a step of loading; compiling takes long enough to be said without a terminal too."""
+        self._title = what.partition(":")[0]
+        if what.startswith("compiling") and not self._said and not sys.stderr.isatty():
+            note(self._title)
+            self._said = True
+        self(done, total)
 
     def _start(self, total: int) -> Progress:
         from rich.console import Console
@@ -132,3 +143,9 @@ class TokenBar:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -122,9 +122,8 @@ def vmin(builder: Any, a: Any, b: Any) -> Any:
 
 
 def round_even(builder: Any, x: Any) -> Any:
-    """Nearest integer, ties to even, for |x| < 2^22."""
-    magic = const(V16F32, 12582912.0)
-    return builder.fsub(builder.fadd(x, magic), magic)
+    """Nearest integer, ties to even. (Adding and subtracting 1.5 * 2^23 would do, but `reassoc` removes it.)"""
+    return call(builder, "llvm.rint.v16f32", V16F32, x)
 
 
 def sum_lanes(builder: Any, v: Any) -> Any:

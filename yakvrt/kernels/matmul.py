@@ -28,10 +28,11 @@ def tile_shape(wide: bool, n_tokens: int) -> int:
 
 
 def matmul_cpu(format_name: str, n_tokens: int) -> Any:
-    """Kernel: args = out, out_stride, weights, n_tiles, n_cols, x, scales, n_rows*, bias, accumulate.
+    """Kernel: args = out, out_stride, weights, n_tiles, n_cols, x, scales, n_rows*, bias, accumulate, experts.
 
     `n_tokens` tokens are packed together. One token: threads share the tiles evenly, so that sibling matmuls may
-    run without a barrier between them. Several: threads draw tiles from the shared counter, largest work first.
+    run without a barrier between them. Several: threads draw tiles from the shared counter.
+    `experts` (int64 per pack, or 0) names the matrix of a stack, each of n_tiles tiles, that a pack multiplies.
     """
     from ..cpu import vector_ops as v
     from ..cpu.simd import FEATURES
@@ -49,7 +50,7 @@ def matmul_cpu(format_name: str, n_tokens: int) -> Any:
         weights, n_tiles, n_cols = v.get_i64(args + 16), v.get_i64(args + 24), v.get_i64(args + 32)
         x, scales = v.get_i64(args + 40), v.get_i64(args + 48)
         n_rows = v.get_i64(v.get_i64(args + 56))
-        bias, accumulate = v.get_i64(args + 64), v.get_i64(args + 72)
+        bias, accumulate, experts = v.get_i64(args + 64), v.get_i64(args + 72), v.get_i64(args + 80)
         tile_bytes = n_cols * float_column if float_column else n_cols // column_multiple * header
         pack_x = n_cols * code_bytes * n_tokens
         pack_scales = n_cols // 32 * term_bytes * n_tokens
@@ -63,8 +64,9 @@ def matmul_cpu(format_name: str, n_tokens: int) -> Any:
                 break
             for tile in range(first, last, step):
                 for pack in range(n_packs):
+                    expert = v.get_i64(experts + pack * 8) if experts else 0
                     multiply(
-                        weights + tile * tile_bytes,
+                        weights + (expert * n_tiles + tile) * tile_bytes,
                         n_cols,
                         x + pack * pack_x,
                         scales + pack * pack_scales,

@@ -20,22 +20,39 @@ def quantize_activations_ref(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def pack_activations_cpu(n_tokens: int, quantised: bool) -> Any:
-    """Kernel: args = codes, scales, x, x_stride, n_cols, n_rows*. Threads share the packs, or the columns of one token.
+    """Kernel: args = codes, scales, x, x_stride, n_cols, n_rows*, row_index. Threads share the packs, or the columns of one.
 
     Shapes: codes int8 [packs, cols/32, 8, n_tokens, 4] and scales float32 [packs, cols/32, 4, n_tokens] with the terms
     d, d*sum(block), d*sum(first half), d*sum(second half); unquantised codes float32 [packs, cols, n_tokens].
-    Rows that fill up the last pack repeat its first row.
+    Row i comes from row row_index[i] of x (int64), or from row i when row_index is 0; a row beyond n_rows, or of
+    index -1, fills its pack up with a copy of the pack's first row, whose results nobody reads.
     """
     from ..cpu import vector_ops as v
 
+    @v.inline
+    def source_row(i: int, n_rows: int, row_index: int) -> int:
+        first = i // n_tokens * n_tokens
+        if row_index:
+            row = v.get_i64(row_index + i * 8) if i < n_rows else -1
+            return row if row >= 0 else v.get_i64(row_index + first * 8)
+        return i if i < n_rows else first
+
     def pack_quantised(
-        codes: int, scales: int, x: int, x_stride: int, n_rows: int, pack: int, first: int, last: int
+        codes: int,
+        scales: int,
+        x: int,
+        x_stride: int,
+        n_rows: int,
+        row_index: int,
+        pack: int,
+        first: int,
+        last: int,
     ) -> None:
-        for block in range(first, last):
-            for m in range(n_tokens):
-                row = pack * n_tokens + m if pack * n_tokens + m < n_rows else pack * n_tokens
+        for m in range(n_tokens):
+            source = x + source_row(pack * n_tokens + m, n_rows, row_index) * x_stride
+            for block in range(first, last):
                 v.quantize_block(
-                    x + row * x_stride + block * 128,
+                    source + block * 128,
                     codes + (block * 8 * n_tokens + m) * 4,
                     4 * n_tokens,
                     scales + (block * 4 * n_tokens + m) * 4,
@@ -43,12 +60,20 @@ def pack_activations_cpu(n_tokens: int, quantised: bool) -> Any:
                 )
 
     def pack_floats(
-        codes: int, scales: int, x: int, x_stride: int, n_rows: int, pack: int, first: int, last: int
+        codes: int,
+        scales: int,
+        x: int,
+        x_stride: int,
+        n_rows: int,
+        row_index: int,
+        pack: int,
+        first: int,
+        last: int,
     ) -> None:
         for m in range(n_tokens):
-            row = pack * n_tokens + m if pack * n_tokens + m < n_rows else pack * n_tokens
+            source = x + source_row(pack * n_tokens + m, n_rows, row_index) * x_stride
             for col in range(first, last):
-                v.put_f32(codes + (col * n_tokens + m) * 4, v.get_f32(x + row * x_stride + col * 4))
+                v.put_f32(codes + (col * n_tokens + m) * 4, v.get_f32(source + col * 4))
 
     pack_columns = v.inline(pack_quantised if quantised else pack_floats)
     unit = 32 if quantised else 1
@@ -58,12 +83,12 @@ def pack_activations_cpu(n_tokens: int, quantised: bool) -> Any:
     def kernel(thread: int, n_threads: int, counter: int, args: int) -> None:
         codes, scales = v.get_i64(args), v.get_i64(args + 8)
         x, x_stride, n_cols = v.get_i64(args + 16), v.get_i64(args + 24), v.get_i64(args + 32)
-        n_rows = v.get_i64(v.get_i64(args + 40))
+        n_rows, row_index = v.get_i64(v.get_i64(args + 40)), v.get_i64(args + 48)
         n_packs = (n_rows + n_tokens - 1) // n_tokens
         units = n_cols // unit
         if n_packs == 1:
             first, last = units * thread // n_threads, units * (thread + 1) // n_threads
-            pack_columns(codes, scales, x, x_stride, n_rows, 0, first, last)
+            pack_columns(codes, scales, x, x_stride, n_rows, row_index, 0, first, last)
             return
         for pack in range(n_packs * thread // n_threads, n_packs * (thread + 1) // n_threads):
             pack_columns(
@@ -72,6 +97,7 @@ def pack_activations_cpu(n_tokens: int, quantised: bool) -> Any:
                 x,
                 x_stride,
                 n_rows,
+                row_index,
                 pack,
                 0,
                 units,

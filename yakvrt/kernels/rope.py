@@ -49,24 +49,25 @@ def rope_table_cpu() -> Any:
 
 
 def rope_cpu() -> Any:
-    """Kernel: args = x, x_stride, n_heads, half, table, n_rows*. In place; threads share the heads of all rows."""
+    """Kernel: args = out, x, stride (of both), n_heads, half, table, n_rows*. Threads share the heads of all rows."""
     from ..cpu import vector_ops as v
 
     def kernel(thread: int, n_threads: int, counter: int, args: int) -> None:
-        x, x_stride, n_heads = v.get_i64(args), v.get_i64(args + 8), v.get_i64(args + 16)
-        half, table, n_rows = v.get_i64(args + 24), v.get_i64(args + 32), v.get_i64(v.get_i64(args + 40))
+        out, x, stride, n_heads = v.get_i64(args), v.get_i64(args + 8), v.get_i64(args + 16), v.get_i64(args + 24)
+        half, table, n_rows = v.get_i64(args + 32), v.get_i64(args + 40), v.get_i64(v.get_i64(args + 48))
         n_units = n_rows * n_heads
         for unit in range(n_units * thread // n_threads, n_units * (thread + 1) // n_threads):
             row, head = unit // n_heads, unit % n_heads
-            low = x + row * x_stride + head * half * 8
-            high = low + half * 4
+            offset = row * stride + head * half * 8
+            low, high = x + offset, x + offset + half * 4
+            out_low, out_high = out + offset, out + offset + half * 4
             cos = table + row * half * 8
             sin = cos + half * 4
             # half is a multiple of 8: the scalar loop vectorises
             for i in range(0, half * 4, 4):
                 a, b = v.get_f32(low + i), v.get_f32(high + i)
                 c, s = v.get_f32(cos + i), v.get_f32(sin + i)
-                v.put_f32(low + i, a * c - b * s)
-                v.put_f32(high + i, b * c + a * s)
+                v.put_f32(out_low + i, a * c - b * s)
+                v.put_f32(out_high + i, b * c + a * s)
 
     return kernel

@@ -1,0 +1,162 @@
+"""The CPU backend: weights in tiles, KV rows, recorders and the steps they make."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..kernels.tile_layout import LAYOUTS, ROWS
+from ..ops import Batch, Buffer, KvRows
+from .kernel_cache import KernelCache, Progress
+from .kernel_spec import KernelSpec, kernel
+from .memory import ROW_FLOATS, aligned, aligned_array, padded
+from .recorder import Recorder
+from .tape import Tape
+from .team import Team
+from .topology import default_threads
+
+
+@dataclass(frozen=True, slots=True)
+class TiledMatrix:
+    """A weight matrix in tiles, or `n_experts` of equal shape one after the other.
+
+    Shapes: tiles uint8 [n_experts * n_tiles * tile bytes]; bias float32 [padded rows].
+    """
+
+    format: str
+    n_rows: int
+    n_cols: int
+    n_experts: int
+    tiles: np.ndarray
+    bias: np.ndarray | None = None
+
+    @property
+    def n_tiles(self) -> int:
+        """Tiles of one expert; even, since kernels take them in pairs."""
+        return padded(self.n_rows, ROW_FLOATS) // ROWS
+
+    @property
+    def n_bytes(self) -> int:
+        return self.tiles.nbytes
+
+
+def tiled_bytes(format_name: str, n_rows: int, n_cols: int, n_experts: int = 1) -> int:
+    """Bytes of a matrix in tiles."""
+    n_tiles = padded(n_rows, ROW_FLOATS) // ROWS
+    return n_experts * n_tiles * LAYOUTS[format_name].tile_bytes(n_cols)
+
+
+class Step:
+    """A recorded step: fill `batch`, call run(), read `logits`."""
+
+    def __init__(self, team: Team, tape: Tape, batch: Batch, logits: Buffer, vocab_size: int) -> None:
+        self._team, self._tape = team, tape
+        self.batch = batch
+        self._logits = logits.data[:, :vocab_size]
+
+    def run(self) -> np.ndarray:
+        """Logits float32 [n_logits, V], valid until the next run."""
+        self._team.run(self._tape)
+        wanted: np.ndarray = self._logits[: int(self.batch.n_logits[0])]
+        return wanted
+
+
+class CpuBackend:
+    """Owns the kernel cache and the thread team; close() ends the threads.
+
+    Raises: ValueError for a number of threads out of range, RuntimeError when a kernel does not compile.
+    """
+
+    def __init__(self, n_threads: int | None = None, progress: Progress | None = None) -> None:
+        self._cache = KernelCache()
+        self._progress = progress
+        self.team = Team(n_threads or default_threads(), self._cache, progress)
+
+    @property
+    def n_threads(self) -> int:
+        return self.team.n_threads
+
+    def close(self) -> None:
+        self.team.close()
+
+    def prepare(self, specs: Sequence[KernelSpec]) -> None:
+        """Compiles kernels ahead, all missing ones at once."""
+        self._cache.load(specs, self._progress)
+
+    def matrix(
+        self,
+        format_name: str,
+        data: np.ndarray,
+        n_cols: int,
+        row_index: np.ndarray,
+        bias: np.ndarray | None = None,
+    ) -> TiledMatrix:
+        """Repacks GGUF rows into tiles; row i of the matrix is row row_index[i] of the data.
+
+        Shapes: data uint8 [rows, row bytes] or [experts, rows, row bytes] (contiguous); row_index int64 [rows].
+        Raises: ValueError when a scale or weight is NaN or infinite.
+        """
+        n_experts = data.shape[0] if data.ndim == 3 else 1
+        n_rows = len(row_index)
+        result = TiledMatrix(
+            format_name,
+            n_rows,
+            n_cols,
+            n_experts,
+            aligned(tiled_bytes(format_name, n_rows, n_cols, n_experts)),
+            None if bias is None else self.vector(bias),
+        )
+        index = np.full((n_experts, result.n_tiles * ROWS), -1, np.int64)
+        index[:, :n_rows] = row_index + np.arange(n_experts)[:, None] * data.shape[-2]
+        bad = np.zeros(1, np.int64)
+        tape = Tape()
+        zeros = [0] * 32  # the source of padding rows, behind the arguments
+        tape.add(
+            kernel("repack", "repack_cpu", format_name),
+            result.tiles,
+            np.ascontiguousarray(data),
+            index,
+            n_experts * result.n_tiles,
+            n_cols,
+            bad,
+            *zeros,
+        )
+        self._run(tape)
+        if bad[0]:
+            raise ValueError("the weights hold NaN or infinite values")
+        return result
+
+    def vector(self, values: np.ndarray) -> np.ndarray:
+        """float32 values on a cache line, padded with zeros to whole tiles."""
+        out = aligned_array((padded(len(values), ROW_FLOATS),), np.float32, zeroed=True)
+        out[: len(values)] = values
+        return out
+
+    def kv_rows(
+        self, n_layers: int, n_slots: int, n_kv_heads: int, n_tokens: int, head_dim: int, kind: str
+    ) -> list[KvRows]:
+        """Exact KV rows per layer: keys in tiles of 16 positions, values in rows; pages cost memory once used."""
+        dtype = np.dtype(np.float32 if kind == "f32" else np.uint16)
+        head_bytes = padded(n_tokens, 16) * head_dim * dtype.itemsize
+        shape = (n_layers, n_slots, n_kv_heads, head_bytes)
+        k, v = (aligned_array(shape, np.uint8, zeroed=True) for _ in range(2))
+        return [KvRows(k[i], v[i], n_kv_heads * head_bytes, head_bytes, kind) for i in range(n_layers)]
+
+    def record(
+        self, capacity: int, *, n_logits: int, inv_freq: np.ndarray, rope_scale: float, heads: tuple[int, int, int]
+    ) -> Recorder:
+        """A recorder for steps of up to `capacity` rows. heads: (n_heads, n_kv_heads, head_dim)."""
+        return Recorder(self.n_threads, capacity, n_logits, inv_freq, rope_scale, heads)
+
+    def finish(self, recorder: Recorder, logits: Buffer, vocab_size: int) -> Step:
+        """Compiles and links what was recorded."""
+        recorder.tape.finish(self._cache.load(recorder.tape.specs, self._progress))
+        return Step(self.team, recorder.tape, recorder.batch, logits, vocab_size)
+
+    def _run(self, tape: Tape) -> None:
+        tape.finish(self._cache.load(tape.specs, self._progress))
+        self.team.run(tape)
+
+

@@ -1,0 +1,212 @@
+"""A loaded model: sessions over its KV slots, and text generation."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from collections.abc import Sequence as IdSequence
+from dataclasses import replace
+from threading import RLock
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from .memory_plan import available_memory, plan_memory
+from .runner import Runner
+from .sampler import SamplingParams
+from .sequence import Sequence
+from .session import Session
+
+if TYPE_CHECKING:
+    from .config import ModelConfig
+    from .cpu.backend import CpuBackend
+    from .kvcache.contract import KvMethod
+    from .model_source import ModelSource
+    from .no_tokenizer import NoTokenizer
+    from .tokenizer import Tokenizer
+
+LoadProgress = Callable[[str, int, int], None]  # what, done, total
+Message = Mapping[str, Any]
+DEFAULT_CHUNK = 240  # prompt tokens per step: a multiple of 6, whose activations stay in a 1-MiB cache
+MAX_CHUNK = 8192
+KV_TYPES = ("f32", "f16", "bf16")
+
+
+class Engine:
+    """A model ready to run. Made by yakvrt.load(); close() frees its threads and memory.
+
+    Owns: weights, KV cache, thread team. Calls from several threads take turns.
+    """
+
+    def __init__(
+        self,
+        source: ModelSource,
+        backend: CpuBackend,
+        runner: Runner,
+        kv: KvMethod,
+        ctx_size: int,
+        load_ms: float,
+        weight_bytes: int,
+    ) -> None:
+        self.name = source.name
+        self.config: ModelConfig = source.config
+        self.tokenizer: Tokenizer | NoTokenizer = source.tokenizer
+        self.sampling_defaults: SamplingParams = source.sampling_defaults
+        self.ctx_size = ctx_size
+        self.load_ms = load_ms
+        self.weight_bytes = weight_bytes
+        self._backend, self._runner, self._kv = backend, runner, kv
+        self._lock = RLock()
+
+    @property
+    def n_threads(self) -> int:
+        return self._backend.n_threads
+
+    @property
+    def kv_stats(self) -> Mapping[str, Any]:
+        return self._kv.stats()
+
+    def session(self) -> Session:
+        """Opens a KV slot. Raises: RuntimeError when all are in use."""
+        with self._lock:
+            return Session(self._runner, self._kv, self.ctx_size, self.config.vocab_size, self._lock)
+
+    def generate(
+        self,
+        prompt: str | IdSequence[int] | IdSequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        raw: bool = False,
+        session: Session | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        progress: Callable[[int, int], None] | None = None,
+        **overrides: Any,
+    ) -> Sequence:
+        """Starts a generation; iterate the result for pieces of text.
+
+        A string is a user's turn where the model has a chat template (`raw` bypasses it), a list of messages a
+        conversation, a list of integers token ids. `overrides` replace fields of the sampling parameters.
+        Without a `session` one is opened, and closed with the result.
+
+        Raises: ValueError for an empty prompt, one longer than the context, or parameters out of range.
+        """
+        params = replace(params or self.sampling_defaults, **overrides)
+        ids = self.prompt_ids(prompt, raw=raw, chat_template_kwargs=chat_template_kwargs)
+        return Sequence(
+            session or self.session(),
+            self.tokenizer,
+            ids,
+            params,
+            owns_session=session is None,
+            progress=progress,
+        )
+
+    def prompt_ids(
+        self,
+        prompt: str | IdSequence[int] | IdSequence[Message],
+        *,
+        raw: bool = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[int]:
+        """The token ids generate() would feed."""
+        if not isinstance(prompt, str):
+            items = list(prompt)
+            if not items or not isinstance(items[0], Mapping):
+                return [int(token) for token in items]  # type: ignore[arg-type]
+            return self.tokenizer.encode_chat(items, **(chat_template_kwargs or {}))
+        if not prompt:
+            raise ValueError("the prompt is empty; give some text")
+        if raw or not self.tokenizer.has_chat_template:
+            return self.tokenizer.encode(prompt)
+        messages = [{"role": "user", "content": prompt}]
+        return self.tokenizer.encode_chat(messages, **(chat_template_kwargs or {}))
+
+    def close(self) -> None:
+        self._backend.close()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def load(
+    model: str,
+    *,
+    ctx_size: int = 0,
+    threads: int | None = None,
+    dtype: str = "auto",
+    cache_type: str = "f16",
+    kv: str = "full",
+    n_slots: int = 1,
+    ubatch_size: int = DEFAULT_CHUNK,
+    load_format: str = "auto",
+    offline: bool = False,
+    progress: LoadProgress | None = None,
+    download_progress: bool = False,
+) -> Engine:
+    """Loads a model by alias, hub repository, directory or file.
+
+    ctx_size 0 takes the model's context, or what fits in memory. threads None takes the physical cores. dtype
+    "auto" computes on the stored formats, "f32" is the exact path, "bf16", "q8_0" and "q4_0" convert at load.
+    cache_type is the number format of the KV cache: "f32", "f16" or "bf16". load_format "dummy" makes random
+    weights from the configuration alone.
+
+    Raises: ValueError and RuntimeError with a sentence that says what to do.
+    """
+    from .kvcache import METHODS
+
+    if kv not in METHODS:
+        raise ValueError(f"KV method {kv!r} is not known; choose one of {', '.join(METHODS)}")
+    if cache_type not in KV_TYPES:
+        raise ValueError(f"KV cache type {cache_type!r} is not known; choose one of {', '.join(KV_TYPES)}")
+    if not 1 <= ubatch_size <= MAX_CHUNK:
+        raise ValueError(f"--ubatch-size {ubatch_size} is out of range; 1 to {MAX_CHUNK}")
+    if ctx_size < 0 or not 1 <= n_slots <= 4096:
+        raise ValueError(f"--ctx-size {ctx_size} with {n_slots} slots is out of range; 0 or more, 1 to 4096")
+    from .cpu.backend import CpuBackend
+    from .kvcache.full import FullKv, full_kv_bytes
+    from .model_source import open_model
+    from .weights import DTYPES, load_weights, weight_bytes
+
+    if dtype != "auto" and dtype not in DTYPES:
+        raise ValueError(f"dtype {dtype!r} is not known; choose auto, {', '.join(DTYPES)}")
+    started = time.perf_counter()
+    with open_model(model, load_format=load_format, offline=offline, progress=download_progress) as source:
+        config = source.config
+        plan = plan_memory(
+            weight_bytes=weight_bytes(config, source.tensors, dtype),
+            kv_bytes_per_token=n_slots * full_kv_bytes(config, 16, cache_type) // 16,
+            ctx_size=ctx_size,
+            model_context=config.context_len,
+            available_bytes=available_memory(),
+        )
+        compile_progress = None
+        if progress:
+            report = progress
+
+            def compile_progress(done: int, total: int, symbol: str) -> None:
+                report(f"compiling kernels (first run only): {symbol}", done, total)
+
+        backend = CpuBackend(threads, compile_progress)
+        try:
+            weights = load_weights(
+                backend,
+                config,
+                source.tensors,
+                dtype=dtype,
+                interleaved_rope=source.interleaved_rope,
+                progress=None if progress is None else lambda done, total: progress("loading weights", done, total),
+            )
+            cache = FullKv(backend, config, n_slots, plan.ctx_size, cache_type)
+            runner = Runner(
+                backend, config, weights, cache, chunk=ubatch_size, rope_factors=source.rope_factors()
+            )
+            runner.warm_up()
+        except BaseException:
+            backend.close()
+            raise
+        load_ms = (time.perf_counter() - started) * 1e3
+        return Engine(source, backend, runner, cache, plan.ctx_size, load_ms, weights.n_bytes)

@@ -1,0 +1,7 @@
+"""KV methods by name."""
+
+from __future__ import annotations
+
+from .full import FullKv
+
+METHODS = {"full": FullKv}

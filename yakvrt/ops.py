@@ -1,0 +1,118 @@
+"""What a backend offers to the model: ops that are recorded once and replayed every step.
+
+The model text and the KV methods call these on an `Ops` object and hold no device word. What changes between
+replays lives in the small state arrays of a Batch, which the ops read when they run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+
+class Matrix(Protocol):
+    """A weight matrix, or a stack of experts' matrices, in the backend's own layout, with its bias if it has one."""
+
+    @property
+    def n_rows(self) -> int: ...
+
+    @property
+    def n_cols(self) -> int: ...
+
+    @property
+    def n_bytes(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The rows of one step: row i is token tokens[i] at positions[i] of KV slot slots[i].
+
+    logit_rows[: n_logits] are the rows whose logits are wanted. All arrays are int64 and owned by the step.
+    """
+
+    tokens: np.ndarray
+    positions: np.ndarray
+    slots: np.ndarray
+    n_rows: np.ndarray
+    logit_rows: np.ndarray
+    n_logits: np.ndarray
+
+    @classmethod
+    def empty(cls, capacity: int) -> Batch:
+        def array(n: int) -> np.ndarray:
+            return np.zeros(n, np.int64)
+
+        return cls(array(capacity), array(capacity), array(capacity), array(1), array(capacity), array(1))
+
+
+@dataclass(frozen=True, slots=True)
+class Buffer:
+    """Activations [capacity, width]; only the first n_rows[0] rows hold a value."""
+
+    data: Any
+    width: int
+    n_rows: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class KvRows:
+    """Exact keys and values of one layer, all slots, in the backend's own layout."""
+
+    k: Any
+    v: Any
+    slot_bytes: int
+    head_bytes: int
+    kind: str
+
+
+class Ops(Protocol):
+    """One step under recording."""
+
+    @property
+    def batch(self) -> Batch: ...
+
+    def buffer(self, width: int, *, for_logits: bool = False) -> Buffer:
+        """Memory for the rows of the batch, or for the rows whose logits are wanted."""
+
+    def embed(self, out: Buffer, table: Matrix) -> None: ...
+
+    def rms_norm(self, out: Buffer, x: Buffer, weight: Any, eps: float) -> None: ...
+
+    def head_norm(self, x: Buffer, weight: Any, eps: float) -> None:
+        """RMS norm of every head of x in place."""
+
+    def matmul(
+        self, outs: Sequence[Buffer], matrices: Sequence[Matrix], x: Buffer, *, add: bool = False
+    ) -> None:
+        """outs[i] = matrices[i] x + bias, or added to what outs[i] holds."""
+
+    def rope(self, out: Buffer, x: Buffer) -> None:
+        """Rotates every head of x by the position of its row."""
+
+    def silu_mul(self, out: Buffer, gate: Buffer, up: Buffer) -> None: ...
+
+    def moe(
+        self,
+        x: Buffer,
+        h: Buffer,
+        router: Matrix,
+        gate: Matrix,
+        up: Matrix,
+        down: Matrix,
+        n_used: int,
+        renormalise: bool,
+    ) -> None:
+        """x += the SwiGLU of h by the n_used best experts, weighted by the router."""
+
+    def kv_append(self, rows: KvRows, k: Buffer, v: Buffer) -> None: ...
+
+    def attend_prefill(self, out: Buffer, q: Buffer, rows: KvRows) -> None:
+        """Causal attention of consecutive tokens of one slot."""
+
+    def attend_decode(self, out: Buffer, q: Buffer, rows: KvRows) -> None:
+        """Attention of rows that each have their own slot."""
+
+    def take_logit_rows(self, out: Buffer, x: Buffer) -> None: ...

@@ -1,0 +1,114 @@
+"""One KV slot and the tokens it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Sequence as IdSequence
+from threading import RLock
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from .kvcache.contract import KvMethod
+    from .runner import Runner
+
+Progress = Callable[[int, int], None]
+
+
+class Session:
+    """A sequence under evaluation: feed it tokens, get logits. Close it to free its slot.
+
+    Sessions of one engine take turns: each call holds the engine while it runs.
+    """
+
+    def __init__(self, runner: Runner, kv: KvMethod, ctx_size: int, vocab_size: int, lock: RLock) -> None:
+        self._runner, self._kv, self._lock, self._vocab_size = runner, kv, lock, vocab_size
+        self.ctx_size = ctx_size
+        self._ids: list[int] = []
+        self._slot: int | None = kv.open(ctx_size)
+
+    @property
+    def ids(self) -> IdSequence[int]:
+        """The tokens whose keys and values are held."""
+        return self._ids
+
+    @property
+    def kv(self) -> Mapping[str, Any]:
+        """The KV method, its bytes, and the tokens held."""
+        return {**self._kv.stats(), "n_tokens": len(self._ids)}
+
+    def prefill(self, ids: IdSequence[int], progress: Progress | None = None) -> np.ndarray:
+        """Appends tokens. Returns: float32 logits [V] of the last one.
+
+        Raises: ValueError for no tokens, ids outside the vocabulary, or more tokens than the slot still holds.
+        """
+        last = None
+        for done, logits in self._chunks(ids, all_logits=False):
+            last = logits
+            if progress:
+                progress(done, len(ids))
+        assert last is not None
+        return last[0].copy()
+
+    def all_logits(self, ids: IdSequence[int]) -> Iterator[np.ndarray]:
+        """Appends tokens. Yields: float32 logits [chunk, V] of every token, each array valid until the next."""
+        for _, logits in self._chunks(ids, all_logits=True):
+            yield logits
+
+    def decode(self, token: int) -> np.ndarray:
+        """Appends one token. Returns: float32 logits [V]."""
+        self._check([token])
+        with self._lock:
+            logits = self._runner.decode([self._open_slot()], [len(self._ids)], [token])[0].copy()
+            self._ids.append(int(token))
+        return logits
+
+    def truncate(self, n: int) -> None:
+        """Forgets all but the first n tokens."""
+        if not 0 <= n <= len(self._ids):
+            raise ValueError(f"cannot keep {n} tokens of {len(self._ids)}")
+        del self._ids[n:]
+
+    def close(self) -> None:
+        """Frees the slot; further calls do nothing."""
+        with self._lock:
+            if self._slot is not None:
+                self._kv.release(self._slot)
+                self._slot = None
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _chunks(self, ids: IdSequence[int], *, all_logits: bool) -> Iterator[tuple[int, np.ndarray]]:
+        self._check(ids)
+        size = self._runner.chunk
+        for start in range(0, len(ids), size):
+            part = ids[start : start + size]
+            with self._lock:
+                logits = self._runner.prefill(self._open_slot(), len(self._ids), part, all_logits=all_logits)
+                self._ids.extend(int(token) for token in part)
+                yield start + len(part), logits
+
+    def _open_slot(self) -> int:
+        if self._slot is None:
+            raise ValueError("the session is closed; open a new one with Engine.session()")
+        return self._slot
+
+    def _check(self, ids: IdSequence[int]) -> None:
+        if len(ids) == 0:
+            raise ValueError("the prompt is empty; give at least one token")
+        if len(self._ids) + len(ids) > self.ctx_size:
+            raise ValueError(
+                f"{len(self._ids) + len(ids)} tokens do not fit, the slot holds {self.ctx_size}; raise --ctx-size"
+            )
+        low, high = min(ids), max(ids)
+        if low < 0 or high >= self._vocab_size:
+            wrong = low if low < 0 else high
+            raise ValueError(f"token id {wrong} is outside the vocabulary of {self._vocab_size}")
