@@ -226,7 +226,7 @@ def test_a_run_prints_records(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_an_unknown_model_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
-    assert bench.main(["-m", "smollm3-135n", "--offline", "-o", "jsonl"]) == 1
+    assert bench.main(["-m", "smollm3-135n", "--offline"]) == 1
     printed = capsys.readouterr()
     assert printed.out == ""
     assert re.fullmatch(r"yakvrt: error: [^\n]+\n", printed.err)

@@ -124,12 +124,12 @@ def _bench(args: argparse.Namespace) -> int:
     if args.output_err:
         outputs.append((FORMATS[args.output_err], sys.stderr))
     last = None
-    for form, stream in outputs:
-        print(form.header(columns), end="", file=stream, flush=True)
     rows = itertools.chain.from_iterable(records_of(setup, tests, args) for setup, tests in planned)
     for index, last in enumerate(rows):
         for form, stream in outputs:
-            print(form.row(last, index, columns), end="", file=stream, flush=True)
+            # The heading waits for the first record: a model that cannot be loaded prints an error only.
+            heading = "" if index else form.header(columns)
+            print(heading + form.row(last, index, columns), end="", file=stream, flush=True)
     for form, stream in outputs:
         print(form.footer(last), end="", file=stream, flush=True)
     return 0
