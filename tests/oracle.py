@@ -41,7 +41,8 @@ def forward(
 
 def rms_norm(x: Array, weight: Array, eps: float) -> Array:
     """x over its root mean square along the last axis, times weight."""
-    return x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + eps) * weight
+    normed: Array = x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + eps) * weight
+    return normed
 
 
 def rope_tables(
