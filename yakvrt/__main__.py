@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from yakvrt import __version__
+
 VERBS = {
     "generate": "answer a prompt or continue a text",
     "chat": "talk with a model",
@@ -24,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\n".join(f"  {verb:<12}{text}" for verb, text in VERBS.items()))
         return 0 if args else 2
     if args[0] in ("--version", "version"):
-        print(f"yakvrt {_version()}")
+        print(f"yakvrt {__version__}")
         return 0
     if args[0] not in VERBS:
         print(f"yakvrt: error: unknown verb {args[0]!r}; {_suggestion(args[0])}", file=sys.stderr)
@@ -33,15 +35,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     code: int = import_module(f"yakvrt.{args[0]}").main(args[1:])
     return code
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("yakvrt")
-    except PackageNotFoundError:
-        return "(not installed)"
 
 
 def _suggestion(name: str) -> str:
