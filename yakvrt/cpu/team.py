@@ -28,6 +28,7 @@ class Team:
         if not 1 <= n_threads <= 512:
             raise ValueError(f"{n_threads} threads asked for; -t takes 1 to 512")
         self.n_threads = n_threads
+        self._cache = cache  # owns the code that the threads run
         addresses = cache.load(_SPECS, progress)
         self._publish, self._lead, self._follow = (_KERNEL(addresses[spec]) for spec in _SPECS)
         words = protocol.CONTROL_BYTES // 8 + 16 * n_threads

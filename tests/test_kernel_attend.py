@@ -1,0 +1,106 @@
+"""Prefill and decode attention against numpy, over head sizes, group sizes, number formats and lengths."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from kernel_team import KernelTeam, count, number, poisoned
+
+from yakvrt.cpu.features import host_features
+from yakvrt.kernels.attend import CHUNK, PARTIAL_PAD, attend_ref, scratch_floats
+from yakvrt.kernels.kv_append import kv_append_ref
+
+RNG = np.random.default_rng(3)
+# heads of Llama, Qwen, SmolLM2 and tiny models, and sizes that are no power of two
+CASES = [(1, 16, "f32"), (3, 64, "f16"), (4, 128, "bf16"), (6, 128, "f16"), (7, 48, "f32"), (8, 80, "f16"), (16, 256, "bf16")]
+
+
+def storage(kind: str) -> np.dtype:
+    import ml_dtypes
+
+    return np.dtype({"f32": np.float32, "f16": np.float16, "bf16": ml_dtypes.bfloat16}[kind])
+
+
+class Cache:
+    """A KV cache of two slots with `length` positions of random rows in slot 1; the rest is NaN."""
+
+    def __init__(self, n_kv_heads: int, head_dim: int, kind: str, length: int) -> None:
+        n_tiles = -(-length // 16)
+        dtype = storage(kind)
+        self.k = np.full((2, n_kv_heads, n_tiles, head_dim, 16), np.nan).astype(dtype)
+        self.v = np.full((2, n_kv_heads, n_tiles * 16, head_dim), np.nan).astype(dtype)
+        self.rows_k, self.rows_v = (
+            RNG.standard_normal((length, n_kv_heads, head_dim)).astype(dtype) for _ in range(2)
+        )
+        slots = np.ones(length, np.int64)
+        kv_append_ref(self.k, self.v, self.rows_k, self.rows_v, slots, np.arange(length))
+
+    def arguments(self) -> tuple[object, ...]:
+        return self.k, self.v, self.k.strides[0], self.k.strides[1]
+
+
+def scratch(group: int, head_dim: int, n_threads: int) -> tuple[np.ndarray, int]:
+    floats = -(-scratch_floats(group, head_dim, host_features().avx512) // 32) * 32
+    return poisoned(n_threads, floats), floats * 4
+
+
+@pytest.mark.parametrize(("group", "head_dim", "kind"), CASES)
+@pytest.mark.parametrize(("start", "n_tokens"), [(0, 1), (0, 37), (250, 7), (CHUNK - 1, 2), (500, 40)])
+def test_attend_prefill(
+    team: KernelTeam, group: int, head_dim: int, kind: str, start: int, n_tokens: int
+) -> None:
+    n_kv_heads = 2
+    cache = Cache(n_kv_heads, head_dim, kind, start + n_tokens)
+    q = (RNG.standard_normal((n_tokens, n_kv_heads * group, head_dim)) * 2).astype(np.float32)
+    out = poisoned(n_tokens + 1, n_kv_heads * group * head_dim)
+    memory, per_thread = scratch(group, head_dim, team.n_threads)
+    positions = np.arange(start, start + n_tokens)
+    arguments = (np.ones(n_tokens, np.int64), positions, count(n_tokens), n_kv_heads, number(head_dim**-0.5))
+    team.run(
+        "attend",
+        "attend_prefill_cpu",
+        (group, head_dim, kind),
+        out,
+        q,
+        out.strides[0],
+        *cache.arguments(),
+        *arguments,
+        memory,
+        per_thread,
+    )
+    expected = attend_ref(q, cache.rows_k, cache.rows_v, positions).reshape(n_tokens, -1)
+    np.testing.assert_allclose(out[:n_tokens], expected, rtol=0, atol=1e-5)
+    assert np.isnan(out[n_tokens:]).all()
+
+
+@pytest.mark.parametrize(("group", "head_dim", "kind"), CASES)
+@pytest.mark.parametrize("lengths", [(1,), (16,), (17, 300), (700, 2, 33)])
+def test_attend_decode_and_merge(
+    team: KernelTeam, group: int, head_dim: int, kind: str, lengths: tuple[int, ...]
+) -> None:
+    n_kv_heads, n_rows = 2, len(lengths)
+    n_heads = n_kv_heads * group
+    cache = Cache(n_kv_heads, head_dim, kind, max(lengths))
+    q = (RNG.standard_normal((n_rows, n_heads, head_dim)) * 2).astype(np.float32)
+    partials = poisoned(n_rows * team.n_threads * n_heads, head_dim + PARTIAL_PAD)
+    memory, per_thread = scratch(group, head_dim, team.n_threads)
+    positions = np.array(lengths) - 1
+    row_bytes = n_heads * head_dim * 4
+    arguments = (np.ones(n_rows, np.int64), positions, count(n_rows), n_kv_heads, number(head_dim**-0.5))
+    team.run(
+        "attend",
+        "attend_decode_cpu",
+        (group, head_dim, kind),
+        partials,
+        q,
+        row_bytes,
+        *cache.arguments(),
+        *arguments,
+        memory,
+        per_thread,
+    )
+    out = poisoned(n_rows, n_heads * head_dim)
+    merge = (out, row_bytes, partials, n_heads, count(n_rows))
+    team.run("attend", "merge_partials_cpu", (head_dim,), *merge)
+    expected = attend_ref(q, cache.rows_k, cache.rows_v, positions).reshape(n_rows, -1)
+    np.testing.assert_allclose(out, expected, rtol=0, atol=1e-5)

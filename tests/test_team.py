@@ -1,0 +1,110 @@
+"""The thread team: order, barriers, sleeping and waking, many teams, shutdown."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import pytest
+from kernel_team import KernelTeam, count
+
+from yakvrt.cpu.kernel_cache import KernelCache, read_object, write_object
+from yakvrt.cpu.kernel_spec import kernel
+from yakvrt.cpu.tape import Tape
+from yakvrt.cpu.team import Team
+
+
+def chain(team: KernelTeam, buffers: list[np.ndarray]) -> Tape:
+    """Copies buffer 0 into 1, 1 into 2, ...; wrong wherever a barrier is missing."""
+    tape = Tape()
+    rows = np.arange(len(buffers[0]))[::-1].copy()
+    for source, target in zip(buffers, buffers[1:], strict=False):
+        width = source.shape[1]
+        strides = (target.strides[0], source.strides[0])
+        tape.add(
+            kernel("embed", "take_rows_cpu"), target, strides[0], source, strides[1], width, rows, count(len(rows))
+        )
+    tape.finish(team.cache.load(tape.specs))
+    return tape
+
+
+def test_ops_wait_for_each_other(team: KernelTeam) -> None:
+    buffers = [np.zeros((64, 32), np.float32) for _ in range(102)]
+    tape = chain(team, buffers)
+    for repeat in range(20):
+        buffers[0][:] = np.arange(64)[:, None] + repeat
+        team.team.run(tape)
+        expected = buffers[0] if len(buffers) % 2 else buffers[0][::-1]
+        np.testing.assert_array_equal(buffers[-1], expected)
+
+
+def test_sleeping_threads_are_woken(team: KernelTeam) -> None:
+    buffers = [np.zeros((16, 16), np.float32) for _ in range(4)]
+    tape = chain(team, buffers)
+    for pause in (0.0, 0.001, 0.05, 0.002, 0.2):
+        time.sleep(pause)
+        buffers[0] += 1
+        team.team.run(tape)
+        np.testing.assert_array_equal(buffers[-1], buffers[0][::-1])
+
+
+def test_callers_from_several_threads_take_turns(team: KernelTeam) -> None:
+    buffers = [np.ones((32, 16), np.float32) for _ in range(9)]
+    tape = chain(team, buffers)
+    callers = [threading.Thread(target=lambda: [team.team.run(tape) for _ in range(50)]) for _ in range(4)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join(60)
+        assert not caller.is_alive()
+    np.testing.assert_array_equal(buffers[-1], 1)
+
+
+def test_close_ends_the_threads() -> None:
+    before = threading.active_count()
+    team = Team(3, KernelCache())
+    assert threading.active_count() == before + 2
+    team.close()
+    team.close()
+    assert threading.active_count() == before
+
+
+def test_affinity_of_the_caller_is_kept(team: KernelTeam) -> None:
+    import os
+
+    before = os.sched_getaffinity(0)
+    team.team.run(chain(team, [np.ones((4, 16), np.float32) for _ in range(3)]))
+    assert os.sched_getaffinity(0) == before
+
+
+@pytest.mark.parametrize("n_threads", [0, -1, 513])
+def test_a_wrong_number_of_threads_is_refused(n_threads: int) -> None:
+    with pytest.raises(ValueError, match=f"{n_threads} threads"):
+        Team(n_threads, KernelCache())
+
+
+def test_damaged_kernels_are_compiled_again(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    spec = kernel("silu_mul", "silu_mul_cpu")
+    KernelCache(tmp_path).load([spec])
+    file = tmp_path / f"{spec.symbol}.o"
+    good = file.read_bytes()
+    for damaged in (b"", good[:100], good[:-1] + b"x"):
+        file.write_bytes(damaged)
+        assert read_object(file) is None
+        KernelCache(tmp_path).load([spec])
+        assert read_object(file) is not None
+
+
+def test_objects_are_written_whole(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    write_object(tmp_path / "a.o", b"code")
+    assert read_object(tmp_path / "a.o") == b"code"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.o"]
+
+
+def test_an_unwritable_cache_still_compiles(tmp_path, capsys) -> None:  # type: ignore[no-untyped-def]
+    blocker = tmp_path / "file"
+    blocker.write_text("")
+    spec = kernel("silu_mul", "silu_mul_cpu")
+    assert KernelCache(blocker / "kernels").load([spec])[spec]
+    assert "not writable" in capsys.readouterr().err
