@@ -149,13 +149,13 @@ class Metadata(Mapping[str, Any]):
 
     __slots__ = ("_data", "_places")
 
-    def __init__(self, data: memoryview, places: dict[str, tuple[int, int]]) -> None:
+    def __init__(self, data: memoryview, places: dict[str, tuple[int, int, int]]) -> None:
         self._data = data
         self._places = places
 
     def __getitem__(self, key: str) -> Any:
-        value_type, offset = self._places[key]
-        return self._value(value_type, offset)[0]
+        value_type, start, _ = self._places[key]
+        return self._value(value_type, start)[0]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
@@ -165,6 +165,16 @@ class Metadata(Mapping[str, Any]):
 
     def __contains__(self, key: object) -> bool:
         return key in self._places
+
+    def place(self, key: str) -> tuple[int, int]:
+        """The value's type id and the byte of the file where the value begins (after the type)."""
+        value_type, start, _ = self._places[key]
+        return value_type, start
+
+    def stored(self, key: str) -> memoryview:
+        """The value's undecoded bytes, a view of the mapped file that stays valid on its own."""
+        _, start, end = self._places[key]
+        return self._data[start:end]
 
     def _value(self, value_type: int, offset: int) -> tuple[Any, int]:
         if value_type == STRING:
@@ -204,7 +214,7 @@ def read_metadata(cursor: Cursor, count: int) -> Metadata:
 
     Raises: GGUFError for anything malformed, duplicate keys included.
     """
-    places: dict[str, tuple[int, int]] = {}
+    places: dict[str, tuple[int, int, int]] = {}
     for _ in range(count):
         start = cursor.offset
         key = cursor.name("a metadata key")
@@ -212,6 +222,7 @@ def read_metadata(cursor: Cursor, count: int) -> Metadata:
             raise cursor.fail(f"the metadata key {key[:80]!r} occurs twice", start)
         what = f"the metadata value {key[:80]!r}"
         value_type: int = cursor.number("<I", what)
-        places[key] = (value_type, cursor.offset)
+        value_start = cursor.offset
         cursor.skip_value(value_type, what)
+        places[key] = (value_type, value_start, cursor.offset)
     return Metadata(cursor.data, places)
