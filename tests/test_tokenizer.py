@@ -13,6 +13,7 @@ from tokenizers.models import BPE, WordLevel
 from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import BpeTrainer
 
+from yakvrt.no_tokenizer import NoTokenizer
 from yakvrt.tokenizer import tokenizer_from_files
 
 ROOT = Path(__file__).parent.parent
@@ -131,6 +132,20 @@ def test_where_the_chat_template_comes_from(byte_level_json: Path, tmp_path: Pat
     assert without.bos_id is None
     with pytest.raises(ValueError, match="no chat template"):
         without.render_chat(HELLO)
+
+
+def test_another_chat_template_can_be_given(byte_level_json: Path) -> None:
+    tokenizer = tokenizer_from_files(byte_level_json, CONFIG)
+    other = tokenizer.with_chat_template("{{ bos_token }}{{ messages[0].content }}!")
+    assert other.render_chat(HELLO) == "<s>hello!"
+    assert tokenizer.render_chat(HELLO) == "user: hello<|im_end|>"
+    assert other.encode("hello") == tokenizer.encode("hello")
+    assert (other.bos_id, other.eos_ids) == (tokenizer.bos_id, tokenizer.eos_ids)
+    assert tokenizer_from_files(byte_level_json).with_chat_template("x").has_chat_template
+    with pytest.raises(ValueError, match="chat template cannot render"):
+        tokenizer.with_chat_template("{% for %}").render_chat(HELLO)
+    with pytest.raises(ValueError, match="no tokenizer"):
+        NoTokenizer(frozenset(), 8).with_chat_template("x")
 
 
 @pytest.mark.parametrize("style", ["replace", "metaspace"])

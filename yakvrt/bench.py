@@ -56,7 +56,7 @@ def records_of(setup: Setup, tests: Sequence[Test], args: argparse.Namespace) ->
     """Loads one engine and yields a record for each test as it ends."""
     import yakvrt
     from yakvrt.bench_facts import build, cpu_info, dummy_facts, model_facts
-    from yakvrt.engine import DEFAULT_CHUNK
+    from yakvrt.chunk_size import DEFAULT_CHUNK
     from yakvrt.hub import resolve
 
     commit, number = build()

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from yakvrt.chunk_size import DEFAULT_CHUNK, MAX_CHUNK
 from yakvrt.cli_parsing import kind
 from yakvrt.prompt_text import unescape
 from yakvrt.terminal import Bar, UsageError
@@ -22,7 +23,8 @@ LOGIT_BIAS = re.compile(r"(\d{1,10})([+-])(inf|\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.
 
 
 def at_least(low: int, high: int = 2**31) -> Callable[[str], int]:
-    """The reader of whole numbers with a lower limit."""
+    """The reader of whole numbers within limits."""
+    limits = f"of at least {low}" if high == 2**31 else f"from {low} to {high}"
 
     def read(text: str) -> int:
         value = int(text)
@@ -30,7 +32,7 @@ def at_least(low: int, high: int = 2**31) -> Callable[[str], int]:
             raise ValueError(text)
         return value
 
-    return kind(f"a whole number of at least {low}", read)
+    return kind(f"a whole number {limits}", read)
 
 
 def _ids(text: str) -> list[int]:
@@ -73,9 +75,10 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, ctx_size: int = 0) -
     add(
         "-ub",
         "--ubatch-size",
-        type=at_least(1),
+        type=at_least(1, MAX_CHUNK),
+        default=DEFAULT_CHUNK,
         metavar="N",
-        help="prompt tokens computed at once (the engine's)",
+        help=f"prompt tokens computed at once ({DEFAULT_CHUNK})",
     )
     add("-t", "--threads", type=at_least(-1, 4096), metavar="N", help="threads (the physical cores)")
     add(
@@ -112,7 +115,17 @@ def add_prompt_arguments(parser: argparse.ArgumentParser, *, ids_flag: str | Non
         source.add_argument(
             ids_flag, dest="prompt_ids", type=token_ids, metavar="1,2,3", help="token ids as they are"
         )
-    group.add_argument("-e", "--escape", action="store_true", help=r"read \n \t \" \xHH ... in -p and -r")
+    escape = group.add_mutually_exclusive_group()
+    escape.add_argument(
+        "-e",
+        "--escape",
+        action="store_true",
+        default=True,
+        help=r"read \n \t \" \xHH ... in -p and -r (default)",
+    )
+    escape.add_argument(
+        "--no-escape", action="store_false", dest="escape", help="take -p and -r letter by letter"
+    )
 
 
 def add_chat_arguments(parser: argparse.ArgumentParser) -> None:
@@ -185,9 +198,7 @@ def cache_type(args: argparse.Namespace) -> str:
 
 def load_engine(args: argparse.Namespace) -> Engine:
     """Load the model that the flags ask for."""
-    chunks = [n for n in (args.ubatch_size, args.batch_size) if n is not None]
-    chosen: dict[str, Any] = {"ubatch_size": min(chunks)} if chunks else {}
-    chosen["cache_type"] = cache_type(args)
+    chosen_type = cache_type(args)
     import yakvrt
 
     with Bar("loading") as bar:
@@ -201,7 +212,8 @@ def load_engine(args: argparse.Namespace) -> Engine:
             offline=args.offline,
             progress=bar.loading,
             download_progress=True,
-            **chosen,
+            cache_type=chosen_type,
+            ubatch_size=min(args.ubatch_size, args.batch_size or args.ubatch_size),
         )
 
 

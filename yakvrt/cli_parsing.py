@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
 
 TRUE, FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
+MAX_SHOWN = 60  # characters of a bad value
 T = TypeVar("T")
 
 
@@ -29,7 +30,8 @@ def kind(name: str, read: Callable[[str], T]) -> Callable[[str], T]:
         try:
             return read(text)
         except (ValueError, OverflowError):
-            raise argparse.ArgumentTypeError(f"{text!r} is not {name}") from None
+            shown = text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "..."
+            raise argparse.ArgumentTypeError(f"{shown!r} is not {name}") from None
 
     return checked
 
@@ -73,7 +75,7 @@ def _from_variable(parser: argparse.ArgumentParser, action: argparse.Action, nam
         if action.nargs == 0 or isinstance(action, argparse.BooleanOptionalAction):
             if text.lower() not in TRUE + FALSE:
                 raise argparse.ArgumentTypeError(f"{text!r} is neither 1 nor 0")
-            return text.lower() in TRUE
+            return (text.lower() in TRUE) is not isinstance(action, argparse._StoreFalseAction)
         value = action.type(text) if callable(action.type) else text
         if action.choices is not None and value not in action.choices:
             raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(map(str, action.choices))}")

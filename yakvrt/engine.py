@@ -10,6 +10,7 @@ from threading import RLock
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from .chunk_size import DEFAULT_CHUNK, MAX_CHUNK
 from .memory_plan import available_memory, plan_memory
 from .runner import Runner
 from .sampler import SamplingParams
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 
 LoadProgress = Callable[[str, int, int], None]  # what, done, total
 Message = Mapping[str, Any]
-DEFAULT_CHUNK = 240  # prompt tokens per step: a multiple of 6, whose activations stay in a 1-MiB cache
-MAX_CHUNK = 8192
 KV_TYPES = ("f32", "f16", "bf16")
 
 
@@ -83,7 +82,8 @@ class Engine:
     ) -> Sequence:
         """Starts a generation; iterate the result for pieces of text.
 
-        A string is a user's turn where the model has a chat template (`raw` bypasses it), a list of messages a
+        A string is a user's turn where the model has a chat template (`raw` bypasses it), a list of messages
+        a
         conversation, a list of integers token ids. `overrides` replace fields of the sampling parameters.
         Without a `session` one is opened, and closed with the result.
 
@@ -109,16 +109,16 @@ class Engine:
     ) -> list[int]:
         """The token ids generate() would feed."""
         if not isinstance(prompt, str):
-            items = list(prompt)
-            if not items or not isinstance(items[0], Mapping):
-                return [int(token) for token in items]  # type: ignore[arg-type]
-            return self.tokenizer.encode_chat(items, **(chat_template_kwargs or {}))
+            messages = [item for item in prompt if isinstance(item, Mapping)]
+            if messages:
+                return self.tokenizer.encode_chat(messages, **(chat_template_kwargs or {}))
+            return [int(token) for token in prompt]  # type: ignore[call-overload]
         if not prompt:
             raise ValueError("the prompt is empty; give some text")
         if raw or not self.tokenizer.has_chat_template:
             return self.tokenizer.encode(prompt)
-        messages = [{"role": "user", "content": prompt}]
-        return self.tokenizer.encode_chat(messages, **(chat_template_kwargs or {}))
+        turn = [{"role": "user", "content": prompt}]
+        return self.tokenizer.encode_chat(turn, **(chat_template_kwargs or {}))
 
     def close(self) -> None:
         self._backend.close()
@@ -198,7 +198,9 @@ def load(
                 source.tensors,
                 dtype=dtype,
                 interleaved_rope=source.interleaved_rope,
-                progress=None if progress is None else lambda done, total: progress("loading weights", done, total),
+                progress=None
+                if progress is None
+                else lambda done, total: progress("loading weights", done, total),
             )
             cache = FullKv(backend, config, n_slots, plan.ctx_size, cache_type)
             runner = Runner(

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from yakvrt import hub_repo, package_index
+from yakvrt.cache_directory import cache_directory
 from yakvrt.download_progress import note
 from yakvrt.hub_repo import HubUnreachable
 from yakvrt.model_files import HubError, ModelFiles, assemble, files_at
@@ -18,7 +19,6 @@ __all__ = [
     "HubError",
     "HubUnreachable",
     "ModelFiles",
-    "cache_directory",
     "local_copy",
     "resolve",
     "resolve_name",
@@ -97,24 +97,11 @@ def local_copy(entry: ModelName) -> ModelFiles | None:
     return replace(files, name=entry.name) if files else None
 
 
-def cache_directory() -> Path:
-    """Gives the directory for what yakvrt keeps: YAKVRT_CACHE, else yakvrt in the user's cache directory.
-
-    Raises: HubError.
-    """
-    own = os.environ.get("YAKVRT_CACHE") or os.path.join(
-        os.environ.get("XDG_CACHE_HOME") or "~/.cache", "yakvrt"
-    )
-    expanded = os.path.expanduser(own)
-    if expanded.startswith("~"):  # a user id without a home directory, as containers have
-        raise HubError(
-            "there is no home directory to keep models in: set YAKVRT_CACHE to a writable directory"
-        )
-    return Path(expanded)
-
-
 def _package_directory(name: str) -> Path:
-    return cache_directory() / "models" / name
+    try:
+        return cache_directory() / "models" / name
+    except RuntimeError as error:
+        raise HubError(str(error)) from error
 
 
 def _from_packages(name: str, packaged: PackagedFile, *, progress: bool) -> ModelFiles:

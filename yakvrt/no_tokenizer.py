@@ -28,6 +28,9 @@ class NoTokenizer:
     def stream(self, **_: Any) -> SilentDecoder:
         return SilentDecoder()
 
+    def with_chat_template(self, source: str) -> NoReturn:
+        self._refuse()
+
     def _refuse(self) -> NoReturn:
         raise ValueError("the model has no tokenizer.json beside it; give token ids with --prompt-ids")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -66,6 +67,7 @@ class Tokenizer:
         "_pieces",
         "_sentencepiece",
         "_special",
+        "_special_texts",
         "_strip_space",
         "_template",
         "bos_id",
@@ -79,12 +81,14 @@ class Tokenizer:
         *,
         bos_id: int | None,
         eos_ids: Iterable[int],
-        template: ChatTemplate | None,
+        templates: Mapping[str, str],
+        special_texts: Mapping[str, str],
         sentencepiece: bool,
         strip_space: bool,
     ) -> None:
         """Wrap a `tokenizers` object.
 
+        `templates` are the chat templates by name, `special_texts` the texts of bos_token and the like.
         `sentencepiece` says how a token's text becomes bytes, `strip_space` whether decoding drops the space
         that encoding put in front.
         """
@@ -93,7 +97,8 @@ class Tokenizer:
         self._lock = Lock()
         self._sentencepiece = sentencepiece
         self._strip_space = strip_space
-        self._template = template
+        self._special_texts = dict(special_texts)
+        self._template = ChatTemplate(templates, special_texts) if templates else None
         self._special = frozenset(index for index, token in added.items() if token.special)
         # Added tokens are plain text even where the model's tokens are in the byte alphabet.
         plain = sentencepiece_piece if sentencepiece else str.encode
@@ -106,6 +111,12 @@ class Tokenizer:
     def has_chat_template(self) -> bool:
         """Whether the model ships a chat template."""
         return self._template is not None
+
+    def with_chat_template(self, source: str) -> Tokenizer:
+        """The same tokenizer with another chat template, given as its text."""
+        twin = copy(self)
+        twin._template = ChatTemplate({"default": source}, self._special_texts)
+        return twin
 
     def encode(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
         """Turn text into ids.
@@ -204,7 +215,8 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
         backend,
         bos_id=bos,
         eos_ids=[index for index in (eos, *ends, *named) if index is not None],
-        template=ChatTemplate(sources, texts) if sources else None,
+        templates=sources,
+        special_texts=texts,
         sentencepiece=spm,
         strip_space=vocabulary.add_space_prefix,
     )
@@ -250,7 +262,8 @@ def tokenizer_from_files(
         backend,
         bos_id=bos_id,
         eos_ids=eos_ids,
-        template=ChatTemplate(sources, texts) if sources else None,
+        templates=sources,
+        special_texts=texts,
         sentencepiece=sentencepiece,
         strip_space=strip_space,
     )
