@@ -19,7 +19,9 @@ class KernelTeam:
         self.team = Team(n_threads, self.cache)
         self.n_threads = n_threads
 
-    def run(self, op: str, builder: str, parameters: tuple[str | int | bool, ...], *arguments: object) -> None:
+    def run(
+        self, op: str, builder: str, parameters: tuple[str | int | bool, ...], *arguments: object
+    ) -> None:
         self.run_spec(kernel(op, builder, *parameters), *arguments)
 
     def run_spec(self, spec: KernelSpec, *arguments: object) -> None:

@@ -12,7 +12,15 @@ from yakvrt.kernels.kv_append import kv_append_ref
 
 RNG = np.random.default_rng(3)
 # heads of Llama, Qwen, SmolLM2 and tiny models, and sizes that are no power of two
-CASES = [(1, 16, "f32"), (3, 64, "f16"), (4, 128, "bf16"), (6, 128, "f16"), (7, 48, "f32"), (8, 80, "f16"), (16, 256, "bf16")]
+CASES = [
+    (1, 16, "f32"),
+    (3, 64, "f16"),
+    (4, 128, "bf16"),
+    (6, 128, "f16"),
+    (7, 48, "f32"),
+    (8, 80, "f16"),
+    (16, 256, "bf16"),
+]
 
 
 def storage(kind: str) -> np.dtype:

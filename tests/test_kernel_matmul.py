@@ -8,8 +8,8 @@ from gguf import GGMLQuantizationType, quants
 from kernel_team import KernelTeam, count, poisoned
 
 from gguf_tools.dequantize import dequantize
-from yakvrt.cpu.backend import TiledMatrix, tiled_bytes
 from yakvrt.cpu.memory import aligned, padded
+from yakvrt.cpu.tiled_matrix import TiledMatrix, tiled_bytes
 from yakvrt.kernels.embed import embed_ref
 from yakvrt.kernels.matmul import matmul_ref
 from yakvrt.kernels.pack_activations import quantize_activations_ref
@@ -72,7 +72,9 @@ def pack(
 
 
 def expected_product(format_name: str, rows: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """What the kernel must compute: exact weights times activations rounded to int8 where the format has int codes."""
+    """What the kernel must compute: exact weights times activations rounded to int8 where the format has int
+    codes.
+    """
     if not LAYOUTS[format_name].is_float:
         codes, scales = quantize_activations_ref(x)
         x = codes.astype(np.float64) * np.repeat(scales.astype(np.float64), 32, axis=1)
@@ -104,7 +106,9 @@ def test_matmul(team: KernelTeam, format_name: str, n_rows: int, n_cols: int, n_
             None,
         )
         expected = expected_product(format_name, rows, x)
-        expected = expected + (bias[:n_rows] if use_bias else 0) + (before[:batch, :n_rows] if accumulate else 0)
+        expected = (
+            expected + (bias[:n_rows] if use_bias else 0) + (before[:batch, :n_rows] if accumulate else 0)
+        )
         scale = matmul_ref(np.abs(dequantize(rows, format_name)), np.abs(x)).max() + 1
         np.testing.assert_allclose(out[:batch, :n_rows] / scale, expected / scale, rtol=0, atol=2e-6)
 

@@ -46,6 +46,16 @@ def test_combine(team: KernelTeam) -> None:
     weights = RNG.random((n_rows, n_used)).astype(np.float32)
     out = RNG.standard_normal((n_rows, width)).astype(np.float32)
     expected = combine_ref(out, results[places].reshape(n_rows, n_used, width), weights)
-    arguments = (out, out.strides[0], results, results.strides[0], places, weights, width, n_used, count(n_rows))
+    arguments = (
+        out,
+        out.strides[0],
+        results,
+        results.strides[0],
+        places,
+        weights,
+        width,
+        n_used,
+        count(n_rows),
+    )
     team.run("moe", "moe_combine_cpu", (), *arguments)
     np.testing.assert_allclose(out, expected, rtol=0, atol=2e-6)

@@ -25,7 +25,18 @@ def test_rms_norm(team: KernelTeam, n_rows: int, width: int, segments: int) -> N
     out = poisoned(n_rows + 1, segments * width)
     stride = x.strides[0]
     team.run(
-        "rms_norm", "rms_norm_cpu", (), out, stride, x, stride, weight, width, segments, count(n_rows), number(1e-5)
+        "rms_norm",
+        "rms_norm_cpu",
+        (),
+        out,
+        stride,
+        x,
+        stride,
+        weight,
+        width,
+        segments,
+        count(n_rows),
+        number(1e-5),
     )
     expected = rms_norm_ref(x.reshape(n_rows, segments, width), weight, 1e-5).reshape(x.shape)
     np.testing.assert_allclose(out[:n_rows], expected, rtol=2e-6, atol=1e-6)
@@ -42,9 +53,7 @@ def test_rope(team: KernelTeam, n_rows: int, n_heads: int, head_dim: int) -> Non
     expected_table = rope_table_ref(positions, inv_freq, 1.25)
     np.testing.assert_allclose(table, expected_table, atol=2e-7)
     x, out = normal(n_rows, n_heads * head_dim), poisoned(n_rows, n_heads * head_dim)
-    team.run(
-        "rope", "rope_cpu", (), out, x, x.strides[0], n_heads, head_dim // 2, table, count(n_rows)
-    )
+    team.run("rope", "rope_cpu", (), out, x, x.strides[0], n_heads, head_dim // 2, table, count(n_rows))
     expected = rope_ref(x.reshape(n_rows, n_heads, head_dim), expected_table)
     np.testing.assert_allclose(out.reshape(expected.shape), expected, atol=2e-6)
 
@@ -94,7 +103,12 @@ def test_kv_append(team: KernelTeam, kind: str, head_dim: int) -> None:
         slots, positions = np.array([0, 2, 2, 1, 0]), np.array([0, 15, 16, 47, 1])
         shape = (n_rows, n_heads, head_dim)
         kv_append_ref(
-            expected_k, expected_v, bits(k, kind).reshape(shape), bits(v, kind).reshape(shape), slots, positions
+            expected_k,
+            expected_v,
+            bits(k, kind).reshape(shape),
+            bits(v, kind).reshape(shape),
+            slots,
+            positions,
         )
     team.run(
         "kv_append",

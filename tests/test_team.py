@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 
@@ -19,11 +20,18 @@ def chain(team: KernelTeam, buffers: list[np.ndarray]) -> Tape:
     """Copies buffer 0 into 1, 1 into 2, ...; wrong wherever a barrier is missing."""
     tape = Tape()
     rows = np.arange(len(buffers[0]))[::-1].copy()
-    for source, target in zip(buffers, buffers[1:], strict=False):
+    for source, target in itertools.pairwise(buffers):
         width = source.shape[1]
         strides = (target.strides[0], source.strides[0])
         tape.add(
-            kernel("embed", "take_rows_cpu"), target, strides[0], source, strides[1], width, rows, count(len(rows))
+            kernel("embed", "take_rows_cpu"),
+            target,
+            strides[0],
+            source,
+            strides[1],
+            width,
+            rows,
+            count(len(rows)),
         )
     tape.finish(team.cache.load(tape.specs))
     return tape

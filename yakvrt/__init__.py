@@ -20,7 +20,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["Engine", "SamplingParams", "Sequence", "Session", "load"]
 
-_HOME = {"Engine": "engine", "SamplingParams": "sampler", "Sequence": "sequence", "Session": "session", "load": "engine"}
+_HOME = {
+    "Engine": "engine",
+    "SamplingParams": "sampler",
+    "Sequence": "sequence",
+    "Session": "session",
+    "load": "engine",
+}
 
 
 def __getattr__(name: str) -> Any:

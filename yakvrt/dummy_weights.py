@@ -30,7 +30,8 @@ class DummyTensor:
             return np.full(self.shape, value, np.float32).view(np.uint8)
         rng = np.random.default_rng(zlib.crc32(self.name.encode()))
         rows = int(np.prod(self.shape[:-1]))
-        # one random block of rows, repeated: drawing billions of numbers would take longer than any measurement
+        # one random block of rows, repeated: drawing billions of numbers would take longer than any
+        # measurement
         block = rng.standard_normal((min(rows, 512), self.shape[-1]), np.float32) / np.sqrt(self.shape[-1])
         stored = quantize(block, "BF16")
         return np.resize(stored, (rows, stored.shape[1])).reshape(*self.shape[:-1], -1)

@@ -112,7 +112,7 @@ class Engine:
             messages = [item for item in prompt if isinstance(item, Mapping)]
             if messages:
                 return self.tokenizer.encode_chat(messages, **(chat_template_kwargs or {}))
-            return [int(token) for token in prompt]  # type: ignore[call-overload]
+            return [int(token) for token in prompt if not isinstance(token, Mapping)]
         if not prompt:
             raise ValueError("the prompt is empty; give some text")
         if raw or not self.tokenizer.has_chat_template:

@@ -40,9 +40,9 @@ def plan_memory(
         )
     if ctx_size > largest:
         raise ValueError(
-            f"a context of {ctx_size} tokens needs {_gib(ctx_size * kv_bytes_per_token)} for its KV cache beside "
-            f"{_gib(weight_bytes)} of weights, {_gib(available_bytes)} is free; the largest that fits is "
-            f"--ctx-size {largest}"
+            f"a context of {ctx_size} tokens needs {_gib(ctx_size * kv_bytes_per_token)} for its KV cache "
+            f"beside {_gib(weight_bytes)} of weights, {_gib(available_bytes)} is free; "
+            f"the largest that fits is --ctx-size {largest}"
         )
     chosen = ctx_size or min(model_context, largest)
     return MemoryPlan(weight_bytes, chosen * kv_bytes_per_token, available_bytes, chosen)
@@ -53,11 +53,13 @@ def _gib(n_bytes: int) -> str:
 
 
 def available_memory() -> int:
-    """Bytes this process may still take: free memory of the machine, within the limits of its control groups."""
+    """Bytes this process may take: the machine's free memory within the limits of its control groups."""
     free = _machine_free()
     for directory in _cgroup_directories():
         try:
-            limit, used = ((directory / name).read_text().strip() for name in ("memory.max", "memory.current"))
+            limit, used = (
+                (directory / name).read_text().strip() for name in ("memory.max", "memory.current")
+            )
         except OSError:
             continue
         if limit != "max":

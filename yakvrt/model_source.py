@@ -30,7 +30,7 @@ MAX_JSON_BYTES = 4 << 20
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """An opened model. interleaved_rope: its Q and K rows pair dimensions (2i, 2i+1), as GGUF's llama does."""
+    """An opened model. interleaved_rope: Q and K rows pair dimensions (2i, 2i+1), as GGUF's llama does."""
 
     name: str
     config: ModelConfig
@@ -135,5 +135,3 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{path} holds no JSON object; fetch it again")
     return value
-
-

@@ -12,18 +12,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-
-class Matrix(Protocol):
-    """A weight matrix, or a stack of experts' matrices, in the backend's own layout, with its bias if it has one."""
-
-    @property
-    def n_rows(self) -> int: ...
-
-    @property
-    def n_cols(self) -> int: ...
-
-    @property
-    def n_bytes(self) -> int: ...
+# A weight matrix, or a stack of experts' matrices, with its bias if it has one, in the backend's own layout.
+Matrix = Any
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """Tensors of safetensors files under their GGUF names, one read at a time.
 
-The header is checked by the safetensors library: offsets, sizes and overlaps are validated before any data is read.
+The header is checked by the safetensors library: offsets, sizes and overlaps are validated before any data is
+read.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ class SafetensorsError(ValueError):
 
 
 def gguf_name(name: str) -> tuple[str, int | None] | None:
-    """(GGUF name, expert or None) of a hub name like model.layers.3.mlp.up_proj.weight; None for tensors nobody needs."""
+    """(GGUF name, expert or None) of a hub name like model.layers.3.mlp.up_proj.weight; None for tensors
+    nobody needs.
+    """
     stem, _, kind = name.rpartition(".")
     if stem in _TOP:
         return f"{_TOP[stem]}.{kind}", None
@@ -87,7 +90,8 @@ class StoredTensor:
 class SafetensorsSource:
     """The tensors of one model's safetensors files.
 
-    Raises: SafetensorsError for a damaged file, a duplicate tensor, a missing expert or an unknown number type.
+    Raises: SafetensorsError for a damaged file, a duplicate tensor, a missing expert or an unknown number
+    type.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
@@ -100,7 +104,7 @@ class SafetensorsSource:
         experts: dict[str, dict[int, _Place]] = {}
         for path in paths:
             try:
-                file = safe_open(path, "np")
+                file: Any = safe_open(path, "np")
                 names = list(file.keys())
             except (SafetensorError, OSError, ValueError) as error:
                 raise SafetensorsError(
@@ -119,11 +123,11 @@ class SafetensorsSource:
                 if not shape or 0 in shape:
                     raise SafetensorsError(f"{path}: {name} has the empty shape {shape}")
                 stored = _Place(file, name, shape, _FORMATS[dtype])
-                group = single if expert is None else experts.setdefault(mapped, {})
+                group: dict[Any, _Place] = single if expert is None else experts.setdefault(mapped, {})
                 key: Any = mapped if expert is None else expert
                 if key in group:
                     raise SafetensorsError(f"{path}: {name} occurs twice")
-                group[key] = stored  # type: ignore[index]
+                group[key] = stored
         self.tensors: Mapping[str, StoredTensor] = {
             **{name: StoredTensor(name, p.shape, p.format, (p,)) for name, p in single.items()},
             **{name: _stack(name, places) for name, places in experts.items()},
@@ -136,7 +140,9 @@ class SafetensorsSource:
 def _stack(name: str, places: dict[int, _Place]) -> StoredTensor:
     n_experts = max(places) + 1
     if len(places) != n_experts:
-        raise SafetensorsError(f"{name} lacks {n_experts - len(places)} of its experts; fetch the model again")
+        raise SafetensorsError(
+            f"{name} lacks {n_experts - len(places)} of its experts; fetch the model again"
+        )
     ordered = tuple(places[i] for i in range(n_experts))
     first = ordered[0]
     if any(p.shape != first.shape or p.format != first.format for p in ordered):

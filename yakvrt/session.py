@@ -42,7 +42,8 @@ class Session:
     def prefill(self, ids: IdSequence[int], progress: Progress | None = None) -> np.ndarray:
         """Appends tokens. Returns: float32 logits [V] of the last one.
 
-        Raises: ValueError for no tokens, ids outside the vocabulary, or more tokens than the slot still holds.
+        Raises: ValueError for no tokens, ids outside the vocabulary, or more tokens than the slot still
+        holds.
         """
         last = None
         for done, logits in self._chunks(ids, all_logits=False):
@@ -50,10 +51,11 @@ class Session:
             if progress:
                 progress(done, len(ids))
         assert last is not None
-        return last[0].copy()
+        own: np.ndarray = last[0].copy()
+        return own
 
     def all_logits(self, ids: IdSequence[int]) -> Iterator[np.ndarray]:
-        """Appends tokens. Yields: float32 logits [chunk, V] of every token, each array valid until the next."""
+        """Appends tokens. Yields: float32 logits [chunk, V] of every token, valid until the next."""
         for _, logits in self._chunks(ids, all_logits=True):
             yield logits
 
@@ -61,7 +63,7 @@ class Session:
         """Appends one token. Returns: float32 logits [V]."""
         self._check([token])
         with self._lock:
-            logits = self._runner.decode([self._open_slot()], [len(self._ids)], [token])[0].copy()
+            logits: np.ndarray = self._runner.decode([self._open_slot()], [len(self._ids)], [token])[0].copy()
             self._ids.append(int(token))
         return logits
 
@@ -106,7 +108,8 @@ class Session:
             raise ValueError("the prompt is empty; give at least one token")
         if len(self._ids) + len(ids) > self.ctx_size:
             raise ValueError(
-                f"{len(self._ids) + len(ids)} tokens do not fit, the slot holds {self.ctx_size}; raise --ctx-size"
+                f"{len(self._ids) + len(ids)} tokens do not fit, the slot holds {self.ctx_size}; "
+                "raise --ctx-size"
             )
         low, high = min(ids), max(ids)
         if low < 0 or high >= self._vocab_size:

@@ -1,14 +1,16 @@
 """Tensors from files -> weight records on a backend: checked, reordered, converted where asked, repacked.
 
-Formats computed natively (repacked without loss of the stored values): F32 F16 BF16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K
-Q4_K Q5_K Q6_K. Every other type is decoded to float32 and stored as BF16, by the `gguf` library where that extra is installed.
+Formats computed natively (repacked without loss of the stored values): F32 F16 BF16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0
+Q2_K Q3_K
+Q4_K Q5_K Q6_K. Every other type is decoded to float32 and stored as BF16, by the `gguf` library where that
+extra is installed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -16,7 +18,8 @@ from gguf_tools.dequantize import dequantize
 from gguf_tools.quantize import quantize
 
 from .config import ModelConfig
-from .cpu.backend import CpuBackend, TiledMatrix, tiled_bytes
+from .cpu.backend import CpuBackend
+from .cpu.tiled_matrix import TiledMatrix, tiled_bytes
 from .kernels.tile_layout import LAYOUTS
 
 DTYPES = {"f32": "F32", "bf16": "BF16", "q8_0": "Q8_0", "q4_0": "Q4_0"}
@@ -112,13 +115,17 @@ def tensor_shapes(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def check_tensors(config: ModelConfig, tensors: Mapping[str, SourceTensor]) -> None:
-    """Raises: WeightsError for the first tensor that is missing, has another shape, or is too narrow for the kernels."""
+    """Raises: WeightsError for the first tensor that is missing, has another shape, or is too narrow for the
+    kernels.
+    """
     for name, shape in tensor_shapes(config):
         held = tensors.get(name)
         if held is None:
             raise WeightsError(f"the model file has no tensor {name}; it is incomplete, fetch it again")
         if tuple(held.shape) != shape:
-            raise WeightsError(f"tensor {name} has shape {tuple(held.shape)}, the configuration needs {shape}")
+            raise WeightsError(
+                f"tensor {name} has shape {tuple(held.shape)}, the configuration needs {shape}"
+            )
         if len(shape) > 1 and shape[-1] % MATRIX_MULTIPLE:
             raise WeightsError(f"tensor {name} has {shape[-1]} columns; yakvrt needs a multiple of 16")
 
@@ -126,7 +133,8 @@ def check_tensors(config: ModelConfig, tensors: Mapping[str, SourceTensor]) -> N
 def target_format(name: str, stored: str, n_cols: int, dtype: str) -> str:
     """The format a matrix gets on the backend. `dtype` "auto" keeps what is stored.
 
-    The router stays float32: its choice must not change. q4_0 keeps embeddings and output at q8_0, as llama.cpp keeps them finer.
+    The router stays float32: its choice must not change. q4_0 keeps embeddings and output at q8_0, as
+    llama.cpp keeps them finer.
     """
     if "ffn_gate_inp" in name:
         return "F32"
@@ -159,7 +167,8 @@ def load_weights(
     interleaved_rope: bool = False,
     progress: Progress | None = None,
 ) -> Weights:
-    """Repacks all weights. interleaved_rope: Q and K rows come in pairs (2i, 2i+1) and are reordered to halves.
+    """Repacks all weights. interleaved_rope: Q and K rows come in pairs (2i, 2i+1) and are reordered to
+    halves.
 
     Raises: WeightsError.
     """
@@ -180,7 +189,9 @@ def load_weights(
         nonlocal done
         name = stem + ".weight"
         tensor = tensors[name]
-        order = _row_order(config, stem, tensor.shape[-2]) if interleaved_rope else np.arange(tensor.shape[-2])
+        order = (
+            _row_order(config, stem, tensor.shape[-2]) if interleaved_rope else np.arange(tensor.shape[-2])
+        )
         bias = None
         if config.qkv_bias and stem.rpartition(".")[2] in ("attn_q", "attn_k", "attn_v"):
             bias = vector(stem + ".bias")[order]
@@ -237,8 +248,6 @@ def _convert(tensor: SourceTensor, kind: str) -> np.ndarray:
 
 
 def _convert_rows(data: np.ndarray, source: str, kind: str) -> np.ndarray:
-    pieces: list[Any] = []
     rows = max(1, (64 << 20) // max(1, data.shape[1] * 8))
-    for start in range(0, len(data), rows):
-        pieces.append(quantize(dequantize(data[start : start + rows], source), kind))
-    return np.concatenate(pieces)
+    parts = (data[start : start + rows] for start in range(0, len(data), rows))
+    return np.concatenate([quantize(dequantize(part, source), kind) for part in parts])

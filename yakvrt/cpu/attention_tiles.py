@@ -1,6 +1,8 @@
-"""The two inner loops of attention as unrolled LLVM IR: scores against a run of keys, and the weighted sum of values.
+"""The two inner loops of attention as unrolled LLVM IR: scores against a run of keys, and the weighted sum of
+values.
 
-Keys rest in tiles of 16 positions, [D][16], so that lanes are positions; values rest in rows [D]. Both loops take
+Keys rest in tiles of 16 positions, [D][16], so that lanes are positions; values rest in rows [D]. Both loops
+take
 several query rows at once, which share every key and value they load.
 """
 
@@ -28,16 +30,15 @@ def _groups(n: int, size: int) -> list[range]:
 
 
 def make_scores(n_rows: int, head_dim: int, kind: str) -> Any:
-    """An intrinsic f(keys, n_tiles, queries, scores, row_bytes): scores[row][position] = queries[row] . keys[position].
+    """An intrinsic f(keys, n_tiles, queries, scores, row_bytes): scores[row][position] = queries[row] .
+    keys[position].
 
     Shapes: keys `kind` [n_tiles][D][16], queries float32 [n_rows][D], scores float32 rows `row_bytes` apart.
     """
     tile_bytes = head_dim * 16 * ELEMENT_BYTES[kind]
 
     @intrinsic
-    def scores(
-        typing_context: Any, keys: Any, n_tiles: Any, queries: Any, out: Any, row_bytes: Any
-    ) -> Any:
+    def scores(typing_context: Any, keys: Any, n_tiles: Any, queries: Any, out: Any, row_bytes: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
             keys, n_tiles, queries, out, row_bytes = values
             for rows in _groups(n_rows, MAX_SCORE_ROWS):
@@ -55,7 +56,9 @@ def make_scores(n_rows: int, head_dim: int, kind: str) -> Any:
     return scores
 
 
-def _emit_dot_products(builder: Any, kind: str, head_dim: int, rows: range, tile: Any, queries: Any) -> list[Any]:
+def _emit_dot_products(
+    builder: Any, kind: str, head_dim: int, rows: range, tile: Any, queries: Any
+) -> list[Any]:
     chains = 2 if 2 * len(rows) <= MAX_SCORE_ROWS else 1
     sums: list[list[Any]] = [[None] * chains for _ in rows]
     for d in range(head_dim):
@@ -63,14 +66,13 @@ def _emit_dot_products(builder: Any, kind: str, head_dim: int, rows: range, tile
         for i, row in enumerate(rows):
             query = splat(builder, load(builder, queries, F32, 4 * (row * head_dim + d)))
             old = sums[i][d % chains]
-            sums[i][d % chains] = (
-                builder.fmul(key, query) if old is None else fmadd(builder, key, query, old)
-            )
+            sums[i][d % chains] = builder.fmul(key, query) if old is None else fmadd(builder, key, query, old)
     return [chain[0] if chains == 1 else builder.fadd(*chain) for chain in sums]
 
 
 def make_weighted_sum(n_rows: int, head_dim: int, kind: str) -> Any:
-    """An intrinsic f(values, n_positions, weights, row_bytes, out): out[row] += sum of weights[row][p] * values[p].
+    """An intrinsic f(values, n_positions, weights, row_bytes, out): out[row] += sum of weights[row][p] *
+    values[p].
 
     Shapes: values `kind` [n_positions][D], weights float32 rows `row_bytes` apart, out float32 [n_rows][D].
     """

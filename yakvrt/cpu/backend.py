@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from ..kernels.tile_layout import LAYOUTS, ROWS
+from ..kernels.tile_layout import ROWS
 from ..ops import Batch, Buffer, KvRows
 from .kernel_cache import KernelCache, Progress
 from .kernel_spec import KernelSpec, kernel
@@ -15,37 +14,8 @@ from .memory import ROW_FLOATS, aligned, aligned_array, padded
 from .recorder import Recorder
 from .tape import Tape
 from .team import Team
+from .tiled_matrix import TiledMatrix, tiled_bytes
 from .topology import default_threads
-
-
-@dataclass(frozen=True, slots=True)
-class TiledMatrix:
-    """A weight matrix in tiles, or `n_experts` of equal shape one after the other.
-
-    Shapes: tiles uint8 [n_experts * n_tiles * tile bytes]; bias float32 [padded rows].
-    """
-
-    format: str
-    n_rows: int
-    n_cols: int
-    n_experts: int
-    tiles: np.ndarray
-    bias: np.ndarray | None = None
-
-    @property
-    def n_tiles(self) -> int:
-        """Tiles of one expert; even, since kernels take them in pairs."""
-        return padded(self.n_rows, ROW_FLOATS) // ROWS
-
-    @property
-    def n_bytes(self) -> int:
-        return self.tiles.nbytes
-
-
-def tiled_bytes(format_name: str, n_rows: int, n_cols: int, n_experts: int = 1) -> int:
-    """Bytes of a matrix in tiles."""
-    n_tiles = padded(n_rows, ROW_FLOATS) // ROWS
-    return n_experts * n_tiles * LAYOUTS[format_name].tile_bytes(n_cols)
 
 
 class Step:
@@ -95,7 +65,8 @@ class CpuBackend:
     ) -> TiledMatrix:
         """Repacks GGUF rows into tiles; row i of the matrix is row row_index[i] of the data.
 
-        Shapes: data uint8 [rows, row bytes] or [experts, rows, row bytes] (contiguous); row_index int64 [rows].
+        Shapes: data uint8 [rows, row bytes] or [experts, rows, row bytes] (contiguous); row_index int64
+        [rows].
         Raises: ValueError when a scale or weight is NaN or infinite.
         """
         n_experts = data.shape[0] if data.ndim == 3 else 1
@@ -137,7 +108,9 @@ class CpuBackend:
     def kv_rows(
         self, n_layers: int, n_slots: int, n_kv_heads: int, n_tokens: int, head_dim: int, kind: str
     ) -> list[KvRows]:
-        """Exact KV rows per layer: keys in tiles of 16 positions, values in rows; pages cost memory once used."""
+        """Exact KV rows per layer: keys in tiles of 16 positions, values in rows; pages cost memory once
+        used.
+        """
         dtype = np.dtype(np.float32 if kind == "f32" else np.uint16)
         head_bytes = padded(n_tokens, 16) * head_dim * dtype.itemsize
         shape = (n_layers, n_slots, n_kv_heads, head_bytes)
@@ -145,7 +118,13 @@ class CpuBackend:
         return [KvRows(k[i], v[i], n_kv_heads * head_bytes, head_bytes, kind) for i in range(n_layers)]
 
     def record(
-        self, capacity: int, *, n_logits: int, inv_freq: np.ndarray, rope_scale: float, heads: tuple[int, int, int]
+        self,
+        capacity: int,
+        *,
+        n_logits: int,
+        inv_freq: np.ndarray,
+        rope_scale: float,
+        heads: tuple[int, int, int],
     ) -> Recorder:
         """A recorder for steps of up to `capacity` rows. heads: (n_heads, n_kv_heads, head_dim)."""
         return Recorder(self.n_threads, capacity, n_logits, inv_freq, rope_scale, heads)
@@ -158,5 +137,3 @@ class CpuBackend:
     def _run(self, tape: Tape) -> None:
         tape.finish(self._cache.load(tape.specs, self._progress))
         self.team.run(tape)
-
-

@@ -1,6 +1,7 @@
 """Compiles kernels to object files: Numba makes LLVM IR, LLVM makes machine code.
 
-Run as a process of its own by kernel_cache.py (`python -m yakvrt.cpu.compile`): it reads one JSON spec a line on
+Run as a process of its own by kernel_cache.py (`python -m yakvrt.cpu.compile`): it reads one JSON spec a line
+on
 stdin, answers one JSON line each on stdout. So the process that runs the model never imports Numba.
 """
 
@@ -10,6 +11,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from .kernel_spec import KernelSpec
 
@@ -24,8 +26,8 @@ def compile_object(spec: KernelSpec) -> bytes:
 
     signature = types.void(types.int64, types.int64, types.int64, types.int64)
     # error_model numpy: a division by zero must not raise, a kernel has nobody to tell
-    options = {"error_model": "numpy", "fastmath": FASTMATH, "boundscheck": False}
-    compiled = cfunc(signature, **options)(spec.python_function())
+    options: Any = {"error_model": "numpy", "fastmath": FASTMATH, "boundscheck": False}
+    compiled: Any = cfunc(signature, **options)(spec.python_function())
     text = _with_plain_entry(compiled._library.get_llvm_str(), compiled.native_name, spec.symbol)
     bodies = "\n".join(line for line in text.splitlines() if not line.startswith(("declare", "@")))
     if leaked := sorted(set(re.findall(r"@(numba_\w+|NRT_\w+|Py\w+)", bodies))):
@@ -41,7 +43,8 @@ def compile_object(spec: KernelSpec) -> bytes:
 
 
 def _with_plain_entry(text: str, wrapper: str, symbol: str) -> str:
-    """Replaces Numba's C wrapper, which would report errors through Python, by one that calls the function alone.
+    """Replaces Numba's C wrapper, which would report errors through Python, by one that calls the function
+    alone.
 
     Kernels do not raise; the status they return is always 0.
     """
@@ -53,7 +56,8 @@ def _with_plain_entry(text: str, wrapper: str, symbol: str) -> str:
     entry = f"""define void @{symbol}(i64 %thread, i64 %n_threads, i64 %counter, i64 %arguments) {{
   %result = alloca ptr
   %error = alloca ptr
-  %status = call i32 @{function}(ptr %result, ptr %error, i64 %thread, i64 %n_threads, i64 %counter, i64 %arguments)
+  %status = call i32 @{function}(
+    ptr %result, ptr %error, i64 %thread, i64 %n_threads, i64 %counter, i64 %arguments)
   ret void
 }}
 """

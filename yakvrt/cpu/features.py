@@ -11,7 +11,7 @@ import llvmlite.binding as llvm
 
 @dataclass(frozen=True, slots=True)
 class CpuFeatures:
-    """The compilation target: LLVM's cpu name, its feature string and the features that choose a code path."""
+    """The compilation target: LLVM's cpu name and features, and those that choose a code path."""
 
     cpu_name: str
     flags: str

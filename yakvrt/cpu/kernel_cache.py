@@ -1,4 +1,6 @@
-"""Compiled kernels: kept on disk as object files, loaded by LLVM's linker, compiled by helper processes when missing."""
+"""Compiled kernels: kept on disk as object files, loaded by LLVM's linker, compiled by helper processes when
+missing.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,10 @@ class KernelCache:
         except OSError:
             writable = False
         if not writable:
-            print(f"yakvrt: {self._directory} is not writable; kernels are compiled for this run only", file=sys.stderr)
+            print(
+                f"yakvrt: {self._directory} is not writable; kernels are compiled for this run only",
+                file=sys.stderr,
+            )
             self._temporary = tempfile.TemporaryDirectory(prefix="yakvrt-kernels-")
             self._directory = Path(self._temporary.name)
         llvm.initialize_native_target()
@@ -53,7 +58,9 @@ class KernelCache:
     def load(self, specs: Iterable[KernelSpec], progress: Progress | None = None) -> dict[KernelSpec, int]:
         """The address of every spec, compiling those the cache lacks."""
         wanted = list(dict.fromkeys(specs))
-        objects = {spec: read_object(self._path(spec)) for spec in wanted if spec.symbol not in self._libraries}
+        objects = {
+            spec: read_object(self._path(spec)) for spec in wanted if spec.symbol not in self._libraries
+        }
         missing = [spec for spec, code in objects.items() if code is None]
         if missing:
             self._compile(missing, progress)
@@ -118,12 +125,16 @@ def _compile_cost(spec: KernelSpec) -> int:
     order = ("attend_prefill", "matmul", "attend_decode", "repack")
     for rank, name in enumerate(order):
         if spec.symbol.startswith(name):
-            return 10 * (len(order) - rank) + (max((p for p in spec.parameters if type(p) is int), default=0) > 1)
+            return 10 * (len(order) - rank) + (
+                max((p for p in spec.parameters if type(p) is int), default=0) > 1
+            )
     return 0
 
 
 def _default_directory() -> Path:
-    """One directory per state of the kernel sources, compiler and CPU: an edit or another machine never meets old code."""
+    """One directory per state of the kernel sources, compiler and CPU: an edit or another machine never meets
+    old code.
+    """
     package = Path(__file__).parent.parent
     digest = hashlib.sha256()
     for source in sorted([*package.glob("kernels/*.py"), *package.glob("cpu/*.py")]):

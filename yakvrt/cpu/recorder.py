@@ -8,26 +8,23 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..kernels.attend import PARTIAL_PAD, scratch_floats
-from ..kernels.moe import max_packs
 from ..kernels.tile_layout import LAYOUTS
 from ..ops import Batch, Buffer, KvRows
 from .features import host_features
 from .kernel_spec import kernel
 from .memory import ROW_FLOATS, aligned_array, padded
+from .pack_size import pack_size
+from .record_experts import record_experts
 from .tape import Tape
 
 if TYPE_CHECKING:
-    from .backend import TiledMatrix
-
-PACK = 6  # tokens that share one pass over the weights; what 32 vector registers hold beside two weight tiles
-
-
-def pack_size(capacity: int) -> int:
-    return 1 if capacity == 1 else PACK
+    from .tiled_matrix import TiledMatrix
 
 
 class Recorder:
-    """One step under recording (ops.Ops). Scratch memory is shared by all its ops, which run one after the other."""
+    """One step under recording (ops.Ops). Scratch memory is shared by all its ops, which run one after the
+    other.
+    """
 
     def __init__(
         self,
@@ -40,7 +37,7 @@ class Recorder:
     ) -> None:
         self.tape = Tape()
         self.batch = Batch.empty(capacity)
-        self._n_threads, self._capacity, self._n_logits = n_threads, capacity, n_logits
+        self._n_threads, self.capacity, self._n_logits = n_threads, capacity, n_logits
         self._n_heads, self._n_kv_heads, self._head_dim = heads
         self._scratch: dict[str, np.ndarray] = {}
         self._numbers: dict[float, np.ndarray] = {}
@@ -57,7 +54,7 @@ class Recorder:
         )
 
     def buffer(self, width: int, *, for_logits: bool = False) -> Buffer:
-        capacity = self._n_logits if for_logits else self._capacity
+        capacity = self._n_logits if for_logits else self.capacity
         rows = self.batch.n_logits if for_logits else self.batch.n_rows
         shape = (padded(capacity, pack_size(capacity)), padded(width, ROW_FLOATS))
         return Buffer(aligned_array(shape, np.float32, zeroed=True), width, rows)
@@ -79,7 +76,9 @@ class Recorder:
     def head_norm(self, x: Buffer, weight: np.ndarray, eps: float) -> None:
         self._norm(x, x, weight, eps, self._head_dim, x.width // self._head_dim)
 
-    def _norm(self, out: Buffer, x: Buffer, weight: np.ndarray, eps: float, width: int, n_segments: int) -> None:
+    def _norm(
+        self, out: Buffer, x: Buffer, weight: np.ndarray, eps: float, width: int, n_segments: int
+    ) -> None:
         self.tape.add(
             kernel("rms_norm", "rms_norm_cpu"),
             out.data,
@@ -97,9 +96,9 @@ class Recorder:
         self, outs: Sequence[Buffer], matrices: Sequence[TiledMatrix], x: Buffer, *, add: bool = False
     ) -> None:
         capacity = len(x.data) if len(x.data) > 1 else 1
-        self._matmul(outs, matrices, x.data, x.n_rows, None, pack_size(capacity), None, add)
+        self.matmul_places(outs, matrices, x.data, x.n_rows, None, pack_size(capacity), None, add)
 
-    def _matmul(
+    def matmul_places(
         self,
         outs: Sequence[Buffer],
         matrices: Sequence[TiledMatrix],
@@ -110,14 +109,15 @@ class Recorder:
         experts: np.ndarray | None,
         add: bool,
     ) -> None:
+        """matmul over rows picked by row_index (all, if None), in packs that each may name an expert."""
         for quantised in sorted({not LAYOUTS[m.format].is_float for m in matrices}):
             siblings = [
                 (o, m) for o, m in zip(outs, matrices, strict=True) if LAYOUTS[m.format].is_float != quantised
             ]
             n_cols = siblings[0][1].n_cols
             places = len(row_index) if row_index is not None else padded(len(x), pack)
-            codes = self._shared("codes", places * n_cols * (1 if quantised else 4))
-            scales = self._shared("scales", places * n_cols // 32 * 16 if quantised else 0)
+            codes = self.shared("codes", places * n_cols * (1 if quantised else 4))
+            scales = self.shared("scales", places * n_cols // 32 * 16 if quantised else 0)
             self.tape.add(
                 kernel("pack_activations", "pack_activations_cpu", pack, quantised),
                 codes,
@@ -181,65 +181,7 @@ class Recorder:
         n_used: int,
         renormalise: bool,
     ) -> None:
-        """x += sum over the chosen experts of weight * down(silu(gate h) * up h)."""
-        pack, n_experts = pack_size(self._capacity), gate.n_experts
-        places = max_packs(self._capacity, n_used, n_experts, pack) * pack
-        logits = Buffer(
-            self._shared("router", len(h.data) * padded(n_experts, ROW_FLOATS) * 4).view(np.float32).reshape(len(h.data), -1),
-            n_experts,
-            h.n_rows,
-        )
-        ids = self._shared("expert_ids", self._capacity * n_used * 8)
-        weights = self._shared("expert_weights", self._capacity * n_used * 4)
-        pack_expert = self._shared("pack_expert", places // pack * 8)
-        pack_row = self._shared("pack_row", places * 8).view(np.int64)
-        place_of_pair = self._shared("place_of_pair", self._capacity * n_used * 8)
-        n_places = self._shared("n_places", 8).view(np.int64)
-        self.matmul((logits,), (router,), h)
-        self.tape.add(
-            kernel("moe", "moe_route_cpu"),
-            ids,
-            weights,
-            logits.data,
-            logits.data.strides[0],
-            n_experts,
-            n_used,
-            int(renormalise),
-            h.n_rows,
-        )
-        self.tape.add(
-            kernel("moe", "moe_dispatch_cpu", pack),
-            pack_expert,
-            pack_row,
-            place_of_pair,
-            n_places,
-            ids,
-            n_experts,
-            n_used,
-            h.n_rows,
-            self._shared("expert_starts", (n_experts + 1) * 8),
-        )
-        inner = [self._places(name, places, gate.n_rows, n_places) for name in ("expert_gate", "expert_up")]
-        self._matmul(inner, (gate, up), h.data, n_places, pack_row, pack, pack_expert, False)
-        self.silu_mul(inner[0], inner[0], inner[1])
-        results = self._places("expert_down", places, down.n_rows, n_places)
-        self._matmul((results,), (down,), inner[0].data, n_places, None, pack, pack_expert, False)
-        self.tape.add(
-            kernel("moe", "moe_combine_cpu"),
-            x.data,
-            x.data.strides[0],
-            results.data,
-            results.data.strides[0],
-            place_of_pair,
-            weights,
-            x.width,
-            n_used,
-            x.n_rows,
-        )
-
-    def _places(self, name: str, places: int, width: int, n_places: np.ndarray) -> Buffer:
-        memory = self._shared(name, places * padded(width, ROW_FLOATS) * 4).view(np.float32)
-        return Buffer(memory.reshape(places, -1), width, n_places)
+        record_experts(self, x, h, (router, gate, up, down), n_used, renormalise)
 
     def kv_append(self, rows: KvRows, k: Buffer, v: Buffer) -> None:
         self.tape.add(
@@ -261,8 +203,8 @@ class Recorder:
         self._attend("attend_prefill_cpu", out.data, q, rows)
 
     def attend_decode(self, out: Buffer, q: Buffer, rows: KvRows) -> None:
-        floats = self._capacity * self._n_threads * self._n_heads * (self._head_dim + PARTIAL_PAD)
-        partials = self._shared("partials", floats * 4)
+        floats = self.capacity * self._n_threads * self._n_heads * (self._head_dim + PARTIAL_PAD)
+        partials = self.shared("partials", floats * 4)
         self._attend("attend_decode_cpu", partials, q, rows)
         self.tape.add(
             kernel("attend", "merge_partials_cpu", self._head_dim),
@@ -290,7 +232,7 @@ class Recorder:
             self.batch.n_rows,
             self._n_kv_heads,
             self._number(self._head_dim**-0.5),
-            self._shared("attention", per_thread * self._n_threads),
+            self.shared("attention", per_thread * self._n_threads),
             per_thread,
         )
 
@@ -306,8 +248,10 @@ class Recorder:
             out.n_rows,
         )
 
-    def _shared(self, name: str, n_bytes: int) -> np.ndarray:
-        """Scratch of at least n_bytes under a name; a larger demand gets new memory, the old stays with its ops."""
+    def shared(self, name: str, n_bytes: int) -> np.ndarray:
+        """Scratch of at least n_bytes under a name; a larger demand gets new memory, the old stays with its
+        ops.
+        """
         held = self._scratch.get(name)
         if held is None or held.nbytes < n_bytes:
             held = self._scratch[name] = aligned_array((n_bytes,), np.uint8, zeroed=True)
@@ -317,4 +261,3 @@ class Recorder:
     def _number(self, value: float) -> np.ndarray:
         """A float32 the kernels read by address."""
         return self._numbers.setdefault(value, np.array([value], np.float32))
-

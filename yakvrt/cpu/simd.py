@@ -122,7 +122,7 @@ def vmin(builder: Any, a: Any, b: Any) -> Any:
 
 
 def round_even(builder: Any, x: Any) -> Any:
-    """Nearest integer, ties to even. (Adding and subtracting 1.5 * 2^23 would do, but `reassoc` removes it.)"""
+    """Nearest integer, ties to even. (Adding and subtracting 1.5 * 2^23 would not survive `reassoc`.)"""
     return call(builder, "llvm.rint.v16f32", V16F32, x)
 
 
@@ -138,7 +138,9 @@ def half_to_float(builder: Any, half_bits: Any) -> Any:
     wide = builder.zext(half_bits, V16I32)
     sign = builder.shl(builder.and_(wide, const(V16I32, 0x8000)), const(V16I32, 16))
     magnitude = builder.shl(builder.and_(wide, const(V16I32, 0x7FFF)), const(V16I32, 13))
-    scaled = builder.bitcast(builder.fmul(builder.bitcast(magnitude, V16F32), const(V16F32, 2.0**112)), V16I32)
+    scaled = builder.bitcast(
+        builder.fmul(builder.bitcast(magnitude, V16F32), const(V16F32, 2.0**112)), V16I32
+    )
     special = builder.icmp_unsigned(">=", magnitude, const(V16I32, 0x0F800000))
     bits = builder.select(special, builder.or_(scaled, const(V16I32, 0x7F800000)), scaled)
     return builder.bitcast(builder.or_(bits, sign), V16F32)

@@ -19,7 +19,8 @@ _SPECS = [kernel("team", f"{name}_cpu") for name in ("publish", "lead", "follow"
 
 
 class Team:
-    """`n_threads` threads, one of them the caller of run(); the others spin for a while between tapes, then sleep.
+    """`n_threads` threads, one of them the caller of run(); the others spin for a while between tapes, then
+    sleep.
 
     Owns: its worker threads and control block; close() ends them. One caller at a time.
     """

@@ -24,7 +24,8 @@ def make_tile_matmul(format_name: str, n_tiles: int, n_tokens: int) -> Any:
     """An intrinsic that multiplies `n_tiles` tiles with `n_tokens` packed tokens.
 
     Call it as f(weights, n_cols, x, scales, out, out_stride, bias, accumulate), addresses except n_cols,
-    out_stride (bytes between tokens) and accumulate (0 or 1: add to what `out` holds). `x` and `scales` are in the
+    out_stride (bytes between tokens) and accumulate (0 or 1: add to what `out` holds). `x` and `scales` are
+    in the
     layout of kernels/pack_activations.py; float formats ignore `scales`; bias 0 means none.
     """
     layout = LAYOUTS[format_name]

@@ -73,7 +73,9 @@ def read_header(builder: Any, layout: TileLayout, superblock: Any) -> tuple[Any,
     return tuple(half_to_float(builder, load(builder, superblock, V16I16, 32 * i)) for i in range(count))
 
 
-def read_affine(builder: Any, layout: TileLayout, header: tuple[Any, ...], block: Any, part: int) -> tuple[Any, Any]:
+def read_affine(
+    builder: Any, layout: TileLayout, header: tuple[Any, ...], block: Any, part: int
+) -> tuple[Any, Any]:
     """(scale, offset) of 16 rows for one part of a block: weight = scale * code + offset."""
     if not layout.two_level:
         scale = half_to_float(builder, load(builder, block, V16I16))
@@ -95,7 +97,8 @@ def read_affine(builder: Any, layout: TileLayout, header: tuple[Any, ...], block
 
 
 def dot_codes(builder: Any, accumulator: Any, codes: Any, activations: Any, wide_codes: bool) -> Any:
-    """accumulator[i] += sum over j < 4 of codes[4i + j] * activations[4i + j]; codes unsigned, activations signed.
+    """accumulator[i] += sum over j < 4 of codes[4i + j] * activations[4i + j]; codes unsigned, activations
+    signed.
 
     `wide_codes`: codes use all 8 bits; otherwise they stay below 128.
     """
@@ -131,7 +134,9 @@ def _dot_codes_avx2(builder: Any, accumulator: Any, codes: Any, activations: Any
     halves = []
     for h in (0, 1):
         lanes = ir.Constant(ir.VectorType(I32, 32), list(range(32 * h, 32 * h + 32)))
-        c, a = (builder.shuffle_vector(v, ir.Constant(V64I8, ir.Undefined), lanes) for v in (codes, activations))
+        c, a = (
+            builder.shuffle_vector(v, ir.Constant(V64I8, ir.Undefined), lanes) for v in (codes, activations)
+        )
         halves.append(builder.call(madd, [builder.call(maddubs, [c, a]), const(words16, 1)]))
     lanes = ir.Constant(V16I32, list(range(16)))
     return builder.add(accumulator, builder.shuffle_vector(halves[0], halves[1], lanes))

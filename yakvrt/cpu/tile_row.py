@@ -15,9 +15,11 @@ from .tile_reader import read_affine, read_codes, read_header
 
 
 def make_read_row(format_name: str) -> Any:
-    """An intrinsic f(superblock, row, out) writing the columns of one superblock (16 columns of a float format).
+    """An intrinsic f(superblock, row, out) writing the columns of one superblock (16 columns of a float
+    format).
 
-    It reads the codes of all 16 rows and keeps one lane: a look-up is rare beside the matmuls, and this way it needs
+    It reads the codes of all 16 rows and keeps one lane: a look-up is rare beside the matmuls, and this way
+    it needs
     no second reader of the formats.
     """
     layout = LAYOUTS[format_name]
@@ -62,4 +64,3 @@ def _emit_quantised_row(builder: Any, layout: Any, superblock: Any, row: Any, ou
                     byte = builder.and_(builder.lshr(word, ir.Constant(I32, 8 * j)), ir.Constant(I32, 255))
                     value = builder.fmul(builder.uitofp(byte, F32), scale)
                     simd.store(builder, builder.fadd(value, offset), target, 4 * (4 * group + j))
-

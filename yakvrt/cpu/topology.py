@@ -7,7 +7,9 @@ from pathlib import Path
 
 
 def allowed_cores() -> list[int]:
-    """One logical CPU per physical core the process may run on, at most as many as its CPU quota; [] where unknown."""
+    """One logical CPU per physical core the process may run on, at most as many as its CPU quota; [] where
+    unknown.
+    """
     if not hasattr(os, "sched_getaffinity"):
         return []
     first_of_core: dict[str, int] = {}

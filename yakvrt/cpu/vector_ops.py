@@ -202,7 +202,8 @@ def half_bits_to_f32(b: Any, x: Any) -> Any:
 def quantize_block(b: Any, x: Any, codes: Any, stride: Any, scales: Any, scale_stride: Any) -> None:
     """32 floats at x -> int8 codes, 8 groups of 4 `stride` bytes apart, and the four scale terms.
 
-    The terms, `scale_stride` bytes apart: scale d = max|x|/127; d * sum of the 32 codes; of the first 16; of the last 16.
+    The terms, `scale_stride` bytes apart: scale d = max|x|/127; d * sum of the 32 codes; of the first 16; of
+    the last 16.
     """
     halves = [simd.load(b, x, V16F32, 64 * h) for h in (0, 1)]
     magnitude = [b.bitcast(b.and_(b.bitcast(v, V16I32), const(V16I32, 0x7FFFFFFF)), V16F32) for v in halves]

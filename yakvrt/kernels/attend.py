@@ -1,4 +1,7 @@
-"""Causal grouped-query attention over a KV cache, by online softmax (Milakov & Gimelshein, arXiv 1805.02867)."""
+"""Causal grouped-query attention over a KV cache.
+
+Source: online softmax, Milakov & Gimelshein, arXiv 1805.02867.
+"""
 
 from __future__ import annotations
 
@@ -82,7 +85,8 @@ def scratch_floats(group: int, head_dim: int, wide: bool) -> int:
 
 
 def attend_prefill_cpu(group: int, head_dim: int, kind: str) -> Any:
-    """Kernel: args = out, q, row_bytes (of both), k_cache, v_cache, slot_stride, head_stride, slots, positions, n_rows*,
+    """Kernel: args = out, q, row_bytes (of both), k_cache, v_cache, slot_stride, head_stride, slots,
+    positions, n_rows*,
     n_kv_heads, scale (float32 address), scratch, scratch_stride.
 
     The rows are consecutive tokens of one slot. Threads draw (token tile, kv head) items, longest first.
@@ -151,7 +155,8 @@ def attend_prefill_cpu(group: int, head_dim: int, kind: str) -> Any:
 
 
 def attend_decode_cpu(group: int, head_dim: int, kind: str) -> Any:
-    """Kernel: args as attend_prefill_cpu, but `out` receives partials and every row has its own slot and position.
+    """Kernel: args as attend_prefill_cpu, but `out` receives partials and every row has its own slot and
+    position.
 
     Threads share the positions of every row; merge_partials_cpu joins what they found.
     Shapes: out float32 [B, n_threads, Hq, D + PARTIAL_PAD], the pad holding maximum and sum of weights.
@@ -195,9 +200,7 @@ def attend_decode_cpu(group: int, head_dim: int, kind: str) -> Any:
                     )
                     for g in range(group):
                         fold(scores + g * CHUNK * 4, n_positions, n_lanes, state, g)
-                    add_values(
-                        v_cache + base + chunk * position_bytes, n_positions, scores, CHUNK * 4, state
-                    )
+                    add_values(v_cache + base + chunk * position_bytes, n_positions, scores, CHUNK * 4, state)
                 unit = (token * n_threads + thread) * n_kv_heads + head
                 for g in range(group):
                     target = out + (unit * group + g) * partial_bytes

@@ -15,7 +15,7 @@ def embed_ref(table: np.ndarray, tokens: np.ndarray) -> np.ndarray:
 
 
 def embed_cpu(format_name: str) -> Any:
-    """Kernel: args = out, out_stride, table, n_cols, tokens (int64), n_rows*. Threads share the rows' blocks."""
+    """Kernel: args = out, out_stride, table, n_cols, tokens (int64), n_rows*. Threads share the blocks."""
     from ..cpu import vector_ops as v
     from ..cpu.tile_row import make_read_row
 
@@ -28,7 +28,9 @@ def embed_cpu(format_name: str) -> Any:
         out, out_stride, table = v.get_i64(args), v.get_i64(args + 8), v.get_i64(args + 16)
         n_cols, tokens, n_rows = v.get_i64(args + 24), v.get_i64(args + 32), v.get_i64(v.get_i64(args + 40))
         n_units = n_cols // unit_cols
-        for unit in range(n_rows * n_units * thread // n_threads, n_rows * n_units * (thread + 1) // n_threads):
+        for unit in range(
+            n_rows * n_units * thread // n_threads, n_rows * n_units * (thread + 1) // n_threads
+        ):
             row, piece = unit // n_units, unit % n_units
             token = v.get_i64(tokens + row * 8)
             tile = table + token // 16 * n_units * unit_bytes

@@ -1,4 +1,4 @@
-"""Writes the rows of this call into a KV cache whose keys rest in tiles of 16 positions and values in rows."""
+"""Writes rows into a KV cache whose keys rest in tiles of 16 positions and whose values rest in rows."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ def kv_append_ref(
 
 
 def kv_append_cpu(head_dim: int, kind: str) -> Any:
-    """Kernel: args = k_cache, v_cache, slot_stride, head_stride, k, v, stride, n_kv_heads, slots, positions, n_rows*.
+    """Kernel: args = k_cache, v_cache, slot_stride, head_stride, k, v, stride, n_kv_heads, slots, positions,
+    n_rows*.
 
     Strides in bytes; `stride` is that of the rows of k and v. Threads share the heads of all rows.
     """
@@ -41,7 +42,11 @@ def kv_append_cpu(head_dim: int, kind: str) -> Any:
             v_.get_i64(args + 48),
             v_.get_i64(args + 56),
         )
-        slots, positions, n_rows = v_.get_i64(args + 64), v_.get_i64(args + 72), v_.get_i64(v_.get_i64(args + 80))
+        slots, positions, n_rows = (
+            v_.get_i64(args + 64),
+            v_.get_i64(args + 72),
+            v_.get_i64(v_.get_i64(args + 80)),
+        )
         n_units = n_rows * n_heads
         for unit in range(n_units * thread // n_threads, n_units * (thread + 1) // n_threads):
             row, head = unit // n_heads, unit % n_heads

@@ -28,11 +28,14 @@ def tile_shape(wide: bool, n_tokens: int) -> int:
 
 
 def matmul_cpu(format_name: str, n_tokens: int) -> Any:
-    """Kernel: args = out, out_stride, weights, n_tiles, n_cols, x, scales, n_rows*, bias, accumulate, experts.
+    """Kernel: args = out, out_stride, weights, n_tiles, n_cols, x, scales, n_rows*, bias, accumulate,
+    experts.
 
-    `n_tokens` tokens are packed together. One token: threads share the tiles evenly, so that sibling matmuls may
+    `n_tokens` tokens are packed together. One token: threads share the tiles evenly, so that sibling matmuls
+    may
     run without a barrier between them. Several: threads draw tiles from the shared counter.
-    `experts` (int64 per pack, or 0) names the matrix of a stack, each of n_tiles tiles, that a pack multiplies.
+    `experts` (int64 per pack, or 0) names the matrix of a stack, each of n_tiles tiles, that a pack
+    multiplies.
     """
     from ..cpu import vector_ops as v
     from ..cpu.simd import FEATURES

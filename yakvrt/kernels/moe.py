@@ -1,4 +1,6 @@
-"""Mixture of experts: which experts a token visits, the packs of tokens per expert, and the weighted sum of their results."""
+"""Mixture of experts: which experts a token visits, the packs of tokens per expert, and the weighted sum of
+their results.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ def route_ref(logits: np.ndarray, n_used: int, renormalise: bool) -> tuple[np.nd
 
 
 def dispatch_ref(ids: np.ndarray, n_experts: int, n_tokens: int) -> tuple[list[int], list[int]]:
-    """Packs of up to n_tokens (token, choice) pairs of one expert: (expert per pack, pair per place or -1)."""
+    """Packs of up to n_tokens (token, choice) pairs: (expert per pack, pair per place or -1)."""
     experts: list[int] = []
     pairs: list[int] = []
     for expert in range(n_experts):
@@ -86,8 +88,10 @@ def moe_route_cpu() -> Any:
 def moe_dispatch_cpu(n_tokens: int) -> Any:
     """Kernel: args = pack_expert, pack_row, place_of_pair, n_places, ids, n_experts, n_used, n_rows*, starts.
 
-    All int64. pack_row holds the token of every place (-1: filler), place_of_pair where a pair went, n_places the
-    number of places in use; starts is scratch of n_experts + 1. One thread does it: the work is a counting sort.
+    All int64. pack_row holds the token of every place (-1: filler), place_of_pair where a pair went, n_places
+    the
+    number of places in use; starts is scratch of n_experts + 1. One thread does it: the work is a counting
+    sort.
     """
     from ..cpu import vector_ops as v
 
@@ -124,7 +128,9 @@ def moe_dispatch_cpu(n_tokens: int) -> Any:
 
 
 def moe_combine_cpu() -> Any:
-    """Kernel: args = out, out_stride, results, results_stride, place_of_pair, weights, width, n_used, n_rows*."""
+    """Kernel: args = out, out_stride, results, results_stride, place_of_pair, weights, width, n_used,
+    n_rows*.
+    """
     from ..cpu import vector_ops as v
 
     def kernel(thread: int, n_threads: int, counter: int, args: int) -> None:

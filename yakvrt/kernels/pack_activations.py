@@ -1,4 +1,6 @@
-"""Activations in the form the matmul kernels read: `n_tokens` tokens interleaved, quantised to int8 for int8 dot products."""
+"""Activations in the form the matmul kernels read: `n_tokens` tokens interleaved, quantised to int8 for int8
+dot products.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +22,14 @@ def quantize_activations_ref(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def pack_activations_cpu(n_tokens: int, quantised: bool) -> Any:
-    """Kernel: args = codes, scales, x, x_stride, n_cols, n_rows*, row_index. Threads share the packs, or the columns of one.
+    """Kernel: args = codes, scales, x, x_stride, n_cols, n_rows*, row_index. Threads share the packs, or the
+    columns of one.
 
-    Shapes: codes int8 [packs, cols/32, 8, n_tokens, 4] and scales float32 [packs, cols/32, 4, n_tokens] with the terms
+    Shapes: codes int8 [packs, cols/32, 8, n_tokens, 4] and scales float32 [packs, cols/32, 4, n_tokens] with
+    the terms
     d, d*sum(block), d*sum(first half), d*sum(second half); unquantised codes float32 [packs, cols, n_tokens].
-    Row i comes from row row_index[i] of x (int64), or from row i when row_index is 0; a row beyond n_rows, or of
+    Row i comes from row row_index[i] of x (int64), or from row i when row_index is 0; a row beyond n_rows, or
+    of
     index -1, fills its pack up with a copy of the pack's first row, whose results nobody reads.
     """
     from ..cpu import vector_ops as v

@@ -151,7 +151,8 @@ def _repack_quantised(format_name: str) -> Any:
 
 
 def _block_reader(format_name: str, codes_at: int, high_at: int, scales_at: int) -> tuple[Any, Any, Any]:
-    """(word(source, b, group), scale(source, b, part), min(source, b, part)) of block b of a GGUF (super)block.
+    """(word(source, b, group), scale(source, b, part), min(source, b, part)) of block b of a GGUF
+    (super)block.
 
     A word is four codes, one a byte, of columns 32*b + 4*group + 0..3.
     """
@@ -160,9 +161,9 @@ def _block_reader(format_name: str, codes_at: int, high_at: int, scales_at: int)
     @v.inline
     def spread(bits: int) -> int:
         """4 bits -> the low bit of 4 bytes."""
-        return (
-            bits | bits << np.int32(7) | bits << np.int32(14) | bits << np.int32(21)
-        ) & np.int32(0x01010101)
+        return (bits | bits << np.int32(7) | bits << np.int32(14) | bits << np.int32(21)) & np.int32(
+            0x01010101
+        )
 
     @v.inline
     def no_term(source: int, b: int, part: int) -> int:

@@ -16,7 +16,8 @@ def rms_norm_ref(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
 def rms_norm_cpu() -> Any:
     """Kernel: args = out, out_stride, x, x_stride, weight, width, n_segments, n_rows*, eps (float32 address).
 
-    Every row holds `n_segments` runs of `width` (a multiple of 16) that share the weight: 1 for the hidden state,
+    Every row holds `n_segments` runs of `width` (a multiple of 16) that share the weight: 1 for the hidden
+    state,
     the number of heads for q/k norm. Works in place.
     """
     import math

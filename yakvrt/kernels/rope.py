@@ -11,7 +11,8 @@ import numpy as np
 
 
 def rope_table_ref(positions: np.ndarray, inv_freq: np.ndarray, scale: float) -> np.ndarray:
-    """[cos | sin] of position * inv_freq, times `scale`; the angle is rounded to float32 as the models' training did.
+    """[cos | sin] of position * inv_freq, times `scale`; the angle is rounded to float32 as the models'
+    training did.
 
     Shapes: positions [B], inv_freq [D/2] -> [B, D].
     """
@@ -49,11 +50,18 @@ def rope_table_cpu() -> Any:
 
 
 def rope_cpu() -> Any:
-    """Kernel: args = out, x, stride (of both), n_heads, half, table, n_rows*. Threads share the heads of all rows."""
+    """Kernel: args = out, x, stride (of both), n_heads, half, table, n_rows*. Threads share the heads of all
+    rows.
+    """
     from ..cpu import vector_ops as v
 
     def kernel(thread: int, n_threads: int, counter: int, args: int) -> None:
-        out, x, stride, n_heads = v.get_i64(args), v.get_i64(args + 8), v.get_i64(args + 16), v.get_i64(args + 24)
+        out, x, stride, n_heads = (
+            v.get_i64(args),
+            v.get_i64(args + 8),
+            v.get_i64(args + 16),
+            v.get_i64(args + 24),
+        )
         half, table, n_rows = v.get_i64(args + 32), v.get_i64(args + 40), v.get_i64(v.get_i64(args + 48))
         n_units = n_rows * n_heads
         for unit in range(n_units * thread // n_threads, n_units * (thread + 1) // n_threads):

@@ -1,6 +1,7 @@
 """The loops that run a recorded step on a team of threads, without Python in between.
 
-A tape is rows of (kernel address, argument address, barrier flag). Thread 0 leads; the others wait in `follow`.
+A tape is rows of (kernel address, argument address, barrier flag). Thread 0 leads; the others wait in
+`follow`.
 All synchronisation goes through words of `control`, each on its own cache line.
 """
 
@@ -51,7 +52,9 @@ def _make_run() -> Any:
 
 
 def publish_cpu() -> Any:
-    """Kernel: args = control, tape, n_rows. Announces a job and notes in WAKE which threads sleep and must be woken."""
+    """Kernel: args = control, tape, n_rows. Announces a job and notes in WAKE which threads sleep and must be
+    woken.
+    """
     from ..cpu import vector_ops as v
 
     def kernel(thread: int, n_threads: int, counter: int, args: int) -> None:
@@ -66,7 +69,7 @@ def publish_cpu() -> Any:
 
 
 def lead_cpu() -> Any:
-    """Kernel: args = control. Runs the published tape as thread 0; returns when all threads are done with it."""
+    """Kernel: args = control. Runs the published tape as thread 0; returns when all threads are done."""
     from ..cpu import vector_ops as v
 
     run = _make_run()
@@ -78,9 +81,11 @@ def lead_cpu() -> Any:
 
 
 def follow_cpu() -> Any:
-    """Kernel: args = control, job (the last job this thread ran; updated). Runs jobs until there was none for a while.
+    """Kernel: args = control, job (the last job this thread ran; updated). Runs jobs until there was none for
+    a while.
 
-    Returns with the thread marked as parked, or with a wake-up already promised to it: either way the caller must
+    Returns with the thread marked as parked, or with a wake-up already promised to it: either way the caller
+    must
     wait to be woken, unless QUIT is set.
     """
     from ..cpu import vector_ops as v
@@ -106,7 +111,8 @@ def follow_cpu() -> Any:
                 v.sched_yield()
             else:
                 v.atomic_swap(parked, 1)
-                # a job published meanwhile either saw the mark, and wakes us, or did not, and we take the mark back
+                # a job published meanwhile either saw the mark, and wakes us, or did not, and we take the
+                # mark back
                 if v.atomic_load(control + JOB) != v.get_i64(args + 8) and v.atomic_swap(parked, 0):
                     idle = 0
                     continue

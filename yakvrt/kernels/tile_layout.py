@@ -2,12 +2,14 @@
 
 A tile stores the same values as the GGUF blocks it came from. Quantised formats reduce to one rule,
 `weight = scale * code + offset` with unsigned codes, per run of 32 columns (or 16, where the format scales
-those apart). A tile of R = 16 rows is a sequence of superblocks, each a header (float16 d and dmin of the 16 rows,
+those apart). A tile of R = 16 rows is a sequence of superblocks, each a header (float16 d and dmin of the 16
+rows,
 for formats with two levels of scales) followed by blocks of 32 columns:
 
     [scale terms][offset terms][low bits of the codes][high bits of the codes]
 
-Codes come in 8 groups of 4 columns; group g of all rows is a vector of 64 bytes, byte 4*row + j for column 4*g + j:
+Codes come in 8 groups of 4 columns; group g of all rows is a vector of 64 bytes, byte 4*row + j for column
+4*g + j:
     8 low bits  vector g holds group g
     4 low bits  vector k holds group k in the low nibbles, group 4 + k in the high nibbles
     2 bits      vector g // 4 holds group g at bit 2 * (g % 4)
@@ -27,7 +29,8 @@ BLOCK = 32  # columns per block
 class TileLayout:
     """The tile form of one weight format.
 
-    `zero` is the code that stands for 0 where a format has no offset term; `parts` counts the scales per block.
+    `zero` is the code that stands for 0 where a format has no offset term; `parts` counts the scales per
+    block.
     """
 
     name: str

@@ -16,7 +16,8 @@ from ..ops import Buffer, KvRows, Ops
 class AttentionInput:
     """What a layer knows when it attends: enough for every method.
 
-    Shapes: h [B, E] the normed hidden state; q [B, Hq*D], k [B, Hk*D] after RoPE; q_plain, k_plain before; v [B, Hk*D].
+    Shapes: h [B, E] the normed hidden state; q [B, Hq*D], k [B, Hk*D] after RoPE; q_plain, k_plain before; v
+    [B, Hk*D].
     """
 
     h: Buffer
@@ -31,10 +32,14 @@ class KvMethod(Protocol):
     """A KV cache method."""
 
     def open(self, n_tokens: int) -> int:
-        """Reserves a slot for n_tokens tokens. Raises: ValueError when it can never fit, RuntimeError when none is free."""
+        """Reserves a slot for n_tokens tokens. Raises: ValueError when it can never fit, RuntimeError when
+        none is free.
+        """
 
     def prefill(self, ops: Ops, layer: int, attention: AttentionInput) -> KvRows:
-        """Records: take in the rows of a prompt chunk. Returns where the exact rows so far lie, for the model's attention."""
+        """Records: take in the rows of a prompt chunk. Returns where the exact rows so far lie, for the
+        model's attention.
+        """
 
     def decode(self, ops: Ops, layer: int, attention: AttentionInput, out: Buffer) -> None:
         """Records: take in one token per slot and attend over each slot's history into out [B, Hq*D]."""
