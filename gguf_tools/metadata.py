@@ -176,6 +176,17 @@ class Metadata(Mapping[str, Any]):
         _, start, end = self._places[key]
         return self._data[start:end]
 
+    def first(self, key: str, count: int) -> tuple[list[Any], int]:
+        """At most `count` entries of an array, and how many it has; a nested array counts as one entry.
+
+        Raises: TypeError when the value is not an array.
+        """
+        value_type, start, _ = self._places[key]
+        if value_type != ARRAY:
+            raise TypeError(f"the metadata value {key[:80]!r} is not an array")
+        _, n_entries = _TYPE_AND_COUNT.unpack_from(self._data, start)
+        return self._array(start, count)[0], n_entries
+
     def _value(self, value_type: int, offset: int) -> tuple[Any, int]:
         if value_type == STRING:
             strings, offset = self._strings(1, offset)
@@ -185,8 +196,9 @@ class Metadata(Mapping[str, Any]):
         code = SCALARS[value_type][0]
         return struct.unpack_from(code, self._data, offset)[0], offset + struct.calcsize(code)
 
-    def _array(self, offset: int) -> tuple[list[Any], int]:
+    def _array(self, offset: int, at_most: int = MAX_ARRAY_ENTRIES) -> tuple[list[Any], int]:
         item_type, count = _TYPE_AND_COUNT.unpack_from(self._data, offset)
+        count = min(count, at_most)
         offset += _TYPE_AND_COUNT.size
         if item_type == STRING:
             return self._strings(count, offset)

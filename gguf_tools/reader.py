@@ -31,6 +31,8 @@ DEFAULT_ALIGNMENT: Final = 32
 class Tensor:
     """One stored tensor; `data` is a read-only view of the mapped file that stays valid on its own.
 
+    `offset` is where the data begin in the file.
+
     Shapes: shape in numpy order (rows, cols); data uint8, shape[:-1] + (row_bytes,).
     """
 
@@ -39,14 +41,14 @@ class Tensor:
     format: Format
     data: NDArray[np.uint8] = field(repr=False)
     _mapping: mmap.mmap = field(repr=False)
-    _offset: int = field(repr=False)
+    offset: int = field(repr=False)
 
     def release(self) -> None:
         """Lets the kernel drop this tensor's pages from memory; the data stays readable."""
         if hasattr(mmap, "MADV_DONTNEED") and hasattr(self._mapping, "madvise"):
             # Whole pages, outwards: a neighbour's page that goes too is read again when it is needed.
-            start = self._offset // mmap.PAGESIZE * mmap.PAGESIZE
-            self._mapping.madvise(mmap.MADV_DONTNEED, start, self._offset + self.data.nbytes - start)
+            start = self.offset // mmap.PAGESIZE * mmap.PAGESIZE
+            self._mapping.madvise(mmap.MADV_DONTNEED, start, self.offset + self.data.nbytes - start)
 
 
 class GGUFFile:

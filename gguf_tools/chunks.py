@@ -1,0 +1,49 @@
+"""A tensor in pieces, so that no verb holds more than a piece of a model in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gguf_tools.dequantize import dequantize
+from gguf_tools.formats import Format
+from gguf_tools.reader import Tensor
+
+STORED_BYTES: Final = 1 << 26
+# Values decoded at a time: the float64 temporaries of a comparison stay near the caches.
+DECODED_LEN: Final = 1 << 18
+# Types whose values float32 would round: taken as they are.
+_WIDE: Final = frozenset({"F64", "I8", "I16", "I32", "I64"})
+
+
+def blocks(tensor: Tensor) -> NDArray[np.uint8]:
+    """All blocks of a tensor in file order, without copying.
+
+    Shapes: -> (n_blocks, block_bytes).
+    """
+    return tensor.data.reshape(-1, tensor.format.block_bytes)
+
+
+def stored_chunks(tensor: Tensor, n_bytes: int = STORED_BYTES) -> Iterator[NDArray[np.uint8]]:
+    """The stored bytes in runs of whole blocks of at most n_bytes; the pages go when all are through.
+
+    Shapes: each (n_blocks, block_bytes).
+    """
+    every = blocks(tensor)
+    step = max(1, n_bytes // tensor.format.block_bytes)
+    for start in range(0, len(every), step):
+        yield every[start : start + step]
+    tensor.release()
+
+
+def decoded(some: NDArray[np.uint8], fmt: Format) -> NDArray[np.floating[Any]]:
+    """Blocks as a flat run of numbers: float32, or float64 for the types that float32 would round.
+
+    Raises: ValueError for a type that cannot be decoded here.
+    """
+    if fmt.name in _WIDE:
+        return np.ascontiguousarray(some).reshape(-1).view(fmt.block)["x"].reshape(-1).astype(np.float64)
+    return dequantize(some, fmt.name).reshape(-1)
