@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from yakvrt.sampler import SamplingParams
 
 DEFAULT_MODEL = "smollm2-135m"
+MAX_THREADS = 512
 MAX_IDS = 1 << 24
 LOGIT_BIAS = re.compile(r"(\d{1,10})([+-])(inf|\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+)")
 
@@ -80,7 +81,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, ctx_size: int = 0) -
         metavar="N",
         help=f"prompt tokens computed at once ({DEFAULT_CHUNK})",
     )
-    add("-t", "--threads", type=at_least(-1, 4096), metavar="N", help="threads (the physical cores)")
+    add("-t", "--threads", type=at_least(-1, MAX_THREADS), metavar="N", help="threads (the physical cores)")
     add(
         "--dtype",
         choices=("auto", "f32", "bf16", "q8_0", "q4_0"),

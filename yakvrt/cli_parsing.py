@@ -29,7 +29,7 @@ def kind(name: str, read: Callable[[str], T]) -> Callable[[str], T]:
     def checked(text: str) -> T:
         try:
             return read(text)
-        except (ValueError, OverflowError):
+        except (ValueError, OverflowError, RecursionError):
             shown = text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "..."
             raise argparse.ArgumentTypeError(f"{shown!r} is not {name}") from None
 

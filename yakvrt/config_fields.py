@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from reprlib import repr as shortened
 from typing import Any
 
 
@@ -34,7 +35,7 @@ class Fields:
     def whole(self, key: str, default: int | None = None) -> int:
         """An integer; a per-layer list of equal integers counts as that integer."""
         value = self._get(key, default)
-        if isinstance(value, list) and value and all(v == value[0] for v in value):
+        if isinstance(value, list) and value and all(type(v) is int and v == value[0] for v in value):
             value = value[0]
         elif isinstance(value, list):
             raise ConfigError(f"{self._name(key)} differs from layer to layer, which yakvrt does not run")
@@ -74,4 +75,4 @@ class Fields:
         return f"{self.prefix}{key} of {self.source}"
 
     def _wrong(self, key: str, value: object, wanted: str) -> ConfigError:
-        return ConfigError(f"{self._name(key)} is {repr(value)[:80]}; it must be {wanted}")
+        return ConfigError(f"{self._name(key)} is {shortened(value)[:80]}; it must be {wanted}")

@@ -53,7 +53,7 @@ class Engine:
         self.ctx_size = ctx_size
         self.load_ms = load_ms
         self.weight_bytes = weight_bytes
-        self._backend, self._runner, self._kv = backend, runner, kv
+        self._backend, self.runner, self._kv = backend, runner, kv
         self._lock = RLock()
 
     @property
@@ -67,7 +67,7 @@ class Engine:
     def session(self) -> Session:
         """Opens a KV slot. Raises: RuntimeError when all are in use."""
         with self._lock:
-            return Session(self._runner, self._kv, self.ctx_size, self.config.vocab_size, self._lock)
+            return Session(self.runner, self._kv, self.ctx_size, self.config.vocab_size, self._lock)
 
     def generate(
         self,
@@ -169,13 +169,14 @@ def load(
     from .cpu.backend import CpuBackend
     from .kvcache.full import FullKv, full_kv_bytes
     from .model_source import open_model
-    from .weights import DTYPES, load_weights, weight_bytes
+    from .weights import DTYPES, check_tensors, load_weights, weight_bytes
 
     if dtype != "auto" and dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is not known; choose auto, {', '.join(DTYPES)}")
     started = time.perf_counter()
     with open_model(model, load_format=load_format, offline=offline, progress=download_progress) as source:
         config = source.config
+        check_tensors(config, source.tensors)
         plan = plan_memory(
             weight_bytes=weight_bytes(config, source.tensors, dtype),
             kv_bytes_per_token=n_slots * full_kv_bytes(config, 16, cache_type) // 16,

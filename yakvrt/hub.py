@@ -43,7 +43,7 @@ def resolve(
     try:
         is_local = path.exists()
     except OSError:  # a name longer than file systems take
-        is_local = False
+        raise HubError(unknown_name(text)) from None
     if is_local or not isinstance(model, str):
         return files_at(path)
     repo_id = REPO_ID.fullmatch(model)

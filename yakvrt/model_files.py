@@ -47,6 +47,8 @@ def files_at(path: Path, quant: str | None = None, name: str | None = None) -> M
         names = list_files(path)
         weights = choose_weights(names, quant, where=str(path), locate=lambda index: path / index)
         return assemble(name or path.resolve().name, path, weights)
+    if path.exists() and not path.is_file():
+        raise HubError(f"{path} is no regular file: give a .gguf file, a .safetensors file or a directory")
     if not path.is_file():
         raise HubError(
             f"{path} does not exist: check the path, or list the known names with 'python -m yakvrt models'"

@@ -108,7 +108,7 @@ def _gguf_tokenizer(metadata: Mapping[str, Any], config: ModelConfig) -> Tokeniz
 def _no_tokenizer(generation: Mapping[str, Any], config: ModelConfig) -> NoTokenizer:
     eos = generation.get("eos_token_id")
     ids = eos if isinstance(eos, list) else [eos]
-    return NoTokenizer(frozenset(i for i in ids if type(i) is int), config.vocab_size)
+    return NoTokenizer(frozenset(i for i in ids if type(i) is int and i >= 0), config.vocab_size)
 
 
 def _dummy(path: Path) -> ModelSource:

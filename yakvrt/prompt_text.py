@@ -40,10 +40,15 @@ def read_text(args: argparse.Namespace) -> str | None:
 def read_file(path: Path) -> str:
     """The file's text, less one newline at its end (as llama.cpp does).
 
-    Raises: ValueError when it is too large or not UTF-8; OSError when it cannot be read.
+    Raises: ValueError when it cannot be read, is too large or not UTF-8.
     """
-    with path.open("rb") as file:
-        return decode_text(file.read(MAX_TEXT_BYTES + 1), str(path))
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_TEXT_BYTES + 1)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ValueError(f"{path} cannot be read ({reason}); give a readable text file") from None
+    return decode_text(data, str(path))
 
 
 def decode_text(data: bytes, source: str) -> str:

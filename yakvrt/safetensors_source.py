@@ -6,6 +6,7 @@ read.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +30,9 @@ _LAYER = {
     "mlp.down_proj": "ffn_down",
     "mlp.gate": "ffn_gate_inp",
 }
-_EXPERT = re.compile(r"mlp\.experts\.(\d+)\.(gate|up|down)_proj")
+_EXPERT = re.compile(r"mlp\.experts\.([0-9]{1,5})\.(gate|up|down)_proj")
+MAX_HEADER_BYTES = 32 << 20  # 36,000 tensors of the largest mixtures take 5 MB
+MAX_NAME = 100  # characters shown
 _FORMATS = {"F32": "F32", "F16": "F16", "BF16": "BF16"}
 
 
@@ -42,9 +45,11 @@ def gguf_name(name: str) -> tuple[str, int | None] | None:
     nobody needs.
     """
     stem, _, kind = name.rpartition(".")
+    if kind not in ("weight", "bias"):
+        return None
     if stem in _TOP:
         return f"{_TOP[stem]}.{kind}", None
-    match = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", stem)
+    match = re.fullmatch(r"model\.layers\.([0-9]{1,5})\.(.+)", stem)
     if match is None:
         return None
     layer, rest = match.groups()
@@ -104,6 +109,7 @@ class SafetensorsSource:
         experts: dict[str, dict[int, _Place]] = {}
         for path in paths:
             try:
+                _check_header(path)
                 file: Any = safe_open(path, "np")
                 names = list(file.keys())
             except (SafetensorError, OSError, ValueError) as error:
@@ -120,13 +126,15 @@ class SafetensorsSource:
                 dtype, shape = str(described.get_dtype()), tuple(described.get_shape())
                 if dtype not in _FORMATS:
                     raise SafetensorsError(f"{path}: {name} has type {dtype}; yakvrt reads F32, F16 and BF16")
-                if not shape or 0 in shape:
-                    raise SafetensorsError(f"{path}: {name} has the empty shape {shape}")
+                if not 1 <= len(shape) <= 2 or 0 in shape:
+                    raise SafetensorsError(
+                        f"{path}: {name} has {len(shape)} dimensions or an empty one; fetch the model again"
+                    )
                 stored = _Place(file, name, shape, _FORMATS[dtype])
                 group: dict[Any, _Place] = single if expert is None else experts.setdefault(mapped, {})
                 key: Any = mapped if expert is None else expert
                 if key in group:
-                    raise SafetensorsError(f"{path}: {name} occurs twice")
+                    raise SafetensorsError(f"{path}: {name} occurs twice; fetch the model again")
                 group[key] = stored
         self.tensors: Mapping[str, StoredTensor] = {
             **{name: StoredTensor(name, p.shape, p.format, (p,)) for name, p in single.items()},
@@ -135,6 +143,30 @@ class SafetensorsSource:
 
     def close(self) -> None:
         self.tensors = {}
+
+
+def _check_header(path: Path) -> None:
+    """Bounds the header and refuses a name that occurs twice: the library would silently take the last one.
+
+    Raises: ValueError, OSError.
+    """
+    with path.open("rb") as file:
+        n_bytes = int.from_bytes(file.read(8), "little")
+        if n_bytes > MAX_HEADER_BYTES:
+            raise ValueError(f"its header has {n_bytes} bytes, at most {MAX_HEADER_BYTES} are read")
+        header = file.read(n_bytes)
+    try:
+        json.loads(header, object_pairs_hook=_distinct)
+    except RecursionError:
+        raise ValueError("its header is nested too deeply") from None
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> None:
+    seen: set[str] = set()
+    for name, _ in pairs:
+        if name in seen:
+            raise ValueError(f"{name[:MAX_NAME]!r} occurs twice in its header")
+        seen.add(name)
 
 
 def _stack(name: str, places: dict[int, _Place]) -> StoredTensor:
@@ -146,5 +178,5 @@ def _stack(name: str, places: dict[int, _Place]) -> StoredTensor:
     ordered = tuple(places[i] for i in range(n_experts))
     first = ordered[0]
     if any(p.shape != first.shape or p.format != first.format for p in ordered):
-        raise SafetensorsError(f"the experts of {name} differ in shape or type")
+        raise SafetensorsError(f"the experts of {name} differ in shape or type; fetch the model again")
     return StoredTensor(name, (n_experts, *first.shape), first.format, ordered)

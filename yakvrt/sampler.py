@@ -24,11 +24,11 @@ def _require(name: str, value: object, low: float, high: float, *, integer: bool
     """Refuse a parameter that is no number or lies outside [low, high]."""
     wanted = "a whole number" if integer else "a number"
     if isinstance(value, bool) or not isinstance(value, int if integer else Real):
-        raise ValueError(f"{name} is {value!r}, it must be {wanted}")
-    if not low <= float(value) <= high:
+        raise ValueError(f"{name} is {repr(value)[:80]}, it must be {wanted}")
+    if not low <= value <= high:  # type: ignore[operator]
         above = "" if low <= -LARGEST else f" of at least {low:g}"
         limits = f" from {low:g} to {high:g}" if high < LARGEST else above or " that is finite"
-        raise ValueError(f"{name} is {value}, it must be {wanted}{limits}")
+        raise ValueError(f"{name} is {str(value)[:80]}, it must be {wanted}{limits}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +181,8 @@ class Sampler:
         scores = logits.copy()
         for token, bias in self._biases.items():
             if token >= len(scores):
+                if token not in self.params.logit_bias:  # an end id without a row in the output
+                    continue
                 raise ValueError(f"logit bias names token {token}, the model's last one is {len(scores) - 1}")
             scores[token] += np.float32(bias)
         if penalised:

@@ -63,7 +63,7 @@ class Session:
         """Appends one token. Returns: float32 logits [V]."""
         self._check([token])
         with self._lock:
-            logits: np.ndarray = self._runner.decode([self._open_slot()], [len(self._ids)], [token])[0].copy()
+            logits: np.ndarray = self._runner.decode([self.slot], [len(self._ids)], [token])[0].copy()
             self._ids.append(int(token))
         return logits
 
@@ -94,11 +94,13 @@ class Session:
         for start in range(0, len(ids), size):
             part = ids[start : start + size]
             with self._lock:
-                logits = self._runner.prefill(self._open_slot(), len(self._ids), part, all_logits=all_logits)
+                logits = self._runner.prefill(self.slot, len(self._ids), part, all_logits=all_logits)
                 self._ids.extend(int(token) for token in part)
                 yield start + len(part), logits
 
-    def _open_slot(self) -> int:
+    @property
+    def slot(self) -> int:
+        """The KV slot. Raises: ValueError once closed."""
         if self._slot is None:
             raise ValueError("the session is closed; open a new one with Engine.session()")
         return self._slot
@@ -114,4 +116,6 @@ class Session:
         low, high = min(ids), max(ids)
         if low < 0 or high >= self._vocab_size:
             wrong = low if low < 0 else high
-            raise ValueError(f"token id {wrong} is outside the vocabulary of {self._vocab_size}")
+            raise ValueError(
+                f"token id {wrong} is outside the vocabulary; ids run from 0 to {self._vocab_size - 1}"
+            )

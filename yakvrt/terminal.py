@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 INTERRUPTED = 130
 BROKEN_PIPE = 141
 PATIENCE = 1.0  # seconds
+MAX_MESSAGE = 1000  # characters
 
 
 class UsageError(Exception):
@@ -31,6 +32,8 @@ def one_line(error: BaseException) -> str:
         message = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     else:
         message = " ".join(str(error).split())
+    if len(message) > MAX_MESSAGE:  # hostile files have names and values of any length
+        message = f"{message[: MAX_MESSAGE // 2]} ... {message[-MAX_MESSAGE // 2 :]}"
     if isinstance(error, ValueError | RuntimeError | OSError | UsageError) and message:
         return message
     if isinstance(error, MemoryError):

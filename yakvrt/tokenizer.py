@@ -251,7 +251,9 @@ def tokenizer_from_files(
     names = ("bos_token", "eos_token", "unk_token", "pad_token")
     texts = {name: text for name in names if (text := token_text(config.get(name)))}
     eos = generation.get("eos_token_id")
-    eos_ids = [index for index in (eos if isinstance(eos, list) else [eos]) if isinstance(index, int)]
+    eos_ids = [
+        index for index in (eos if isinstance(eos, list) else [eos]) if type(index) is int and index >= 0
+    ]
     if (eos_id := backend.token_to_id(texts.get("eos_token", ""))) is not None:
         eos_ids.append(eos_id)
     added = backend.get_added_tokens_decoder()

@@ -124,7 +124,8 @@ def check_tensors(config: ModelConfig, tensors: Mapping[str, SourceTensor]) -> N
             raise WeightsError(f"the model file has no tensor {name}; it is incomplete, fetch it again")
         if tuple(held.shape) != shape:
             raise WeightsError(
-                f"tensor {name} has shape {tuple(held.shape)}, the configuration needs {shape}"
+                f"tensor {name} has shape {tuple(held.shape)}, the configuration needs {shape}; "
+                "fetch the model again"
             )
         if len(shape) > 1 and shape[-1] % MATRIX_MULTIPLE:
             raise WeightsError(f"tensor {name} has {shape[-1]} columns; yakvrt needs a multiple of 16")
