@@ -82,6 +82,11 @@ def open_split(paths: Sequence[str | Path]) -> GGUFFile | SplitFile:
     return split.parts[0] if len(split.parts) == 1 else split
 
 
+def part_name(stem: str, index: int, count: int) -> str:
+    """The file name of part `index` (from 0) of `count`."""
+    return f"{stem}-{index + 1:05d}-of-{count:05d}.gguf"
+
+
 def part_paths(path: str | Path) -> tuple[Path, ...]:
     """Every part of the model that `path` belongs to, in order; (path,) when its name is not a part's.
 
@@ -94,7 +99,7 @@ def part_paths(path: str | Path) -> tuple[Path, ...]:
     count = int(match["count"])
     if not 1 <= int(match["part"]) <= count <= MAX_PARTS:
         raise GGUFError(f"{path}: the name says part {int(match['part'])} of {count}; rename the file")
-    paths = tuple(path.with_name(f"{match['stem']}-{i:05d}-of-{count:05d}.gguf") for i in range(1, count + 1))
+    paths = tuple(path.with_name(part_name(match["stem"], i, count)) for i in range(count))
     for part in paths:
         if not part.exists():
             raise GGUFError(f"{part}: this part of the model is missing; put all {count} parts in one folder")
