@@ -4,44 +4,34 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from typing import Any
 
-from yakvrt.model_files import HubError
+from yakvrt import terminal
+from yakvrt.cli_parsing import Parser, parse
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Builds the parser of the verb."""
-    parser = argparse.ArgumentParser(
-        prog="yakvrt models",
-        description="List the known model names, where they come from and which are here.",
-    )
+    parser = Parser("models", "List the known model names, where they come from and which are here.")
     parser.add_argument("--json", action="store_true", help="print a JSON list instead of a table")
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the verb and returns the exit code."""
-    args = build_parser().parse_args(argv)
-    try:
-        rows = _rows()
-        if args.json:
-            print(json.dumps(rows, indent=1))
-        elif sys.stdout.isatty():
-            _print_table(rows)
-        else:
-            for row in rows:
-                print(*_cells(row), sep="\t")
-        sys.stdout.flush()
-    except BrokenPipeError:  # a pager or `head` that has read enough; nothing may be flushed to it at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except HubError as error:
-        print(f"yakvrt: error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("yakvrt: interrupted", file=sys.stderr)
-        return 130
+    return terminal.run(lambda: _list(parse(build_parser(), argv)))
+
+
+def _list(args: argparse.Namespace) -> int:
+    rows = _rows()
+    if args.json:
+        print(json.dumps(rows, indent=1))
+    elif sys.stdout.isatty():
+        _print_table(rows)
+    else:
+        for row in rows:
+            print(*_cells(row), sep="\t")
     return 0
 
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
+from yakvrt import terminal
+from yakvrt.cli_parsing import Parser, parse
 from yakvrt.model_files import HubError, ModelFiles
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Builds the parser of the verb."""
-    parser = argparse.ArgumentParser(
-        prog="yakvrt pull", description="Fetch a model to this machine and print its path on stdout."
-    )
+    parser = Parser("pull", "Fetch a model to this machine and print its path on stdout.")
     parser.add_argument(
         "model", help="a name of 'yakvrt models', a hub repository user/repo[:quant], or a path"
     )
@@ -27,24 +26,18 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the verb and returns the exit code."""
-    args = build_parser().parse_args(argv)
-    try:
-        from yakvrt import hub
+    return terminal.run(lambda: _pull(parse(build_parser(), argv)))
 
-        files = hub.resolve(
-            args.model, offline=args.offline, progress=not args.quiet, refresh=not args.offline
-        )
-        if args.verify and _remove_damaged(args.model, files):
-            files = hub.resolve(args.model, offline=args.offline, progress=not args.quiet, refresh=True)
-            if damaged := _remove_damaged(args.model, files):
-                raise HubError(f"{damaged[0]} was damaged again: check the disk and the network")
-        print(files.directory if files.config else files.weights[0])
-    except KeyboardInterrupt:
-        print("yakvrt: interrupted", file=sys.stderr)
-        return 130
-    except HubError as error:
-        print(f"yakvrt: error: {error}", file=sys.stderr)
-        return 1
+
+def _pull(args: argparse.Namespace) -> int:
+    from yakvrt import hub
+
+    files = hub.resolve(args.model, offline=args.offline, progress=not args.quiet, refresh=not args.offline)
+    if args.verify and _remove_damaged(args.model, files):
+        files = hub.resolve(args.model, offline=args.offline, progress=not args.quiet, refresh=True)
+        if damaged := _remove_damaged(args.model, files):
+            raise HubError(f"{damaged[0]} was damaged again: check the disk and the network")
+    print(files.directory if files.config else files.weights[0])
     return 0
 
 

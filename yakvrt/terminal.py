@@ -37,7 +37,8 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, ValueError | RuntimeError | OSError | UsageError) and message:
         return message
     if isinstance(error, MemoryError):
-        return message or "out of memory; lower --ctx-size or take a smaller model"
+        why = f" ({message})" if message else ""
+        return f"out of memory{why}; lower --ctx-size or take a smaller model"
     kind = type(error).__name__
     return f"internal error ({kind}: {message}); set YAKVRT_DEBUG=1 to see where it comes from"
 
