@@ -86,7 +86,7 @@ def test_values_without_a_block_are_refused(name: str, value: float) -> None:
     ("x", "name", "message"),
     [
         (np.zeros((2, 33)), "Q8_0", "33 values is not a whole number of Q8_0 blocks of 32"),
-        (np.zeros((2, 32)), "Q4_K", "'Q4_K' cannot be written"),
+        (np.zeros((2, 32)), "IQ4_NL", "'IQ4_NL' cannot be written"),
         (np.zeros(()), "F32", "single number"),
     ],
 )
