@@ -33,6 +33,8 @@ def read_text(args: argparse.Namespace) -> str | None:
         text = str(args.prompt)
         return unescape(text) if args.escape else text
     if args.prompt == "-":
+        if sys.stdin is None:  # a service may close it
+            raise ValueError("stdin is closed; give the text with -p or -f")
         return decode_text(sys.stdin.buffer.read(MAX_TEXT_BYTES + 1), "stdin")
     return None if args.file is None else read_file(Path(args.file))
 
