@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,26 @@ DECODED_LEN: Final = 1 << 18
 _WIDE: Final = frozenset({"F64", "I8", "I16", "I32", "I64"})
 
 
-def blocks(tensor: Tensor) -> NDArray[np.uint8]:
+class Stored(Protocol):
+    """A tensor of any file format in stored form, rows and names as GGUF has them.
+
+    Shapes: shape in numpy order; data uint8, shape[:-1] + (row_bytes,).
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The dimensions, slowest-varying first."""
+
+    @property
+    def format(self) -> Format:
+        """The block layout of the data."""
+
+    @property
+    def data(self) -> NDArray[np.uint8]:
+        """The rows as stored."""
+
+
+def blocks(tensor: Stored) -> NDArray[np.uint8]:
     """All blocks of a tensor in file order, without copying.
 
     Shapes: -> (n_blocks, block_bytes).
