@@ -1,4 +1,4 @@
-"""Malformed and hostile safetensors files: one short sentence comes out, quickly and without large allocations."""
+"""Malformed and hostile safetensors files: one short sentence comes out, quickly and in little memory."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def test_index_of_shards(tmp_path: Path) -> None:
 
 
 def fuzz(model: Path, file: str, original: bytes, limit: int) -> Callable[[], None]:
-    """A property: whatever is overwritten, inserted or deleted in the first bytes, a sentence or nothing comes."""
+    """A property: whatever is overwritten, inserted or deleted, a sentence or nothing comes."""
     deadline = time.monotonic() + BUDGET
 
     @settings(max_examples=400, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
