@@ -15,7 +15,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from . import simd
-from .simd import ELEMENT_BYTES, F32, FEATURES, I64, V16F32, fmadd, load, load_floats, splat
+from .simd import ELEMENT_BYTES, F32, FEATURES, I64, V16F32, const, fmadd, load, load_floats, splat
 
 MAX_ACCUMULATORS = 24 if FEATURES.avx512 else 6
 MAX_SCORE_ROWS = 12 if FEATURES.avx512 else 4
@@ -60,14 +60,21 @@ def _emit_dot_products(
     builder: Any, kind: str, head_dim: int, rows: range, tile: Any, queries: Any
 ) -> list[Any]:
     chains = 2 if 2 * len(rows) <= MAX_SCORE_ROWS else 1
-    sums: list[list[Any]] = [[None] * chains for _ in rows]
-    for d in range(head_dim):
-        key = load_floats(builder, kind, tile, 16 * d * ELEMENT_BYTES[kind])
-        for i, row in enumerate(rows):
-            query = splat(builder, load(builder, queries, F32, 4 * (row * head_dim + d)))
-            old = sums[i][d % chains]
-            sums[i][d % chains] = builder.fmul(key, query) if old is None else fmadd(builder, key, query, old)
-    return [chain[0] if chains == 1 else builder.fadd(*chain) for chain in sums]
+    zero = const(V16F32, 0.0)
+    cells = [[cgutils.alloca_once_value(builder, zero) for _ in range(chains)] for _ in rows]
+    step = 16  # dimensions per turn: enough to keep the loop cheap, few enough to compile fast
+    key_bytes = 16 * ELEMENT_BYTES[kind]
+    with cgutils.for_range(builder, _constant(head_dim // step)) as loop:
+        keys = builder.add(tile, builder.mul(loop.index, _constant(step * key_bytes)))
+        part = builder.add(queries, builder.mul(loop.index, _constant(step * 4)))
+        for d in range(step):
+            key = load_floats(builder, kind, keys, d * key_bytes)
+            for i, row in enumerate(rows):
+                query = splat(builder, load(builder, part, F32, 4 * (row * head_dim + d)))
+                cell = cells[i][d % chains]
+                builder.store(fmadd(builder, key, query, builder.load(cell)), cell)
+    sums = [[builder.load(cell) for cell in row] for row in cells]
+    return [row[0] if chains == 1 else builder.fadd(*row) for row in sums]
 
 
 def make_weighted_sum(n_rows: int, head_dim: int, kind: str) -> Any:

@@ -1,0 +1,36 @@
+"""The kernels as other CPUs would run them: with AVX2 but no AVX-512, and with nothing beyond SSE2."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+AVX2 = "+sse3,+ssse3,+sse4.1,+sse4.2,+popcnt,+avx,+f16c,+fma,+avx2,+bmi,+bmi2,+lzcnt"
+# one of every way to read a tile; the rest differ only in sizes
+FORMATS = "Q4_1 or Q5_0 or Q8_0 or Q2_K or Q6_K or -F16"
+SELECTION = (
+    f"2t and (test_matmul and 33-512 and ({FORMATS}) or embed_reads and ({FORMATS})"
+    " or attend and (3-64 or 7-48) or pack_activations or rms_norm or rope or silu or kv_append and 64 or moe)"
+)
+
+
+@pytest.mark.parametrize(("cpu", "flags"), [("haswell", AVX2), ("generic", "")])
+def test_kernels_on_another_cpu(cpu: str, flags: str) -> None:
+    here = Path(__file__).parent
+    files = [str(here / f"test_{name}.py") for name in ("kernel_matmul", "kernel_attend", "kernel_moe")]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", SELECTION]
+    done = subprocess.run(
+        [*command, *files, str(here / "test_kernels_elementwise.py")],
+        env={**os.environ, "NUMBA_CPU_NAME": cpu, "NUMBA_CPU_FEATURES": flags},
+        capture_output=True,
+        text=True,
+        timeout=1200,
+        cwd=here.parent,
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+    n_passed = int(done.stdout.rsplit(" passed", 1)[0].rsplit(None, 1)[-1])
+    assert n_passed > 50
