@@ -215,7 +215,7 @@ def test_a_manifest_checks_renamed_split_and_damaged_models(run: Run, model: Pat
     [
         ("", "holds no hashes"),
         ("# nothing\nuuid  1-2  m.gguf\n", "holds no hashes"),
-        ("md5  00  m.gguf\n", "line 1 is 'md5  00  m.gguf'"),
+        ("md5  00  m.gguf\n", "line 1 is 'md5 00 m.gguf'"),
         ("sha256  00\n", "line 1"),
     ],
 )
