@@ -78,4 +78,5 @@ def _scales(chunk: NDArray[np.uint8], fmt: Format) -> NDArray[np.floating[Any]]:
 
 def _exponents(e: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Powers of two with a bias of 127; 255 is NaN."""
-    return np.where(e == 255, np.float32(np.nan), np.ldexp(np.float32(1), e.astype(np.int32) - 127))
+    powers = np.ldexp(np.float32(1), np.minimum(e, 254).astype(np.int32) - 127)
+    return np.where(e == 255, np.float32(np.nan), powers)

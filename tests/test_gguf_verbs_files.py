@@ -302,6 +302,24 @@ def test_an_interrupted_copy_leaves_nothing(tmp_path: Path, number: signal.Signa
     assert names(tmp_path) == ["m.gguf"]
 
 
+def test_progress_shows_on_a_terminal_only() -> None:
+    master, slave = os.openpty()
+    shows = (
+        "import time\nfrom gguf_tools.terminal import Progress\n"
+        "with Progress('copying', 4 << 20) as progress:\n"
+        "    time.sleep(0.6)\n    progress.add(1 << 20)\n    progress.add(1)\n"
+    )
+    subprocess.run([sys.executable, "-c", shows], stderr=slave, check=True)
+    text = os.read(master, 1000).decode()
+    os.close(master)
+    os.close(slave)
+    assert text.startswith("\rcopying  25 %  ")
+    assert text.count("copying") == 1
+    assert text.endswith("left\x1b[K\r\x1b[K")
+    silent = subprocess.run([sys.executable, "-c", shows], stderr=subprocess.PIPE, check=True)
+    assert silent.stderr == b""
+
+
 def test_real_models_survive_split_and_merge(run: Run, smollm2_path: Path, tmp_path: Path) -> None:
     assert run("split", smollm2_path, tmp_path / "s", "--split-max-size", "40M")[0] == 0
     first = tmp_path / "s-00001-of-00003.gguf"
