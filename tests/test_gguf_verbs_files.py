@@ -1,63 +1,31 @@
-"""The verbs of gguf_tools that handle whole files: hash, split, merge; and the real models through them."""
+"""The verbs of gguf_tools that write whole files: split and merge; broken input and interruptions."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from gguf_files import model_bytes, write
+from gguf_verb import names, run, save_seven_layers, seven_layers, weights
 
-from gguf_tools.__main__ import VERBS, main
+from gguf_tools.__main__ import VERBS
 from gguf_tools.quantize import quantize
 from gguf_tools.reader import GGUFFile
 from gguf_tools.split import open_split, part_paths
 
-METADATA = {"general.architecture": "llama", "general.name": "tiny", "tokenizer.ggml.tokens": ["a", "b"]}
-Run = Callable[..., tuple[int, str, str]]
-
-
-def weights(seed: int, *shape: int) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-
-
-TENSORS = {f"blk.{i}.attn_q.weight": ("Q8_0", weights(i, 4, 32 * (i + 1))) for i in range(7)}
-
-
-def content(alignment: int = 32) -> bytes:
-    metadata = METADATA if alignment == 32 else {**METADATA, "general.alignment": alignment}
-    raw = model_bytes(metadata, TENSORS, alignment=alignment)
-    # Writers fill the last tensor up to the alignment too.
-    return raw + bytes(-len(raw) % alignment)
+METADATA = {"general.architecture": "llama"}
+LAYERS = seven_layers()
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    return write(tmp_path / "m.gguf", content())
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    def run(*args: str | Path) -> tuple[int, str, str]:
-        try:
-            code = main([str(arg) for arg in args])
-        except SystemExit as stop:
-            code = int(str(stop.code))
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+    return save_seven_layers(tmp_path / "m.gguf")
 
 
 @pytest.mark.parametrize("alignment", [32, 64])
@@ -72,9 +40,9 @@ def names(folder: Path) -> list[str]:
     ],
 )
 def test_merge_of_split_is_the_same_file(
-    run: Run, tmp_path: Path, flags: list[str], sizes: list[int], alignment: int
+    tmp_path: Path, flags: list[str], sizes: list[int], alignment: int
 ) -> None:
-    model = write(tmp_path / "m.gguf", content(alignment))
+    model = save_seven_layers(tmp_path / "m.gguf", alignment)
     code, out, _ = run("split", model, tmp_path / "part", *flags)
     assert code == 0
     assert out.count("\n") == len(sizes)
@@ -86,7 +54,7 @@ def test_merge_of_split_is_the_same_file(
             assert split_keys == {
                 "split.no": index,
                 "split.count": len(sizes),
-                "split.tensors.count": len(TENSORS),
+                "split.tensors.count": len(LAYERS),
             }
             # The types llama.cpp writes: UINT16, UINT16, INT32.
             assert [part.metadata.place(key)[0] for key in split_keys] == [2, 2, 5]
@@ -95,7 +63,7 @@ def test_merge_of_split_is_the_same_file(
     assert (tmp_path / "merged.gguf").read_bytes() == model.read_bytes()
 
 
-def test_split_by_size_keeps_parts_below_it(run: Run, tmp_path: Path) -> None:
+def test_split_by_size_keeps_parts_below_it(tmp_path: Path) -> None:
     tensors = {f"t{i}": ("F32", weights(i, 100, 1000)) for i in range(5)}
     tensors["huge"] = ("F32", weights(9, 1000, 600))
     model = write(tmp_path / "m.gguf", model_bytes(METADATA, tensors))
@@ -109,11 +77,11 @@ def test_split_by_size_keeps_parts_below_it(run: Run, tmp_path: Path) -> None:
     assert counts == [2, 2, 1, 1]
 
 
-def test_parts_written_by_gguf_py_merge(run: Run, tmp_path: Path) -> None:
+def test_parts_written_by_gguf_py_merge(tmp_path: Path) -> None:
     from gguf import GGUFWriter
 
     writer = GGUFWriter(tmp_path / "x.gguf", "llama", split_max_tensors=3)
-    for name, (_, x) in TENSORS.items():
+    for name, (_, x) in LAYERS.items():
         writer.add_tensor(name, x)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -122,11 +90,11 @@ def test_parts_written_by_gguf_py_merge(run: Run, tmp_path: Path) -> None:
     assert run("merge", tmp_path / "x-00001-of-00003.gguf", tmp_path / "y.gguf")[0] == 0
     with GGUFFile(tmp_path / "y.gguf") as file:
         assert dict(file.metadata) == {"general.architecture": "llama"}
-        for name, (_, x) in TENSORS.items():
+        for name, (_, x) in LAYERS.items():
             assert np.array_equal(file.tensors[name].data, quantize(x, "F32"))
 
 
-def test_dry_runs_write_nothing(run: Run, model: Path, tmp_path: Path) -> None:
+def test_dry_runs_write_nothing(model: Path, tmp_path: Path) -> None:
     code, out, _ = run("split", model, tmp_path / "p", "--split-max-tensors", "4", "--dry-run")
     assert code == 0
     assert "p-00002-of-00002.gguf: 3 tensors" in out
@@ -137,7 +105,7 @@ def test_dry_runs_write_nothing(run: Run, model: Path, tmp_path: Path) -> None:
     assert names(tmp_path) == before
 
 
-def test_what_split_and_merge_refuse(run: Run, model: Path, tmp_path: Path) -> None:
+def test_what_split_and_merge_refuse(model: Path, tmp_path: Path) -> None:
     def refuses(code: int, error: str, *args: str | Path) -> None:
         before = names(tmp_path)
         found, _, err = run(*args)
@@ -161,88 +129,13 @@ def test_what_split_and_merge_refuse(run: Run, model: Path, tmp_path: Path) -> N
     refuses(1, "this part of the model is missing", "merge", first, tmp_path / "o.gguf")
 
 
-def test_a_failing_split_removes_the_parts_it_wrote(run: Run, model: Path, tmp_path: Path) -> None:
+def test_a_failing_split_removes_the_parts_it_wrote(model: Path, tmp_path: Path) -> None:
     # The second part cannot be written: its name is a directory's.
     (tmp_path / "p-00002-of-00002.gguf").mkdir()
     code, _, err = run("split", model, tmp_path / "p", "--split-max-tensors", "4", "--force")
     assert code == 1
     assert "not a regular file" in err
     assert names(tmp_path) == ["m.gguf", "p-00002-of-00002.gguf"]
-
-
-def test_hash_lines_are_those_of_the_data(run: Run, model: Path) -> None:
-    code, out, _ = run("hash", model, "--sha256", "--sha1")
-    assert code == 0
-    whole = b"".join(quantize(x, "Q8_0").tobytes() for _, x in TENSORS.values())
-    first = quantize(TENSORS["blk.0.attn_q.weight"][1], "Q8_0").tobytes()
-    lines = out.splitlines()
-    assert len(lines) == 2 * (len(TENSORS) + 1)
-    assert f"sha256    {hashlib.sha256(first).hexdigest()}  {model}:blk.0.attn_q.weight" in lines
-    assert f"sha1      {hashlib.sha1(whole).hexdigest()}  {model}" in lines
-    assert run("hash", model, "--no-layer")[1] == f"sha256    {hashlib.sha256(whole).hexdigest()}  {model}\n"
-
-
-def test_hash_agrees_with_gguf_pys_script(run: Run, model: Path) -> None:
-    script = [sys.executable, "-m", "gguf.scripts.gguf_hash", str(model)]
-    theirs = subprocess.run(script, capture_output=True, text=True, check=True).stdout.splitlines()
-    ours = run("hash", model, "--sha1", "--sha256")[1].splitlines()
-    assert sorted(ours) == sorted(line for line in theirs if not line.startswith("uuid"))
-
-
-def test_a_manifest_checks_renamed_split_and_damaged_models(run: Run, model: Path, tmp_path: Path) -> None:
-    manifest = write(tmp_path / "m.manifest", run("hash", model, "--sha256", "--sha1")[1].encode())
-    moved = model.rename(tmp_path / "moved.gguf")
-    code, out, err = run("hash", moved, "-c", manifest)
-    assert (code, err) == (0, "")
-    assert out.count("  -  Ok\n") == len(TENSORS) + 1
-    assert "sha1" not in out
-    assert out.endswith("Success\n")
-    assert run("hash", moved, "-c", manifest, "--sha1")[1].count("sha1 ") == len(TENSORS) + 1
-    run("split", moved, tmp_path / "p", "--split-max-tensors", "2")
-    assert run("hash", tmp_path / "p-00003-of-00004.gguf", "--check", manifest)[0] == 0
-    raw = bytearray(moved.read_bytes())
-    raw[-40] ^= 1
-    moved.write_bytes(raw)
-    code, out, err = run("hash", moved, "-c", manifest)
-    assert code == 1
-    assert out.count("Not Ok") == 2  # the tensor and the whole
-    assert "blk.6.attn_q.weight: sha256 is" in err
-    assert run("verify", moved, "--manifest", manifest)[0] == 1
-
-
-@pytest.mark.parametrize(
-    ("text", "error"),
-    [
-        ("", "holds no hashes"),
-        ("# nothing\nuuid  1-2  m.gguf\n", "holds no hashes"),
-        ("md5  00  m.gguf\n", "line 1 is 'md5 00 m.gguf'"),
-        ("sha256  00\n", "line 1"),
-    ],
-)
-def test_manifests_that_are_none(run: Run, model: Path, tmp_path: Path, text: str, error: str) -> None:
-    manifest = write(tmp_path / "x.manifest", text.encode())
-    code, _, err = run("hash", model, "-c", manifest)
-    assert (code, error in err) == (1, True), err
-
-
-def test_manifest_of_other_tensors_or_algorithms(run: Run, model: Path, tmp_path: Path) -> None:
-    lines = run("hash", model)[1].splitlines(keepends=True)
-    short = write(tmp_path / "short", "".join([*lines[1:], f"sha256  00  {model}:gone\n"]).encode())
-    code, _, err = run("hash", model, "-c", short)
-    assert code == 1
-    assert "blk.0.attn_q.weight: not in the manifest" in err
-    assert "gone: not in the model" in err
-    assert "the manifest has sha256 only" in run("hash", model, "-c", short, "--sha1")[2]
-    # Neither the whole alone nor the tensors alone is incomplete.
-    assert run("hash", model, "-c", write(tmp_path / "whole", lines[-1].encode()))[0] == 0
-    assert run("hash", model, "-c", write(tmp_path / "parts", "".join(lines[:-1]).encode()))[0] == 0
-
-
-def test_xxh64_needs_its_package(run: Run, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "xxhash", None)
-    code, _, err = run("hash", model, "--xxh64")
-    assert (code, err) == (2, "gguf_tools: error: xxh64 needs the xxhash package; pip install xxhash, "
-                              "or use --sha256\n")  # fmt: skip
 
 
 READING = {
@@ -259,9 +152,9 @@ READING = {
 }
 
 
-def test_every_verb_refuses_a_broken_file_in_one_line(run: Run, tmp_path: Path) -> None:
+def test_every_verb_refuses_a_broken_file_in_one_line(tmp_path: Path) -> None:
     assert {*READING, "convert", "quantize"} == set(VERBS)
-    raw = content()
+    raw = save_seven_layers(tmp_path / "broken.gguf").read_bytes()
     for n in (0, 3, 30, 100, len(raw) // 2):
         broken = write(tmp_path / "broken.gguf", raw[:n])
         for verb, rest in READING.items():
@@ -320,7 +213,7 @@ def test_progress_shows_on_a_terminal_only() -> None:
     assert silent.stderr == b""
 
 
-def test_real_models_survive_split_and_merge(run: Run, smollm2_path: Path, tmp_path: Path) -> None:
+def test_real_models_survive_split_and_merge(smollm2_path: Path, tmp_path: Path) -> None:
     assert run("split", smollm2_path, tmp_path / "s", "--split-max-size", "40M")[0] == 0
     first = tmp_path / "s-00001-of-00003.gguf"
     assert run("merge", first, tmp_path / "m.gguf")[0] == 0
