@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 QUANTIZATION_VERSION: Final = 2
 MAX_THREADS: Final = 256
-EPILOG: Final = """Types: F32 F16 BF16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K_S Q3_K_M Q3_K_L Q4_K_S Q4_K_M Q5_K_S Q5_K_M
-Q6_K, or llama.cpp's numbers of them; Q3_K, Q4_K and Q5_K mean the _M mixes; COPY keeps every type."""
+EPILOG: Final = """Types: F32 F16 BF16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K_S Q3_K_M Q3_K_L Q4_K_S Q4_K_M Q5_K_S
+Q5_K_M Q6_K, or their numbers in llama.cpp; Q3_K, Q4_K and Q5_K mean the _M mixes; COPY keeps every type."""
 
 
 def build_parser() -> argparse.ArgumentParser:
