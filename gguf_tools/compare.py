@@ -62,9 +62,8 @@ def _compare(args: argparse.Namespace) -> int:
                         f"{shown(name)}: {found.max_abs:.6g} apart, over the tolerance {args.tolerance}"
                     )
                 if not args.quiet:
-                    print(
-                        f"{shown(name):<{width}}  {left.format.name:<7} {right.format.name:<7} {_row(found)}"
-                    )
+                    types = f"{left.format.name:<7} {right.format.name:<7}"
+                    progress.say(f"{shown(name):<{width}}  {types} {_row(found)}")
     for line in wrong:
         print(line)
     at = f", largest |d| {largest:.6g} in {shown(where)}" if where else ""

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Final
 
 from gguf_tools.reader import Tensor
-from gguf_tools.tensor_hash import ALGORITHMS, hashes
-from gguf_tools.terminal import note, shown
+from gguf_tools.tensor_hash import ALGORITHMS, hashes, n_counted
+from gguf_tools.terminal import Progress, note, shown
 
 MAX_BYTES: Final = 1 << 26
 # Lines that llama-gguf-hash writes and that say nothing about single tensors.
@@ -77,21 +77,22 @@ def mismatches(
     usable = usable if algorithms else usable[-1:]
     wrong = []
     unseen = {(algorithm, name) for algorithm in usable for name in manifest[algorithm]}
-    for algorithm, digest, name in hashes(tensors, usable):
-        key = None if name is None else shown(name)
-        expected = manifest[algorithm].get(key)
-        unseen.discard((algorithm, key))
-        what = key or "all tensors"
-        # A manifest of the whole, or of the tensors alone, is complete in itself.
-        if expected is None:
-            alone = set(manifest[algorithm]) == {None}
-            if not alone and name is not None:
-                wrong.append(f"{what}: not in the manifest")
-            continue
-        if verbose:
-            print(f"{algorithm:<8}  {digest}  {what}  -  {'Ok' if digest == expected else 'Not Ok'}")
-        if digest != expected:
-            wrong.append(f"{what}: {algorithm} is {digest}, expected {shown(expected[:64])}")
+    with Progress("hashing", n_counted(tensors)) as progress:
+        for algorithm, digest, name in hashes(tensors, usable, progress):
+            key = None if name is None else shown(name)
+            expected = manifest[algorithm].get(key)
+            unseen.discard((algorithm, key))
+            what = key or "all tensors"
+            # A manifest of the whole, or of the tensors alone, is complete in itself.
+            if expected is None:
+                if key and set(manifest[algorithm]) != {None}:
+                    wrong.append(f"{what}: not in the manifest")
+                continue
+            if verbose:
+                verdict = "Ok" if digest == expected else "Not Ok"
+                progress.say(f"{algorithm:<8}  {digest}  {what}  -  {verdict}")
+            if digest != expected:
+                wrong.append(f"{what}: {algorithm} is {digest}, expected {shown(expected[:64])}")
     wrong += [
         f"{'all' if name is None else shown(name)}: not in the model" for _, name in sorted(unseen, key=str)
     ]

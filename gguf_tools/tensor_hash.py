@@ -51,15 +51,23 @@ def _hash(args: argparse.Namespace) -> int:
 
             return check(read_manifest(args.check), model.tensors, chosen)
         label = shown(str(args.model))
-        for algorithm, digest, name in hashes(model.tensors, chosen or ["sha256"]):
-            if name is None:
-                print(f"{algorithm:<8}  {digest}  {label}")
-            elif not args.no_layer:
-                print(f"{algorithm:<8}  {digest}  {label}:{shown(name)}")
+        with Progress("hashing", n_counted(model.tensors)) as progress:
+            for algorithm, digest, name in hashes(model.tensors, chosen or ["sha256"], progress):
+                if name is None:
+                    progress.say(f"{algorithm:<8}  {digest}  {label}")
+                elif not args.no_layer:
+                    progress.say(f"{algorithm:<8}  {digest}  {label}:{shown(name)}")
     return 0
 
 
-def hashes(tensors: Mapping[str, Tensor], algorithms: Sequence[str]) -> Iterator[tuple[str, str, str | None]]:
+def n_counted(tensors: Mapping[str, Tensor]) -> int:
+    """Bytes of the tensors that are hashed."""
+    return sum(tensor.data.nbytes for tensor in tensors.values() if not tensor.name.endswith(IGNORED))
+
+
+def hashes(
+    tensors: Mapping[str, Tensor], algorithms: Sequence[str], progress: Progress
+) -> Iterator[tuple[str, str, str | None]]:
     """Algorithm, hex digest and tensor name of every tensor; last those over all (name None).
 
     Raises: UsageError when an algorithm is not to be had.
@@ -68,16 +76,16 @@ def hashes(tensors: Mapping[str, Tensor], algorithms: Sequence[str]) -> Iterator
 
     makers = {name: _maker(name) for name in algorithms}
     whole = {name: make() for name, make in makers.items()}
-    counted = [tensor for tensor in tensors.values() if not tensor.name.endswith(IGNORED)]
-    with Progress("hashing", sum(tensor.data.nbytes for tensor in counted)) as progress:
-        for tensor in counted:
-            single = {name: make() for name, make in makers.items()}
-            for chunk in stored_chunks(tensor, 1 << 22):
-                for running in (*single.values(), *whole.values()):
-                    running.update(chunk.data)
-                progress.add(chunk.nbytes)
-            for name, running in single.items():
-                yield name, running.hexdigest(), tensor.name
+    for tensor in tensors.values():
+        if tensor.name.endswith(IGNORED):
+            continue
+        single = {name: make() for name, make in makers.items()}
+        for chunk in stored_chunks(tensor, 1 << 22):
+            for running in (*single.values(), *whole.values()):
+                running.update(chunk.data)
+            progress.add(chunk.nbytes)
+        for name, running in single.items():
+            yield name, running.hexdigest(), tensor.name
     for name, running in whole.items():
         yield name, running.hexdigest(), None
 

@@ -103,6 +103,15 @@ class Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._clear()
+
+    def say(self, text: str) -> None:
+        """Prints a line on stdout, which may be the terminal that shows the progress."""
+        if sys.stdout.isatty():
+            self._clear()
+        print(text)
+
+    def _clear(self) -> None:
         if self._shows:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
