@@ -37,6 +37,9 @@ class Stored(Protocol):
     def data(self) -> NDArray[np.uint8]:
         """The rows as stored."""
 
+    def release(self) -> None:
+        """Lets the kernel drop the tensor's pages from memory."""
+
 
 def blocks(tensor: Stored) -> NDArray[np.uint8]:
     """All blocks of a tensor in file order, without copying.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,11 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _compare(args: argparse.Namespace) -> int:
-    from gguf_tools.model_tensors import open_tensors
+    from gguf_tools.model_tensors import computed, missing, open_tensors
     from gguf_tools.tensor_difference import difference
 
     with open_tensors(args.a) as a, open_tensors(args.b) as b:
-        wrong = missing(a, b, "A", "B")
+        wrong = missing(a, b, "A", "B", computed(args.a, args.b))
         shared = [name for name in a if name in b and a[name].shape == b[name].shape]
         width = max((len(shown(name)) for name in shared), default=0)
         if not args.quiet and shared:
@@ -69,16 +69,6 @@ def _compare(args: argparse.Namespace) -> int:
     at = f", largest |d| {largest:.6g} in {shown(where)}" if where else ""
     print(f"{len(shared)} tensors compared, {n_identical} identical{at}; {len(wrong)} findings")
     return 1 if wrong else 0
-
-
-def missing(a: Mapping[str, Stored], b: Mapping[str, Stored], a_label: str, b_label: str) -> list[str]:
-    """Tensors that only one side has or whose shapes differ, one line each."""
-    wrong = [f"{shown(name)}: only in {a_label}" for name in a if name not in b]
-    wrong += [f"{shown(name)}: only in {b_label}" for name in b if name not in a]
-    for name in a:
-        if name in b and a[name].shape != b[name].shape:
-            wrong.append(f"{shown(name)}: shape {a[name].shape} in {a_label}, {b[name].shape} in {b_label}")
-    return wrong
 
 
 def n_bytes(tensor: Stored) -> int:

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gguf_tools.chunks import DECODED_LEN, Stored, blocks, decoded
-from gguf_tools.reader import Tensor
 
 F64 = NDArray[np.float64]
 
@@ -104,9 +103,8 @@ def difference(a: Stored, b: Stored, progress: Callable[[int], None]) -> Differe
             other = b_blocks[i * b_step : (i + 1) * b_step]
             found.add(_double(decoded(piece, a.format)), _double(decoded(other, b.format)))
             progress(piece.nbytes)
-    for tensor in (a, b):
-        if isinstance(tensor, Tensor):
-            tensor.release()
+    a.release()
+    b.release()
     return found
 
 

@@ -79,7 +79,7 @@ def _verify(args: argparse.Namespace) -> int:
     except GGUFError as error:
         report.add(iter([(True, shown(str(error)))]))
         report.section("structure", "the file cannot be read")
-        print("1 error")
+        print("1 error, 0 warnings")
         return 1
     with model:
         _structure(model, report)
@@ -89,8 +89,12 @@ def _verify(args: argparse.Namespace) -> int:
             _manifest(args.manifest, model.tensors, report)
         if args.against:
             _against(args.against, model.tensors, args.tolerance, report)
-    print(f"{report.n_errors} errors, {report.n_warnings} warnings")
+    print(f"{_counted(report.n_errors, 'error')}, {_counted(report.n_warnings, 'warning')}")
     return 1 if report.n_errors else 0
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _structure(model: GGUFFile | SplitFile, report: _Report) -> None:
@@ -128,8 +132,7 @@ def _manifest(path: Path, tensors: Mapping[str, Tensor], report: _Report) -> Non
 
 
 def _against(path: Path, tensors: Mapping[str, Tensor], tolerance: float | None, report: _Report) -> None:
-    from gguf_tools.compare import missing
-    from gguf_tools.model_tensors import open_tensors
+    from gguf_tools.model_tensors import computed, missing, open_tensors
     from gguf_tools.tensor_difference import difference
 
     worst, where, n_compared = 0.0, "", 0
@@ -137,7 +140,8 @@ def _against(path: Path, tensors: Mapping[str, Tensor], tolerance: float | None,
         open_tensors(path) as original,
         Progress("comparing", sum(tensor.data.nbytes for tensor in tensors.values())) as progress,
     ):
-        report.add((True, line) for line in missing(tensors, original, "the file", "the original"))
+        lost = missing(tensors, original, "the file", "the original", computed(path))
+        report.add((True, line) for line in lost)
         for name, tensor in tensors.items():
             if name not in original or original[name].shape != tensor.shape:
                 continue

@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gguf_verb import Tensors, run, save, weights
+from golden_values import tiny_dir
+from tiny_gguf import write_tiny_gguf
 
-from gguf_tools.chunks import DECODED_LEN, decoded
+from gguf_tools.chunks import DECODED_LEN, blocks, decoded
 from gguf_tools.dequantize import dequantize
 from gguf_tools.formats import FORMATS
 from gguf_tools.quantize import quantize
@@ -110,6 +112,33 @@ def test_compare_of_equal_models(tmp_path: Path) -> None:
     code, out, _ = run("compare", a, b, "--tolerance", "0")
     assert code == 0
     assert "2 tensors compared, 0 identical; 0 findings" in out
+
+
+@pytest.mark.parametrize("family", ["llama3", "llama32-tied", "qwen2", "qwen3", "qwen3-moe"])
+def test_compare_and_verify_with_the_hugging_face_original(tmp_path: Path, family: str) -> None:
+    gguf = write_tiny_gguf(family, tmp_path / "m.gguf")
+    original = tiny_dir(family)
+    # Q and K in llama's row order, stacked experts and rope factors are no differences.
+    code, out, _ = run("compare", gguf, original, "--tolerance", "0")
+    assert code == 0, out
+    assert out.endswith("; 0 findings\n")
+    assert run("compare", original, gguf, "--tolerance", "0", "--quiet")[0] == 0
+    code, out, _ = run("verify", gguf, "--against", original)
+    assert code == 0, out
+
+
+def test_forgotten_rope_order_is_found(tmp_path: Path) -> None:
+    with GGUFFile(write_tiny_gguf("llama3", tmp_path / "m.gguf")) as file:
+        tensors = {
+            name: ("F32", decoded(blocks(t), t.format).reshape(t.shape)) for name, t in file.tensors.items()
+        }
+    kind, q = tensors["blk.0.attn_q.weight"]
+    tensors["blk.0.attn_q.weight"] = (kind, q[::-1])
+    wrong = model(tmp_path / "w.gguf", tensors)
+    code, out, _ = run("verify", wrong, "--against", tiny_dir("llama3"))
+    assert code == 1
+    assert "error: blk.0.attn_q.weight: relative RMSE 1.4" in out
+    assert "\n1 error, " in out
 
 
 def test_compare_finds_what_differs(tmp_path: Path) -> None:
