@@ -96,11 +96,11 @@ def _tokens(files: TokenizerFiles, vocab: Mapping[str, Any], size: int) -> tuple
     for token, index in vocab.items():
         by_id[_token_id(token, index)] = token, NORMAL
     for entry in added:
-        token = entry.get("content")
-        if not isinstance(token, str):
+        text = entry.get("content")
+        if not isinstance(text, str):
             raise ValueError("tokenizer.json has an added token without text; fetch it again")
-        special = entry.get("special") is True or _CONTROL_LOOK.fullmatch(token) is not None
-        by_id[_token_id(token, entry.get("id"))] = token, CONTROL if special else USER_DEFINED
+        special = entry.get("special") is True or _CONTROL_LOOK.fullmatch(text) is not None
+        by_id[_token_id(text, entry.get("id"))] = text, CONTROL if special else USER_DEFINED
     n_tokens = max(max(by_id, default=0) + 1, size)
     if max(by_id, default=0) >= size:
         raise ValueError(f"tokenizer.json has {n_tokens} tokens, config.json's vocab_size is {size}")
@@ -153,7 +153,7 @@ def _special_ids(files: TokenizerFiles, config: HubConfig, ids: Mapping[str, int
     found: dict[str, int] = {}
     for role, name in _ROLES:
         text = _text(files.config.get(f"{role}_token"))
-        if text in ids:
+        if text is not None and text in ids:
             found[name] = ids[text]
             continue
         for source in (config.special_ids, files.generation):

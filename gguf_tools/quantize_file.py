@@ -54,6 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--allow-requantize", action="store_true",
         help="accept weights that are quantised already (quality suffers)",
     )  # fmt: skip
+    parser.add_argument("--force", action="store_true", help="replace OUT")
     parser.add_argument("--dry-run", action="store_true", help="show types and sizes, write nothing")
     return parser
 
@@ -65,7 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _quantize_file(args: argparse.Namespace) -> int:
+    from gguf_tools.file_copy import check_free
     from gguf_tools.quantize_mix import FILE_TYPES, model_facts, tensor_types
+    from gguf_tools.quantize_stream import worth_compiling
     from gguf_tools.split import open_split, part_paths
     from gguf_tools.writer import GGUFWriter
 
@@ -81,6 +84,7 @@ def _quantize_file(args: argparse.Namespace) -> int:
         if args.dry_run:
             _show(file, plans)
             return 0
+        check_free([output], args.force)
         if output.exists() and output.samefile(source):
             raise UsageError(f"{output} is the input too; name another output file")
         values = _metadata(file.metadata, None if mix is None else FILE_TYPES[mix][0])
@@ -89,7 +93,7 @@ def _quantize_file(args: argparse.Namespace) -> int:
             ThreadPoolExecutor(n_threads) as pool,
             GGUFWriter(output, values, plans) as writer,
         ):
-            compiled = _worth_compiling(plans)
+            compiled = worth_compiling(plans)
             for plan in plans:
                 pieces = _pieces(file.tensors[plan.name], plan, pool, n_threads, compiled, progress.add)
                 writer.write_tensor(plan.name, pieces)
@@ -188,19 +192,6 @@ def _metadata(metadata: Metadata, number: int | None) -> dict[str, MetaValue]:
     return values
 
 
-def _worth_compiling(plans: Sequence[TensorPlan]) -> bool:
-    import math
-
-    from gguf_tools.quantize import COMPILED_FROM
-    from gguf_tools.quantize_k import K_ENCODERS
-    from gguf_tools.quantize_kernels import lane_kernels
-
-    if sum(math.prod(p.shape) for p in plans if p.format.name in K_ENCODERS) < COMPILED_FROM:
-        return False
-    lane_kernels(compiled=True)  # once, before several threads ask for it
-    return True
-
-
 def _pieces(
     tensor: Tensor,
     plan: TensorPlan,
@@ -209,25 +200,18 @@ def _pieces(
     compiled: bool,
     count: Callable[[int], None],
 ) -> Iterator[NDArray[np.uint8]]:
-    from gguf_tools.chunks import blocks, stored_chunks
-    from gguf_tools.dequantize import dequantize
+    from gguf_tools.chunks import stored_chunks
     from gguf_tools.quantize_stream import encoded
 
-    present = tensor.format
-    if plan.format is present:
+    if plan.format is tensor.format:
         for chunk in stored_chunks(tensor):
             yield chunk
             count(chunk.nbytes)
         return
-    every = blocks(tensor)
-
-    def read(start: int, end: int) -> NDArray[np.float32]:
-        return dequantize(every[start // present.block_len : end // present.block_len], present.name).reshape(
-            -1
-        )
-
-    n_values = len(every) * present.block_len
-    for piece in encoded(tensor.name, n_values, read, plan.format.name, pool, n_threads, compiled=compiled):
+    pieces = encoded(
+        tensor.name, tensor.data, tensor.format, plan.format.name, pool, n_threads, compiled=compiled
+    )
+    for piece in pieces:
         yield piece
         count(tensor.data.nbytes * piece.nbytes // plan.n_bytes)
     tensor.release()
