@@ -40,16 +40,17 @@ def _transformer(ops: Ops, config: ModelConfig, weights: Weights, attend: Attend
     x, h, out = ops.buffer(config.hidden_dim), ops.buffer(config.hidden_dim), ops.buffer(q_dim)
     q_plain, q = ops.buffer(q_dim), ops.buffer(q_dim)
     k_plain, k, v = ops.buffer(kv_dim), ops.buffer(kv_dim), ops.buffer(kv_dim)
+    q_proj, k_proj = (ops.buffer(q_dim), ops.buffer(kv_dim)) if config.qk_norm else (q_plain, k_plain)
     attention = AttentionInput(h, q_plain, k_plain, q, k, v)
     feed_forward = _make_feed_forward(ops, config)
 
     ops.embed(x, weights.token_embd)
     for layer, w in enumerate(weights.layers):
         ops.rms_norm(h, x, w.attn_norm, eps)
-        ops.matmul((q_plain, k_plain, v), (w.attn_q, w.attn_k, w.attn_v), h)
+        ops.matmul((q_proj, k_proj, v), (w.attn_q, w.attn_k, w.attn_v), h)
         if config.qk_norm:
-            ops.head_norm(q_plain, w.attn_q_norm, eps)
-            ops.head_norm(k_plain, w.attn_k_norm, eps)
+            ops.head_norm(q_plain, q_proj, w.attn_q_norm, eps)
+            ops.head_norm(k_plain, k_proj, w.attn_k_norm, eps)
         ops.rope(q, q_plain)
         ops.rope(k, k_plain)
         attend(layer, attention, out)

@@ -71,8 +71,8 @@ class Ops(Protocol):
 
     def rms_norm(self, out: Buffer, x: Buffer, weight: Any, eps: float) -> None: ...
 
-    def head_norm(self, x: Buffer, weight: Any, eps: float) -> None:
-        """RMS norm of every head of x in place."""
+    def head_norm(self, out: Buffer, x: Buffer, weight: Any, eps: float) -> None:
+        """RMS norm of every head of x."""
 
     def matmul(
         self, outs: Sequence[Buffer], matrices: Sequence[Matrix], x: Buffer, *, add: bool = False
@@ -102,7 +102,7 @@ class Ops(Protocol):
     def attend_prefill(self, out: Buffer, q: Buffer, rows: KvRows) -> None:
         """Causal attention of consecutive tokens of one slot."""
 
-    def attend_decode(self, out: Buffer, q: Buffer, rows: KvRows) -> None:
-        """Attention of rows that each have their own slot."""
+    def attend_decode(self, out: Buffer, q: Buffer, k: Buffer, v: Buffer, rows: KvRows) -> None:
+        """Appends the row of every slot, then attends over each slot's rows."""
 
     def take_logit_rows(self, out: Buffer, x: Buffer) -> None: ...

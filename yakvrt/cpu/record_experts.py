@@ -30,7 +30,7 @@ def record_experts(
     matrices: router, gate, up, down; the last three stacks of all experts.
     """
     router, gate, up, down = matrices
-    shared, tape, capacity = recorder.shared, recorder.tape, recorder.capacity
+    shared, tape, capacity = recorder.memory.shared, recorder.tape, recorder.capacity
     pack, n_experts = pack_size(capacity), gate.n_experts
     places = max_packs(capacity, n_used, n_experts, pack) * pack
     ids, weights = (shared(f"expert_{name}", capacity * n_used * 8) for name in ("ids", "weights"))
@@ -69,7 +69,8 @@ def record_experts(
     )
     inner = [buffer(f"expert_{name}", places, gate.n_rows, n_places) for name in ("gate", "up")]
     rows = pack_row.view(np.int64)
-    recorder.matmul_places(inner, (gate, up), h.data, n_places, rows, pack, pack_expert, False)
+    h_copy = recorder.memory.copy_bytes(h)
+    recorder.matmul_places(inner, (gate, up), h.data, n_places, rows, pack, pack_expert, False, h_copy)
     recorder.silu_mul(inner[0], inner[0], inner[1])
     results = buffer("expert_down", places, down.n_rows, n_places)
     recorder.matmul_places((results,), (down,), inner[0].data, n_places, None, pack, pack_expert, False)

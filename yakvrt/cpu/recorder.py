@@ -12,9 +12,10 @@ from ..kernels.tile_layout import LAYOUTS
 from ..ops import Batch, Buffer, KvRows
 from .features import host_features
 from .kernel_spec import kernel
-from .memory import ROW_FLOATS, aligned_array, padded
+from .memory import ALIGNMENT, ROW_FLOATS, aligned_array, padded
 from .pack_size import pack_size
 from .record_experts import record_experts
+from .step_memory import StepMemory
 from .tape import Tape
 
 if TYPE_CHECKING:
@@ -22,9 +23,7 @@ if TYPE_CHECKING:
 
 
 class Recorder:
-    """One step under recording (ops.Ops). Scratch memory is shared by all its ops, which run one after the
-    other.
-    """
+    """One step under recording (ops.Ops). See StepMemory for what threads compute each for themselves."""
 
     def __init__(
         self,
@@ -39,8 +38,7 @@ class Recorder:
         self.batch = Batch.empty(capacity)
         self._n_threads, self.capacity, self._n_logits = n_threads, capacity, n_logits
         self._n_heads, self._n_kv_heads, self._head_dim = heads
-        self._scratch: dict[str, np.ndarray] = {}
-        self._numbers: dict[float, np.ndarray] = {}
+        self.memory = StepMemory(n_threads)
         self._rope_table = aligned_array((capacity, self._head_dim), np.float32)
         self.tape.add(
             kernel("rope", "rope_table_cpu"),
@@ -49,15 +47,14 @@ class Recorder:
             inv_freq.astype(np.float32),
             self._head_dim // 2,
             self.batch.n_rows,
-            self._number(rope_scale),
+            self.memory.number(rope_scale),
             barrier=False,  # the embedding that follows does not read it
         )
 
     def buffer(self, width: int, *, for_logits: bool = False) -> Buffer:
         capacity = self._n_logits if for_logits else self.capacity
         rows = self.batch.n_logits if for_logits else self.batch.n_rows
-        shape = (padded(capacity, pack_size(capacity)), padded(width, ROW_FLOATS))
-        return Buffer(aligned_array(shape, np.float32, zeroed=True), width, rows)
+        return self.memory.buffer(padded(capacity, pack_size(capacity)), width, rows)
 
     def embed(self, out: Buffer, table: TiledMatrix) -> None:
         self.tape.add(
@@ -71,14 +68,13 @@ class Recorder:
         )
 
     def rms_norm(self, out: Buffer, x: Buffer, weight: np.ndarray, eps: float) -> None:
-        self._norm(out, x, weight, eps, x.width, 1)
+        self._norm(out, x, weight, eps, x.width)
 
-    def head_norm(self, x: Buffer, weight: np.ndarray, eps: float) -> None:
-        self._norm(x, x, weight, eps, self._head_dim, x.width // self._head_dim)
+    def head_norm(self, out: Buffer, x: Buffer, weight: np.ndarray, eps: float) -> None:
+        self._norm(out, x, weight, eps, self._head_dim)
 
-    def _norm(
-        self, out: Buffer, x: Buffer, weight: np.ndarray, eps: float, width: int, n_segments: int
-    ) -> None:
+    def _norm(self, out: Buffer, x: Buffer, weight: np.ndarray, eps: float, width: int) -> None:
+        x_copy, out_copy = self.memory.copy_bytes(x), self.memory.write_private(out, x)
         self.tape.add(
             kernel("rms_norm", "rms_norm_cpu"),
             out.data,
@@ -87,16 +83,28 @@ class Recorder:
             x.data.strides[0],
             weight,
             width,
-            n_segments,
+            x.width // width,
             x.n_rows,
-            self._number(eps),
+            self.memory.number(eps),
+            out_copy,
+            x_copy,
+            barrier=not out_copy,
         )
 
     def matmul(
         self, outs: Sequence[Buffer], matrices: Sequence[TiledMatrix], x: Buffer, *, add: bool = False
     ) -> None:
-        capacity = len(x.data) if len(x.data) > 1 else 1
-        self.matmul_places(outs, matrices, x.data, x.n_rows, None, pack_size(capacity), None, add)
+        self.matmul_places(
+            outs,
+            matrices,
+            x.data,
+            x.n_rows,
+            None,
+            pack_size(len(x.data)),
+            None,
+            add,
+            self.memory.copy_bytes(x),
+        )
 
     def matmul_places(
         self,
@@ -108,6 +116,7 @@ class Recorder:
         pack: int,
         experts: np.ndarray | None,
         add: bool,
+        x_copy: int = 0,
     ) -> None:
         """matmul over rows picked by row_index (all, if None), in packs that each may name an expert."""
         for quantised in sorted({not LAYOUTS[m.format].is_float for m in matrices}):
@@ -116,8 +125,13 @@ class Recorder:
             ]
             n_cols = siblings[0][1].n_cols
             places = len(row_index) if row_index is not None else padded(len(x), pack)
-            codes = self.shared("codes", places * n_cols * (1 if quantised else 4))
-            scales = self.shared("scales", places * n_cols // 32 * 16 if quantised else 0)
+            private = bool(x_copy) or self.memory.is_private_width(len(x), n_cols)
+            copies = self._n_threads if private else 1
+            code_bytes = padded(places * n_cols * (1 if quantised else 4), ALIGNMENT)
+            term_bytes = padded(places * n_cols // 32 * 16 if quantised else 0, ALIGNMENT)
+            codes = self.memory.shared("codes", copies * code_bytes)
+            scales = self.memory.shared("scales", copies * term_bytes)
+            copy_bytes = (code_bytes, term_bytes) if private else (0, 0)
             self.tape.add(
                 kernel("pack_activations", "pack_activations_cpu", pack, quantised),
                 codes,
@@ -127,8 +141,12 @@ class Recorder:
                 n_cols,
                 n_rows,
                 row_index,
+                *copy_bytes,
+                x_copy,
+                barrier=not private,
             )
             for i, (out, matrix) in enumerate(siblings):
+                self.memory.write_shared(out)
                 self.tape.add(
                     kernel("matmul", "matmul_cpu", matrix.format, pack),
                     out.data,
@@ -142,11 +160,13 @@ class Recorder:
                     matrix.bias,
                     int(add),
                     experts,
+                    *copy_bytes,
                     # one token: the tiles are shared out evenly, siblings need not wait for each other
                     barrier=pack > 1 or i == len(siblings) - 1,
                 )
 
     def rope(self, out: Buffer, x: Buffer) -> None:
+        x_copy, out_copy = self.memory.copy_bytes(x), self.memory.write_private(out, x)
         self.tape.add(
             kernel("rope", "rope_cpu"),
             out.data,
@@ -156,10 +176,15 @@ class Recorder:
             self._head_dim // 2,
             self._rope_table,
             x.n_rows,
+            out_copy,
+            x_copy,
+            barrier=not out_copy,
         )
 
     def silu_mul(self, out: Buffer, gate: Buffer, up: Buffer) -> None:
         width = padded(out.width, 16)
+        if len(out.data) == 1 and width % ROW_FLOATS == 0:
+            self.tape.drop_barrier()  # each thread reads the very tiles of gate and up that it wrote
         self.tape.add(
             kernel("silu_mul", "silu_mul_cpu"),
             out.data,
@@ -184,6 +209,9 @@ class Recorder:
         record_experts(self, x, h, (router, gate, up, down), n_used, renormalise)
 
     def kv_append(self, rows: KvRows, k: Buffer, v: Buffer) -> None:
+        self._append(rows, k, v, by_last=False)
+
+    def _append(self, rows: KvRows, k: Buffer, v: Buffer, *, by_last: bool) -> None:
         self.tape.add(
             kernel("kv_append", "kv_append_cpu", self._head_dim, rows.kind),
             rows.k,
@@ -197,15 +225,20 @@ class Recorder:
             self.batch.slots,
             self.batch.positions,
             self.batch.n_rows,
+            int(by_last),
+            self.memory.copy_bytes(k),
+            barrier=not by_last,
         )
 
     def attend_prefill(self, out: Buffer, q: Buffer, rows: KvRows) -> None:
         self._attend("attend_prefill_cpu", out.data, q, rows)
 
-    def attend_decode(self, out: Buffer, q: Buffer, rows: KvRows) -> None:
+    def attend_decode(self, out: Buffer, q: Buffer, k: Buffer, v: Buffer, rows: KvRows) -> None:
+        self._append(rows, k, v, by_last=self.capacity == 1)
         floats = self.capacity * self._n_threads * self._n_heads * (self._head_dim + PARTIAL_PAD)
-        partials = self.shared("partials", floats * 4)
+        partials = self.memory.shared("partials", floats * 4)
         self._attend("attend_decode_cpu", partials, q, rows)
+        out_copy = self.memory.write_private(out)
         self.tape.add(
             kernel("attend", "merge_partials_cpu", self._head_dim),
             out.data,
@@ -213,6 +246,8 @@ class Recorder:
             partials,
             self._n_heads,
             self.batch.n_rows,
+            out_copy,
+            barrier=not out_copy,
         )
 
     def _attend(self, builder: str, out: np.ndarray, q: Buffer, rows: KvRows) -> None:
@@ -231,12 +266,14 @@ class Recorder:
             self.batch.positions,
             self.batch.n_rows,
             self._n_kv_heads,
-            self._number(self._head_dim**-0.5),
-            self.shared("attention", per_thread * self._n_threads),
+            self.memory.number(self._head_dim**-0.5),
+            self.memory.shared("attention", per_thread * self._n_threads),
             per_thread,
+            self.memory.copy_bytes(q),
         )
 
     def take_logit_rows(self, out: Buffer, x: Buffer) -> None:
+        out_copy = self.memory.write_private(out)
         self.tape.add(
             kernel("embed", "take_rows_cpu"),
             out.data,
@@ -246,18 +283,6 @@ class Recorder:
             x.width,
             self.batch.logit_rows,
             out.n_rows,
+            out_copy,
+            barrier=not out_copy,
         )
-
-    def shared(self, name: str, n_bytes: int) -> np.ndarray:
-        """Scratch of at least n_bytes under a name; a larger demand gets new memory, the old stays with its
-        ops.
-        """
-        held = self._scratch.get(name)
-        if held is None or held.nbytes < n_bytes:
-            held = self._scratch[name] = aligned_array((n_bytes,), np.uint8, zeroed=True)
-        part: np.ndarray = held[:n_bytes]
-        return part
-
-    def _number(self, value: float) -> np.ndarray:
-        """A float32 the kernels read by address."""
-        return self._numbers.setdefault(value, np.array([value], np.float32))

@@ -8,6 +8,8 @@ import numpy as np
 
 from .kernel_spec import KernelSpec
 
+MIN_ARGUMENTS = 16  # blocks are filled up with zeros, which stand for "not used" in every kernel
+
 
 class Tape:
     """Rows of (kernel, arguments, barrier), resolved to addresses by finish().
@@ -21,7 +23,7 @@ class Tape:
         self._table = np.empty((0, 3), np.int64)
 
     def add(self, spec: KernelSpec, *arguments: np.ndarray | int | None, barrier: bool = True) -> None:
-        """Appends one op; an array stands for its address, None for address 0.
+        """Appends one op; an array stands for its address, None for address 0, arguments left out for 0.
 
         Without `barrier` the next op starts on each thread as soon as that thread is done.
         """
@@ -32,7 +34,14 @@ class Tape:
                 values.append(argument.ctypes.data)
             else:
                 values.append(argument or 0)
-        self._rows.append((spec, np.array(values, np.int64), barrier))
+        block = np.zeros(max(MIN_ARGUMENTS, len(values)), np.int64)
+        block[: len(values)] = values
+        self._rows.append((spec, block, barrier))
+
+    def drop_barrier(self) -> None:
+        """Lets the next op start without waiting for the last one: threads only read what they wrote."""
+        spec, block, _ = self._rows[-1]
+        self._rows[-1] = (spec, block, False)
 
     @property
     def specs(self) -> list[KernelSpec]:

@@ -267,6 +267,14 @@ def call_kernel(b: Any, function: Any, thread: Any, n_threads: Any, counter: Any
     b.call(b.inttoptr(function, signature.as_pointer()), [thread, n_threads, counter, arguments])
 
 
+@njit(nogil=True, error_model="numpy")
+def share(n_units: int, thread: int, n_threads: int, private: int) -> tuple[int, int]:
+    """The units a thread computes: its part, or all where every thread keeps a copy of its own."""
+    if private:
+        return 0, n_units
+    return n_units * thread // n_threads, n_units * (thread + 1) // n_threads
+
+
 def inline(function: Any) -> Any:
     """A function that kernels call; LLVM inlines it into them."""
     return njit(nogil=True, error_model="numpy", fastmath=simd.FASTMATH)(function)

@@ -85,11 +85,10 @@ def scratch_floats(group: int, head_dim: int, wide: bool) -> int:
 
 
 def attend_prefill_cpu(group: int, head_dim: int, kind: str) -> Any:
-    """Kernel: args = out, q, row_bytes (of both), k_cache, v_cache, slot_stride, head_stride, slots,
-    positions, n_rows*,
-    n_kv_heads, scale (float32 address), scratch, scratch_stride.
+    """Attention of consecutive tokens of one slot. Threads draw (token tile, kv head) items, longest first.
 
-    The rows are consecutive tokens of one slot. Threads draw (token tile, kv head) items, longest first.
+    Args: out, q, row_bytes (of both), k_cache, v_cache, slot_stride, head_stride, slots, positions, n_rows*,
+    n_kv_heads, scale*, scratch, scratch_stride.
     """
     from ..cpu import vector_ops as v
     from ..cpu.attention_tiles import make_scores, make_weighted_sum
@@ -155,10 +154,11 @@ def attend_prefill_cpu(group: int, head_dim: int, kind: str) -> Any:
 
 
 def attend_decode_cpu(group: int, head_dim: int, kind: str) -> Any:
-    """Kernel: args as attend_prefill_cpu, but `out` receives partials and every row has its own slot and
-    position.
+    """Attention of rows that each have their own slot and position; threads share the positions of every row.
 
-    Threads share the positions of every row; merge_partials_cpu joins what they found.
+    Args: as attend_prefill_cpu, then q_copy (see rms_norm_cpu); `out` receives partials, which
+    merge_partials_cpu
+    joins.
     Shapes: out float32 [B, n_threads, Hq, D + PARTIAL_PAD], the pad holding maximum and sum of weights.
     """
     from ..cpu import vector_ops as v
@@ -179,6 +179,7 @@ def attend_decode_cpu(group: int, head_dim: int, kind: str) -> Any:
         n_tokens, n_kv_heads = v.get_i64(v.get_i64(args + 72)), v.get_i64(args + 80)
         scale = v.splat(v.get_f32(v.get_i64(args + 88)))
         queries = v.get_i64(args + 96) + thread * v.get_i64(args + 104)
+        q += thread * v.get_i64(args + 112)
         state = queries + group * head_bytes
         scores = state + group * (head_bytes + 8)
         for token in range(n_tokens):
@@ -214,7 +215,10 @@ def attend_decode_cpu(group: int, head_dim: int, kind: str) -> Any:
 
 
 def merge_partials_cpu(head_dim: int) -> Any:
-    """Kernel: args = out, row_bytes, partials, n_heads, n_rows*. Joins the threads' partial softmax sums."""
+    """Joins the threads' partial softmax sums.
+
+    Args: out, row_bytes, partials, n_heads, n_rows*, out_copy (see rms_norm_cpu).
+    """
     from ..cpu import vector_ops as v
 
     head_bytes = head_dim * 4
@@ -223,8 +227,10 @@ def merge_partials_cpu(head_dim: int) -> Any:
     def kernel(thread: int, n_threads: int, counter: int, args: int) -> None:
         out, row_bytes, partials = v.get_i64(args), v.get_i64(args + 8), v.get_i64(args + 16)
         n_heads, n_rows = v.get_i64(args + 24), v.get_i64(v.get_i64(args + 32))
-        n_units = n_rows * n_heads
-        for unit in range(n_units * thread // n_threads, n_units * (thread + 1) // n_threads):
+        out_copy = v.get_i64(args + 40)
+        out += thread * out_copy
+        first, last = v.share(n_rows * n_heads, thread, n_threads, out_copy)
+        for unit in range(first, last):
             row, head = unit // n_heads, unit % n_heads
             largest = np.float32(-1e30)
             for t in range(n_threads):

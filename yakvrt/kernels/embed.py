@@ -15,7 +15,7 @@ def embed_ref(table: np.ndarray, tokens: np.ndarray) -> np.ndarray:
 
 
 def embed_cpu(format_name: str) -> Any:
-    """Kernel: args = out, out_stride, table, n_cols, tokens (int64), n_rows*. Threads share the blocks."""
+    """Args: out, out_stride, table, n_cols, tokens (int64), n_rows*. Threads share the blocks of all rows."""
     from ..cpu import vector_ops as v
     from ..cpu.tile_row import make_read_row
 
@@ -46,7 +46,9 @@ def take_rows_ref(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 def take_rows_cpu() -> Any:
-    """Kernel: args = out, out_stride, x, x_stride, width (multiple of 16), rows (int64), n_rows*."""
+    """Args: out, out_stride, x, x_stride, width (multiple of 16), rows (int64), n_rows*, out_copy (see
+    rms_norm_cpu).
+    """
     from ..cpu import vector_ops as v
 
     def kernel(thread: int, n_threads: int, counter: int, args: int) -> None:
@@ -57,7 +59,10 @@ def take_rows_cpu() -> Any:
             v.get_i64(args + 24),
         )
         width, rows, n_rows = v.get_i64(args + 32), v.get_i64(args + 40), v.get_i64(v.get_i64(args + 48))
-        for row in range(n_rows * thread // n_threads, n_rows * (thread + 1) // n_threads):
+        out_copy = v.get_i64(args + 56)
+        out += thread * out_copy
+        first, last = v.share(n_rows, thread, n_threads, out_copy)
+        for row in range(first, last):
             source = x + v.get_i64(rows + row * 8) * x_stride
             for i in range(0, width * 4, 64):
                 v.store_f32(out + row * out_stride + i, v.load_f32(source + i))

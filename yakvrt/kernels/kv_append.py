@@ -22,10 +22,12 @@ def kv_append_ref(
 
 
 def kv_append_cpu(head_dim: int, kind: str) -> Any:
-    """Kernel: args = k_cache, v_cache, slot_stride, head_stride, k, v, stride, n_kv_heads, slots, positions,
-    n_rows*.
+    """Stores the k and v of every row at its slot and position.
 
-    Strides in bytes; `stride` is that of the rows of k and v. Threads share the heads of all rows.
+    Args: k_cache, v_cache, slot_stride, head_stride, k, v, stride (of k and v), n_kv_heads, slots, positions,
+    n_rows*, by_last, k_copy (see rms_norm_cpu).
+    Threads share the heads of all rows. by_last: the last thread does all; it is the one that attends to the
+    newest position in attend_decode_cpu, so that no other needs to wait.
     """
     from ..cpu import vector_ops as v_
     from ..cpu.simd import ELEMENT_BYTES
@@ -47,8 +49,12 @@ def kv_append_cpu(head_dim: int, kind: str) -> Any:
             v_.get_i64(args + 72),
             v_.get_i64(v_.get_i64(args + 80)),
         )
-        n_units = n_rows * n_heads
-        for unit in range(n_units * thread // n_threads, n_units * (thread + 1) // n_threads):
+        by_last = v_.get_i64(args + 88)
+        k += thread * v_.get_i64(args + 96)
+        if by_last and thread != n_threads - 1:
+            return
+        first, last = v_.share(n_rows * n_heads, thread, n_threads, by_last)
+        for unit in range(first, last):
             row, head = unit // n_heads, unit % n_heads
             position = v_.get_i64(positions + row * 8)
             base = v_.get_i64(slots + row * 8) * slot_stride + head * head_stride

@@ -28,14 +28,13 @@ def tile_shape(wide: bool, n_tokens: int) -> int:
 
 
 def matmul_cpu(format_name: str, n_tokens: int) -> Any:
-    """Kernel: args = out, out_stride, weights, n_tiles, n_cols, x, scales, n_rows*, bias, accumulate,
-    experts.
+    """Multiplies tiles with packs of `n_tokens` tokens.
 
-    `n_tokens` tokens are packed together. One token: threads share the tiles evenly, so that sibling matmuls
-    may
-    run without a barrier between them. Several: threads draw tiles from the shared counter.
-    `experts` (int64 per pack, or 0) names the matrix of a stack, each of n_tiles tiles, that a pack
-    multiplies.
+    Args: out, out_stride, weights, n_tiles, n_cols, x, scales, n_rows*, bias, accumulate, experts, x_copy,
+    scales_copy (see rms_norm_cpu).
+    One token: threads share the tiles evenly, so that sibling matmuls may run without a barrier between them.
+    Several: threads draw tiles from the shared counter. `experts` (int64 per pack, or 0) names the matrix of
+    a stack, each of n_tiles tiles, that a pack multiplies.
     """
     from ..cpu import vector_ops as v
     from ..cpu.simd import FEATURES
@@ -54,6 +53,8 @@ def matmul_cpu(format_name: str, n_tokens: int) -> Any:
         x, scales = v.get_i64(args + 40), v.get_i64(args + 48)
         n_rows = v.get_i64(v.get_i64(args + 56))
         bias, accumulate, experts = v.get_i64(args + 64), v.get_i64(args + 72), v.get_i64(args + 80)
+        x += thread * v.get_i64(args + 88)
+        scales += thread * v.get_i64(args + 96)
         tile_bytes = n_cols * float_column if float_column else n_cols // column_multiple * header
         pack_x = n_cols * code_bytes * n_tokens
         pack_scales = n_cols // 32 * term_bytes * n_tokens

@@ -48,7 +48,7 @@ def max_packs(n_rows: int, n_used: int, n_experts: int, n_tokens: int) -> int:
 
 
 def moe_route_cpu() -> Any:
-    """Kernel: args = ids (int64), weights, logits, logits_stride, n_experts, n_used, renormalise, n_rows*."""
+    """Args: ids (int64), weights, logits, logits_stride, n_experts, n_used, renormalise, n_rows*."""
     from ..cpu import vector_ops as v
 
     def kernel(thread: int, n_threads: int, counter: int, args: int) -> None:
@@ -86,12 +86,11 @@ def moe_route_cpu() -> Any:
 
 
 def moe_dispatch_cpu(n_tokens: int) -> Any:
-    """Kernel: args = pack_expert, pack_row, place_of_pair, n_places, ids, n_experts, n_used, n_rows*, starts.
+    """Sorts (token, choice) pairs into packs of one expert each. One thread does it: it is a counting sort.
 
-    All int64. pack_row holds the token of every place (-1: filler), place_of_pair where a pair went, n_places
-    the
-    number of places in use; starts is scratch of n_experts + 1. One thread does it: the work is a counting
-    sort.
+    Args: pack_expert, pack_row, place_of_pair, n_places, ids, n_experts, n_used, n_rows*, starts; all int64.
+    pack_row holds the token of every place (-1: filler), place_of_pair where a pair went, n_places how many
+    places are in use; starts is scratch of n_experts.
     """
     from ..cpu import vector_ops as v
 
@@ -128,8 +127,9 @@ def moe_dispatch_cpu(n_tokens: int) -> Any:
 
 
 def moe_combine_cpu() -> Any:
-    """Kernel: args = out, out_stride, results, results_stride, place_of_pair, weights, width, n_used,
-    n_rows*.
+    """Adds the experts' results, weighted, to every row.
+
+    Args: out, out_stride, results, results_stride, place_of_pair, weights, width, n_used, n_rows*.
     """
     from ..cpu import vector_ops as v
 

@@ -22,15 +22,16 @@ def quantize_activations_ref(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def pack_activations_cpu(n_tokens: int, quantised: bool) -> Any:
-    """Kernel: args = codes, scales, x, x_stride, n_cols, n_rows*, row_index. Threads share the packs, or the
-    columns of one.
+    """Packs `n_tokens` tokens together, as int8 codes with scales or as they are.
 
-    Shapes: codes int8 [packs, cols/32, 8, n_tokens, 4] and scales float32 [packs, cols/32, 4, n_tokens] with
-    the terms
-    d, d*sum(block), d*sum(first half), d*sum(second half); unquantised codes float32 [packs, cols, n_tokens].
-    Row i comes from row row_index[i] of x (int64), or from row i when row_index is 0; a row beyond n_rows, or
-    of
-    index -1, fills its pack up with a copy of the pack's first row, whose results nobody reads.
+    Args: codes, scales, x, x_stride, n_cols, n_rows*, row_index, codes_copy, scales_copy, x_copy (see
+    rms_norm_cpu).
+    Shapes: codes int8 [packs, cols/32, 8, n_tokens, 4]; scales float32 [packs, cols/32, 4, n_tokens] with the
+    terms d, d*sum(block), d*sum(first half), d*sum(second half); unquantised codes float32 [packs, cols,
+    n_tokens].
+    Row i comes from row row_index[i] of x (int64), or from row i when row_index is 0. A row beyond n_rows, or
+    of index -1, fills its pack up with a copy of the pack's first row, whose results nobody reads.
+    Threads share the packs, or the columns of a single one.
     """
     from ..cpu import vector_ops as v
 
@@ -89,13 +90,18 @@ def pack_activations_cpu(n_tokens: int, quantised: bool) -> Any:
         codes, scales = v.get_i64(args), v.get_i64(args + 8)
         x, x_stride, n_cols = v.get_i64(args + 16), v.get_i64(args + 24), v.get_i64(args + 32)
         n_rows, row_index = v.get_i64(v.get_i64(args + 40)), v.get_i64(args + 48)
+        codes_copy = v.get_i64(args + 56)
+        codes += thread * codes_copy
+        scales += thread * v.get_i64(args + 64)
+        x += thread * v.get_i64(args + 72)
         n_packs = (n_rows + n_tokens - 1) // n_tokens
         units = n_cols // unit
         if n_packs == 1:
-            first, last = units * thread // n_threads, units * (thread + 1) // n_threads
+            first, last = v.share(units, thread, n_threads, codes_copy)
             pack_columns(codes, scales, x, x_stride, n_rows, row_index, 0, first, last)
             return
-        for pack in range(n_packs * thread // n_threads, n_packs * (thread + 1) // n_threads):
+        first, last = v.share(n_packs, thread, n_threads, codes_copy)
+        for pack in range(first, last):
             pack_columns(
                 codes + pack * n_cols * code_bytes * n_tokens,
                 scales + pack * (n_cols // 32) * term_bytes * n_tokens,

@@ -24,7 +24,7 @@ _SOURCE = {
 
 
 def repack_cpu(format_name: str) -> Any:
-    """Kernel: args = tiles, rows, row_index (int64), n_tiles, n_cols, bad (int64).
+    """Args: tiles, rows, row_index (int64), n_tiles, n_cols, bad (int64), 32 words of zeros.
 
     Tile row i comes from GGUF row row_index[i]; -1 makes a row of zeros. Threads share the tiles.
     `*bad` becomes 1 when a scale (or a float weight) is NaN or infinite.

@@ -14,11 +14,13 @@ def rms_norm_ref(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
 
 
 def rms_norm_cpu() -> Any:
-    """Kernel: args = out, out_stride, x, x_stride, weight, width, n_segments, n_rows*, eps (float32 address).
+    """Normalises runs of `width` numbers; works in place.
 
-    Every row holds `n_segments` runs of `width` (a multiple of 16) that share the weight: 1 for the hidden
-    state,
-    the number of heads for q/k norm. Works in place.
+    Args: out, out_stride, x, x_stride, weight, width (multiple of 16), n_segments, n_rows*, eps*,
+    out_copy, x_copy.
+    A row holds n_segments runs that share the weight: 1 for the hidden state, the heads for q/k norm.
+    Where out_copy is not 0 every thread computes everything, into its own copy of `out`, that many bytes
+    apart; x_copy says the same of x.
     """
     import math
 
@@ -33,8 +35,11 @@ def rms_norm_cpu() -> Any:
         )
         weight, width, n_segments = v.get_i64(args + 32), v.get_i64(args + 40), v.get_i64(args + 48)
         n_rows, eps = v.get_i64(v.get_i64(args + 56)), v.get_f32(v.get_i64(args + 64))
-        n_units = n_rows * n_segments
-        for unit in range(n_units * thread // n_threads, n_units * (thread + 1) // n_threads):
+        out_copy = v.get_i64(args + 72)
+        out += thread * out_copy
+        x += thread * v.get_i64(args + 80)
+        first, last = v.share(n_rows * n_segments, thread, n_threads, out_copy)
+        for unit in range(first, last):
             row, segment = unit // n_segments, unit % n_segments
             source = x + row * x_stride + segment * width * 4
             target = out + row * out_stride + segment * width * 4

@@ -30,7 +30,10 @@ def rope_ref(x: np.ndarray, table: np.ndarray) -> np.ndarray:
 
 
 def rope_table_cpu() -> Any:
-    """Kernel: args = table, positions (int64), inv_freq (float32), half, n_rows*, scale (float32 address)."""
+    """Cosines and sines of the batch's positions.
+
+    Args: table, positions (int64), inv_freq (float32), half, n_rows*, scale*.
+    """
     import math
 
     from ..cpu import vector_ops as v
@@ -50,8 +53,9 @@ def rope_table_cpu() -> Any:
 
 
 def rope_cpu() -> Any:
-    """Kernel: args = out, x, stride (of both), n_heads, half, table, n_rows*. Threads share the heads of all
-    rows.
+    """Rotates every head of every row.
+
+    Args: out, x, stride (of both), n_heads, half, table, n_rows*, out_copy, x_copy (see rms_norm_cpu).
     """
     from ..cpu import vector_ops as v
 
@@ -63,8 +67,11 @@ def rope_cpu() -> Any:
             v.get_i64(args + 24),
         )
         half, table, n_rows = v.get_i64(args + 32), v.get_i64(args + 40), v.get_i64(v.get_i64(args + 48))
-        n_units = n_rows * n_heads
-        for unit in range(n_units * thread // n_threads, n_units * (thread + 1) // n_threads):
+        out_copy = v.get_i64(args + 56)
+        out += thread * out_copy
+        x += thread * v.get_i64(args + 64)
+        first, last = v.share(n_rows * n_heads, thread, n_threads, out_copy)
+        for unit in range(first, last):
             row, head = unit // n_heads, unit % n_heads
             offset = row * stride + head * half * 8
             low, high = x + offset, x + offset + half * 4

@@ -13,7 +13,7 @@ def silu_mul_ref(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
 
 
 def silu_mul_cpu() -> Any:
-    """Kernel: args = out, gate, up, stride (bytes, of all three), width (multiple of 16), n_rows*."""
+    """Args: out, gate, up, stride (bytes, of all three), width (multiple of 16), n_rows*."""
     from ..cpu import vector_ops as v
 
     def kernel(thread: int, n_threads: int, counter: int, args: int) -> None:

@@ -52,9 +52,7 @@ def _make_run() -> Any:
 
 
 def publish_cpu() -> Any:
-    """Kernel: args = control, tape, n_rows. Announces a job and notes in WAKE which threads sleep and must be
-    woken.
-    """
+    """Announces a job and notes in WAKE which threads sleep and must be woken. Args: control, tape, n_rows."""
     from ..cpu import vector_ops as v
 
     def kernel(thread: int, n_threads: int, counter: int, args: int) -> None:
@@ -69,7 +67,7 @@ def publish_cpu() -> Any:
 
 
 def lead_cpu() -> Any:
-    """Kernel: args = control. Runs the published tape as thread 0; returns when all threads are done."""
+    """Runs the published tape as thread 0; returns when all threads are done. Args: control."""
     from ..cpu import vector_ops as v
 
     run = _make_run()
@@ -81,12 +79,10 @@ def lead_cpu() -> Any:
 
 
 def follow_cpu() -> Any:
-    """Kernel: args = control, job (the last job this thread ran; updated). Runs jobs until there was none for
-    a while.
+    """Runs jobs until there was none for a while. Args: control, job (the last one this thread ran; updated).
 
     Returns with the thread marked as parked, or with a wake-up already promised to it: either way the caller
-    must
-    wait to be woken, unless QUIT is set.
+    must wait to be woken, unless QUIT is set.
     """
     from ..cpu import vector_ops as v
 

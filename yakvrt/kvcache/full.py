@@ -47,9 +47,7 @@ class FullKv:
         return rows
 
     def decode(self, ops: Ops, layer: int, attention: AttentionInput, out: Buffer) -> None:
-        rows = self._layers[layer]
-        ops.kv_append(rows, attention.k, attention.v)
-        ops.attend_decode(out, attention.q, rows)
+        ops.attend_decode(out, attention.q, attention.k, attention.v, self._layers[layer])
 
     def release(self, slot: int) -> None:
         self._free.append(slot)
