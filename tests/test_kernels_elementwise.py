@@ -128,3 +128,19 @@ def test_kv_append(team: KernelTeam, kind: str, head_dim: int) -> None:
     )
     np.testing.assert_array_equal(k_cache.view(np.uint8), expected_k.view(np.uint8))
     np.testing.assert_array_equal(v_cache.view(np.uint8), expected_v.view(np.uint8))
+
+
+def test_every_thread_writes_its_own_copy(team: KernelTeam) -> None:
+    """With out_copy set, each thread computes the whole row into a copy that many bytes apart."""
+    x, weight, inv_freq = normal(1, 64), normal(64), normal(8)
+    copies = poisoned(team.n_threads, 64)
+    stride = copies.strides[0]
+    arguments = (copies, stride, x, stride, weight, 64, 1, count(1), number(1e-5))
+    team.run("rms_norm", "rms_norm_cpu", (), *arguments, stride, 0)
+    normed = rms_norm_ref(x, weight, 1e-5)
+    np.testing.assert_allclose(copies, np.repeat(normed, team.n_threads, axis=0), rtol=2e-6, atol=1e-6)
+    table, rotated = rope_table_ref(np.array([77]), inv_freq, 1.0), poisoned(team.n_threads, 64)
+    arguments = (rotated, copies, stride, 4, 8, table.astype(np.float32), count(1), stride, stride)
+    team.run("rope", "rope_cpu", (), *arguments)
+    expected = rope_ref(normed.reshape(1, 4, 16), table).reshape(1, 64)
+    np.testing.assert_allclose(rotated, np.repeat(expected, team.n_threads, axis=0), atol=3e-6)
