@@ -14,7 +14,7 @@ from gguf_tools.reader import Tensor
 
 STORED_BYTES: Final = 1 << 26
 # Values decoded at a time: the float64 temporaries of a comparison stay near the caches.
-DECODED_LEN: Final = 1 << 18
+DECODED_LEN: Final = 1 << 16
 # Types whose values float32 would round: taken as they are.
 _WIDE: Final = frozenset({"F64", "I8", "I16", "I32", "I64"})
 
