@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gguf_files import model_bytes, write
-from gguf_verb import names, run, save_seven_layers, seven_layers, weights
+from gguf_verb import names, run, save_chat_model, save_seven_layers, seven_layers, weights
 
 from gguf_tools.__main__ import VERBS
 from gguf_tools.quantize import quantize
@@ -171,6 +172,32 @@ def test_every_verb_refuses_a_broken_file_in_one_line(tmp_path: Path) -> None:
     assert run("merge", broken, tmp_path / "out")[0] == 1
     assert run("dump", tmp_path / "absent.gguf")[2].startswith("gguf_tools: error: No such file or directory")
     assert names(tmp_path) == ["broken.gguf"]
+
+
+def test_damaged_files_never_cause_an_internal_error(tmp_path: Path) -> None:
+    raw = save_chat_model(tmp_path / "whole.gguf").read_bytes()
+    dice = random.Random(4)
+    damaged = tmp_path / "damaged.gguf"
+    commands: dict[str, list[str | Path]] = {
+        "dump": [],
+        "get": ["tokenizer.ggml.tokens"],
+        "verify": [],
+        "inspect-tensor": ["token_embd.weight"],
+        "hash": [],
+        "compare": [tmp_path / "whole.gguf"],
+        "new-metadata": [tmp_path / "out.gguf", "--force", "--special-token", "eos", "b"],
+        "split": [tmp_path / "p", "--force"],
+    }
+    for _ in range(120):
+        changed = bytearray(raw[: dice.choice([len(raw), 1 + dice.randrange(len(raw))])])
+        for _ in range(dice.randint(0, 4)):
+            changed[dice.randrange(len(changed))] = dice.choice([0, 1, 7, 8, 9, 127, 128, 255])
+        damaged.write_bytes(changed)
+        for verb, rest in commands.items():
+            code, _, err = run(verb, damaged, *rest)
+            assert code in (0, 1), (verb, err)
+            assert "internal error" not in err, (verb, err)
+    assert not list(tmp_path.glob("*.part"))
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

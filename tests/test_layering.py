@@ -178,7 +178,7 @@ def modules_after(statement: str) -> set[str]:
     return set(shown.stdout.split())
 
 
-@pytest.mark.parametrize("module", ["yakvrt", "yakvrt.__main__"])
+@pytest.mark.parametrize("module", ["yakvrt", "yakvrt.__main__", "gguf_tools", "gguf_tools.__main__"])
 def test_start_up_imports_nothing_slow(module: str) -> None:
     slow = {"numpy", "numba", "llvmlite", "huggingface_hub", "tokenizers", "jinja2", "rich", "gguf"}
     loaded = slow & modules_after(f"import {module}")
