@@ -15,7 +15,6 @@ from gguf_tools.dequantize import dequantize
 from gguf_tools.split import open_split
 
 from .config import ConfigError, ModelConfig, config_from_gguf, config_from_json
-from .dummy_weights import dummy_tensors
 from .gguf_source import gguf_tensors
 from .hub import resolve
 from .model_files import ModelFiles
@@ -113,6 +112,8 @@ def _no_tokenizer(generation: Mapping[str, Any], config: ModelConfig) -> NoToken
 
 def _dummy(path: Path) -> ModelSource:
     """Random weights of the shapes a config.json or a GGUF file describes."""
+    from .dummy_weights import dummy_tensors
+
     file = path / "config.json" if path.is_dir() else path
     if not file.is_file():
         raise ValueError(f"{path} holds no config.json; --load-format dummy needs a directory with one")

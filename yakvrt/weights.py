@@ -15,7 +15,6 @@ from typing import Protocol
 import numpy as np
 
 from gguf_tools.dequantize import dequantize
-from gguf_tools.quantize import quantize
 
 from .config import ModelConfig
 from .cpu.backend import CpuBackend
@@ -243,12 +242,16 @@ def _convert(tensor: SourceTensor, kind: str) -> np.ndarray:
     data = tensor.read()
     if tensor.format == kind:
         return data
+    from gguf_tools.quantize import quantize
+
     if data.ndim == 3:  # one expert at a time bounds the float32 copy
         return np.stack([quantize(dequantize(part, tensor.format), kind) for part in data])
     return _convert_rows(data, tensor.format, kind)
 
 
 def _convert_rows(data: np.ndarray, source: str, kind: str) -> np.ndarray:
+    from gguf_tools.quantize import quantize
+
     rows = max(1, (64 << 20) // max(1, data.shape[1] * 8))
     parts = (data[start : start + rows] for start in range(0, len(data), rows))
     return np.concatenate([quantize(dequantize(part, source), kind) for part in parts])

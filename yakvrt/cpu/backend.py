@@ -10,7 +10,7 @@ from ..kernels.tile_layout import ROWS
 from ..ops import Batch, Buffer, KvRows
 from .kernel_cache import KernelCache, Progress
 from .kernel_spec import KernelSpec, kernel
-from .memory import ROW_FLOATS, aligned, aligned_array, padded
+from .memory import ROW_FLOATS, aligned, aligned_array, padded, reserved
 from .recorder import Recorder
 from .tape import Tape
 from .team import Team
@@ -114,7 +114,7 @@ class CpuBackend:
         dtype = np.dtype(np.float32 if kind == "f32" else np.uint16)
         head_bytes = padded(n_tokens, 16) * head_dim * dtype.itemsize
         shape = (n_layers, n_slots, n_kv_heads, head_bytes)
-        k, v = (aligned_array(shape, np.uint8, zeroed=True) for _ in range(2))
+        k, v = reserved(shape), reserved(shape)
         return [KvRows(k[i], v[i], n_kv_heads * head_bytes, head_bytes, kind) for i in range(n_layers)]
 
     def record(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import mmap
+import os
+
 import numpy as np
 import numpy.typing as npt
 
@@ -14,6 +17,18 @@ def aligned(n_bytes: int, *, zeroed: bool = False) -> np.ndarray:
     raw = (np.zeros if zeroed else np.empty)(n_bytes + ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % ALIGNMENT
     return raw[start : start + n_bytes]
+
+
+def reserved(shape: tuple[int, ...]) -> np.ndarray:
+    """uint8 zeros whose memory is taken page by page as it is written.
+
+    Small pages on purpose: a KV cache is many long runs filled from their starts, and huge pages would be zeroed and
+    held for all of them at the first token.
+    """
+    mapping = mmap.mmap(-1, max(1, int(np.prod(shape, dtype=np.int64))))
+    if hasattr(mmap, "MADV_NOHUGEPAGE") and not os.environ.get("YAK_HUGE"):
+        mapping.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.frombuffer(mapping, np.uint8).reshape(shape)
 
 
 def aligned_array(shape: tuple[int, ...], dtype: npt.DTypeLike, *, zeroed: bool = False) -> np.ndarray:
