@@ -96,7 +96,7 @@ class CpuBackend:
         )
         self._run(tape)
         if bad[0]:
-            raise ValueError("the weights hold NaN or infinite values")
+            raise ValueError("the weights hold NaN or infinite values; fetch the model again")
         return result
 
     def vector(self, values: np.ndarray) -> np.ndarray:

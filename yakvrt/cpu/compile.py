@@ -78,6 +78,9 @@ def main() -> int:
         try:
             write_object(Path(request["path"]), compile_object(spec))
             answer = {"symbol": spec.symbol}
+        except OSError as error:
+            remedy = "set YAKVRT_CACHE to a writable directory with free space"
+            answer = {"symbol": spec.symbol, "error": f"cannot write {request['path']} ({error}): {remedy}"}
         except Exception as error:  # the parent reports it and stops
             answer = {"symbol": spec.symbol, "error": f"{type(error).__name__}: {error}"}
         print(json.dumps(answer), flush=True)

@@ -103,7 +103,7 @@ class KernelCache:
                     worker.stdin.flush()
                     answer = json.loads(worker.stdout.readline() or '{"error": "the compiler process died"}')
                     if "error" in answer:
-                        failures.append(f"kernel {spec.symbol}: {answer['error']}")
+                        failures.append(f"kernel {spec.symbol} cannot be compiled: {answer['error']}")
                     else:
                         done.append(spec.symbol)
                         if progress:
