@@ -23,6 +23,8 @@ F32 = NDArray[np.float32]
 
 # Values encoded at a time, so that a large tensor needs little temporary memory.
 CHUNK_LEN: Final = 1 << 16
+# Compiled loops run without the interpreter's lock: longer ones let several threads work at once.
+COMPILED_CHUNK_LEN: Final = 1 << 18
 # Compiling the K types' inner loops takes longer than smaller arrays take without.
 COMPILED_FROM: Final = 1 << 23
 
@@ -44,8 +46,9 @@ def quantize(x: NDArray[Any], name: str, *, compiled: bool | None = None) -> NDA
     row_bytes = fmt.row_bytes(x.shape[-1])
     values = np.ascontiguousarray(x).reshape(-1, fmt.block_len)
     out = np.empty((len(values), 1), fmt.block)
-    encode = _encoder(name, x.size >= COMPILED_FROM if compiled is None else compiled)
-    step = CHUNK_LEN // fmt.block_len
+    compiled = x.size >= COMPILED_FROM if compiled is None else compiled
+    encode = _encoder(name, compiled)
+    step = (COMPILED_CHUNK_LEN if compiled else CHUNK_LEN) // fmt.block_len
     with np.errstate(all="ignore"):
         for start in range(0, len(values), step):
             encode(values[start : start + step].astype(np.float32), out[start : start + step, 0])

@@ -124,7 +124,9 @@ def _emit_part(
     builder: Any, layout: TileLayout, sums: Any, headers: Any, blocks: Any, codes: Any, terms: Any, part: int
 ) -> None:
     n_tiles, n_tokens = len(sums), len(sums[0])
-    groups = range(8 * part // layout.parts, 8 * (part + 1) // layout.parts)
+    in_part = range(8 * part // layout.parts, 8 * (part + 1) // layout.parts)
+    # groups that share a vector of nibbles follow each other, or it would occupy a register all the time
+    groups = sorted(in_part, key=lambda group: (group % 4, group))
     # two chains of dot products where one token alone would wait for its own result
     chains = 2 if n_tiles * n_tokens <= 2 else 1
     dots = [[[const(V16I32, 0)] * chains for _ in range(n_tokens)] for _ in range(n_tiles)]
