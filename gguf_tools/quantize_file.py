@@ -61,7 +61,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the verb and return its exit code."""
-    args = build_parser().parse_args(argv)
+    # Flags may stand between the words, as in llama-quantize.
+    args = build_parser().parse_intermixed_args(argv)
     return run(lambda: _quantize_file(args))
 
 

@@ -45,7 +45,10 @@ def encoded(
     def piece(start: int) -> NDArray[np.uint8]:
         values = dequantize(every[start : start + step], source.name).reshape(-1)
         _check(name, values, kind)
-        return quantize(values, kind, compiled=compiled)
+        try:
+            return quantize(values, kind, compiled=compiled)
+        except ValueError as error:
+            raise ValueError(f"{name[:80]}: {error}") from None
 
     waiting: deque[Future[NDArray[np.uint8]]] = deque()
     try:
