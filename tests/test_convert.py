@@ -233,3 +233,17 @@ def test_outputs_are_not_replaced_unasked(tmp_path: Path, capsys: pytest.Capture
     convert(output, tmp_path / "back")
     assert main([str(output), "--outfile", str(tmp_path / "back")]) == 1
     assert "not an empty directory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("family", TINY_FAMILIES)
+def test_llamacpp_computes_golden_logits(family: str, tmp_path: Path) -> None:
+    llama_cpp = pytest.importorskip("llama_cpp", reason="loads the converted file in llama.cpp")
+    path = tmp_path / "m.gguf"
+    assert main([str(tiny_dir(family)), "--outfile", str(path), "--outtype", "f32"]) == 0
+    case = tiny_cases(family)[2]
+    model = llama_cpp.Llama(
+        str(path), n_ctx=128, logits_all=True, type_k=0, type_v=0, flash_attn=False, verbose=False
+    )
+    model.eval(case.ids)
+    logits = np.array(model.scores[: len(case.ids)])[-len(case.logits) :]
+    assert np.abs(logits - case.logits).max() < 1e-3
