@@ -100,12 +100,10 @@ def test_same_types_as_llamacpp(case: str, tmp_path: Path) -> None:
     # Values matter only where a quantiser refuses to work without an importance matrix: none here.
     content = {name: (kind, np.ones(shape, np.float32)) for name, shape, kind in tensors}
     source = write(tmp_path / "in.gguf", model_bytes(metadata | {"tokenizer.ggml.model": "none"}, content))
-    quiet = llama.llama_log_callback(lambda *_: None)
-    llama.llama_log_set(quiet, None)
     with GGUFFile(source) as file:
         facts = model_facts(file.metadata)
     # Deep models are slow to quantise and only their grouped attention values are special.
-    mixes = ("Q3_K_S", "Q4_K_M") if n_layers == 80 else tuple(FILE_TYPES)
+    mixes = ("Q3_K_S",) if n_layers == 80 else tuple(FILE_TYPES)
     for mix in mixes:
         number, _ = FILE_TYPES[mix]
         params = llama.llama_model_quantize_default_params()
