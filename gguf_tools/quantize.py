@@ -46,7 +46,7 @@ def quantize(x: NDArray[Any], name: str, *, compiled: bool | None = None) -> NDA
     row_bytes = fmt.row_bytes(x.shape[-1])
     values = np.ascontiguousarray(x).reshape(-1, fmt.block_len)
     out = np.empty((len(values), 1), fmt.block)
-    compiled = x.size >= COMPILED_FROM if compiled is None else compiled
+    compiled = name in K_ENCODERS and (x.size >= COMPILED_FROM if compiled is None else compiled)
     encode = _encoder(name, compiled)
     step = (COMPILED_CHUNK_LEN if compiled else CHUNK_LEN) // fmt.block_len
     with np.errstate(all="ignore"):
