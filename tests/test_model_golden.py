@@ -38,7 +38,7 @@ def family(request: pytest.FixtureRequest) -> str:
 def exact_tiny(
     request: pytest.FixtureRequest, family: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[yakvrt.Engine]:
-    """A tiny model on the float32 path, from either kind of file, with short chunks so that prompts take several."""
+    """A tiny model on the float32 path, from either kind of file; prompts take several short chunks."""
     path = tiny_dir(family)
     if request.param == "gguf":
         path = write_tiny_gguf(family, tmp_path_factory.mktemp("tiny") / "model.gguf")

@@ -14,7 +14,8 @@ AVX2 = "+sse3,+ssse3,+sse4.1,+sse4.2,+popcnt,+avx,+f16c,+fma,+avx2,+bmi,+bmi2,+l
 FORMATS = "Q4_1 or Q5_0 or Q8_0 or Q2_K or Q6_K or -F16"
 SELECTION = (
     f"2t and (test_matmul and 33-512 and ({FORMATS}) or embed_reads and ({FORMATS})"
-    " or attend and (3-64 or 7-48) or pack_activations or rms_norm or rope or silu or kv_append and 64 or moe)"
+    " or attend and (3-64 or 7-48) or pack_activations or rms_norm or rope or silu or moe"
+    " or kv_append and 64)"
 )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
+import os
 import threading
 import time
 
@@ -69,6 +71,73 @@ def test_callers_from_several_threads_take_turns(team: KernelTeam) -> None:
     np.testing.assert_array_equal(buffers[-1], 1)
 
 
+def test_more_threads_than_cores_sleep_and_wake() -> None:
+    """Their words in the control block must not meet: the first run is announced while all may sleep."""
+    team = KernelTeam(40)
+    buffers = [np.zeros((64, 16), np.float32) for _ in range(4)]
+    tape = chain(team, buffers)
+    for pause in (0.3, 0.0, 0.3):
+        time.sleep(pause)
+        buffers[0] += 1
+        team.team.run(tape)
+        np.testing.assert_array_equal(buffers[-1], buffers[0][::-1])
+    team.team.close()
+
+
+@pytest.mark.parametrize("n_threads", [1, 2, 3])
+def test_an_interrupted_run_does_no_harm(n_threads: int) -> None:
+    """Ctrl-C between announcing a tape and leading it: the next run, or close(), ends what was begun."""
+    team = KernelTeam(n_threads)
+    buffers = [np.zeros((64, 16), np.float32) for _ in range(6)]
+    tape = chain(team, buffers)
+    crew = team.team._crew
+    complete = crew.complete
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    before = os.sched_getaffinity(0)
+    for repeat in range(5):
+        crew.complete = interrupted  # type: ignore[method-assign]
+        with pytest.raises(KeyboardInterrupt):
+            team.team.run(tape)
+        crew.complete = complete  # type: ignore[method-assign]
+        buffers[0][:] = repeat + np.arange(64)[:, None]
+        team.team.run(tape)
+        np.testing.assert_array_equal(buffers[-1], buffers[0][::-1])
+        assert os.sched_getaffinity(0) == before
+    crew.complete = interrupted  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        team.team.run(tape)
+    crew.complete = complete  # type: ignore[method-assign]
+    team.team.close()
+
+
+def test_a_closed_team_and_a_forked_one_refuse(team: KernelTeam) -> None:
+    tape = chain(team, [np.ones((4, 16), np.float32) for _ in range(3)])
+    closed = Team(2, team.cache)
+    closed.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        closed.run(tape)
+    child = os.fork()
+    if child == 0:
+        try:
+            team.team.run(tape)
+        except RuntimeError as error:
+            os._exit(0 if "fork" in str(error) else 1)
+        os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_a_dropped_team_ends_its_threads() -> None:
+    before = threading.active_count()
+    team = Team(3, KernelCache())
+    assert threading.active_count() == before + 2
+    del team
+    gc.collect()
+    assert threading.active_count() == before
+
+
 def test_close_ends_the_threads() -> None:
     before = threading.active_count()
     team = Team(3, KernelCache())
@@ -79,8 +148,6 @@ def test_close_ends_the_threads() -> None:
 
 
 def test_affinity_of_the_caller_is_kept(team: KernelTeam) -> None:
-    import os
-
     before = os.sched_getaffinity(0)
     team.team.run(chain(team, [np.ones((4, 16), np.float32) for _ in range(3)]))
     assert os.sched_getaffinity(0) == before

@@ -72,9 +72,7 @@ def test_every_format_reaches_the_model(plain: Path, tmp_path: Path, format_name
     weights = {**tiny_weights("qwen2"), NAME: values}
     expected = forward(config_from_json(tiny_config("qwen2")), weights, ids)
     for dtype, tolerance in (("f32", 1e-3), ("auto", 0.05 * np.abs(expected).max())):
-        with yakvrt.load(
-            str(tmp_path / "model.gguf"), dtype=dtype, cache_type="f32", ctx_size=64
-        ) as engine:
+        with yakvrt.load(str(tmp_path / "model.gguf"), dtype=dtype, cache_type="f32", ctx_size=64) as engine:
             np.testing.assert_allclose(logits_of(engine, ids), expected, rtol=0, atol=tolerance)
 
 

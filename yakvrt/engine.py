@@ -10,8 +10,11 @@ from threading import RLock
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from .chunk_size import DEFAULT_CHUNK, MAX_CHUNK
-from .memory_plan import available_memory, plan_memory
+from .memory_plan import activation_bytes, available_memory, choose_context
+from .ops import ELEMENT_BYTES
 from .runner import Runner
 from .sampler import SamplingParams
 from .sequence import Sequence
@@ -27,13 +30,13 @@ if TYPE_CHECKING:
 
 LoadProgress = Callable[[str, int, int], None]  # what, done, total
 Message = Mapping[str, Any]
-KV_TYPES = ("f32", "f16", "bf16")
 
 
 class Engine:
-    """A model ready to run. Made by yakvrt.load(); close() frees its threads and memory.
+    """A model ready to run. Made by yakvrt.load(); close() ends its threads.
 
-    Owns: weights, KV cache, thread team. Calls from several threads take turns.
+    Owns: the thread team; weights and KV cache go with the last reference. Calls from several threads take
+    turns.
     """
 
     def __init__(
@@ -59,10 +62,6 @@ class Engine:
     @property
     def n_threads(self) -> int:
         return self._backend.n_threads
-
-    @property
-    def kv_stats(self) -> Mapping[str, Any]:
-        return self._kv.stats()
 
     def session(self) -> Session:
         """Opens a KV slot. Raises: RuntimeError when all are in use."""
@@ -109,10 +108,14 @@ class Engine:
     ) -> list[int]:
         """The token ids generate() would feed."""
         if not isinstance(prompt, str):
-            messages = [item for item in prompt if isinstance(item, Mapping)]
-            if messages:
+            items = list(prompt)
+            messages = [item for item in items if isinstance(item, Mapping)]
+            tokens = [item for item in items if isinstance(item, (int, np.integer))]
+            if len(messages) == len(items) > 0:
                 return self.tokenizer.encode_chat(messages, **(chat_template_kwargs or {}))
-            return [int(token) for token in prompt if not isinstance(token, Mapping)]
+            if len(tokens) == len(items):
+                return [int(token) for token in tokens]
+            raise ValueError("a prompt is a text, a list of token ids or a list of messages, not a mixture")
         if not prompt:
             raise ValueError("the prompt is empty; give some text")
         if raw or not self.tokenizer.has_chat_template:
@@ -121,6 +124,7 @@ class Engine:
         return self.tokenizer.encode_chat(turn, **(chat_template_kwargs or {}))
 
     def close(self) -> None:
+        """Ends the threads; what still uses the engine then gets a RuntimeError."""
         self._backend.close()
 
     def __enter__(self) -> Engine:
@@ -160,8 +164,10 @@ def load(
 
     if kv not in METHODS:
         raise ValueError(f"KV method {kv!r} is not known; choose one of {', '.join(METHODS)}")
-    if cache_type not in KV_TYPES:
-        raise ValueError(f"KV cache type {cache_type!r} is not known; choose one of {', '.join(KV_TYPES)}")
+    if cache_type not in ELEMENT_BYTES:
+        raise ValueError(
+            f"KV cache type {cache_type!r} is not known; choose one of {', '.join(ELEMENT_BYTES)}"
+        )
     if not 1 <= ubatch_size <= MAX_CHUNK:
         raise ValueError(f"--ubatch-size {ubatch_size} is out of range; 1 to {MAX_CHUNK}")
     if ctx_size < 0 or not 1 <= n_slots <= 4096:
@@ -177,8 +183,9 @@ def load(
     with open_model(model, load_format=load_format, offline=offline, progress=download_progress) as source:
         config = source.config
         check_tensors(config, source.tensors)
-        plan = plan_memory(
+        context = choose_context(
             weight_bytes=weight_bytes(config, source.tensors, dtype),
+            workspace_bytes=activation_bytes(config, ubatch_size),
             kv_bytes_per_token=n_slots * full_kv_bytes(config, 16, cache_type) // 16,
             ctx_size=ctx_size,
             model_context=config.context_len,
@@ -203,7 +210,7 @@ def load(
                 if progress is None
                 else lambda done, total: progress("loading weights", done, total),
             )
-            cache = FullKv(backend, config, n_slots, plan.ctx_size, cache_type)
+            cache = FullKv(backend, config, n_slots, context, cache_type)
             runner = Runner(
                 backend, config, weights, cache, chunk=ubatch_size, rope_factors=source.rope_factors()
             )
@@ -212,4 +219,4 @@ def load(
             backend.close()
             raise
         load_ms = (time.perf_counter() - started) * 1e3
-        return Engine(source, backend, runner, cache, plan.ctx_size, load_ms, weights.n_bytes)
+        return Engine(source, backend, runner, cache, context, load_ms, weights.n_bytes)

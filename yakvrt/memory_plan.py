@@ -3,40 +3,56 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-WORKSPACE_BYTES = 250 << 20  # code, tokenizer, activations
+from .chunk_size import DEFAULT_CHUNK
+from .control_group import control_group_directories
 
+if TYPE_CHECKING:
+    from .config import ModelConfig
 
-@dataclass(frozen=True, slots=True)
-class MemoryPlan:
-    """Bytes by use; decided before anything is allocated."""
-
-    weight_bytes: int
-    kv_bytes: int
-    available_bytes: int
-    ctx_size: int
+FIXED_BYTES = 250 << 20  # interpreter, libraries, kernels, tokenizer, one tensor on its way in
 
 
-def plan_memory(
+def activation_bytes(config: ModelConfig, chunk: int) -> int:
+    """Bytes of the buffers that the recorded steps hold: prefill, prefill with all logits, decode.
+
+    Per row of a step: hidden states, q, k, v before and after RoPE, the feed-forward, and the packed
+    activations.
+    """
+    q, kv = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+    if config.n_experts:
+        # every token visits n_experts_used experts, and a pack of six may be nearly empty
+        places = config.n_experts_used + 6 * min(config.n_experts, chunk * config.n_experts_used) / chunk
+        feed_forward = places * (3 * config.expert_ffn_dim + 2 * config.hidden_dim)
+    else:
+        feed_forward = 3 * config.ffn_dim
+    row = 3 * config.hidden_dim + 5 * q + 4 * kv + feed_forward
+    logits_chunk = min(chunk, DEFAULT_CHUNK)
+    return int(4 * (row * (chunk + logits_chunk) + config.vocab_size * logits_chunk * 2))
+
+
+def choose_context(
     *,
     weight_bytes: int,
+    workspace_bytes: int,
     kv_bytes_per_token: int,
     ctx_size: int,
     model_context: int,
     available_bytes: int,
-) -> MemoryPlan:
-    """Chooses the context: ctx_size tokens, or for 0 the model's own, or what fits of it.
+) -> int:
+    """The context in tokens: ctx_size, or for 0 the model's own, or what fits of it.
 
     Raises: ValueError when the weights, or the context asked for, do not fit.
     """
-    left = available_bytes - weight_bytes - WORKSPACE_BYTES
+    left = available_bytes - weight_bytes - workspace_bytes - FIXED_BYTES
     largest = max(0, left // kv_bytes_per_token // 16 * 16)
     if largest == 0:
         raise ValueError(
-            f"the weights take {_gib(weight_bytes)} and {_gib(available_bytes)} of memory is free; "
-            "choose a smaller model or --dtype q4_0"
+            f"the weights take {_gib(weight_bytes)}, the work on them {_gib(workspace_bytes + FIXED_BYTES)}, "
+            f"and {_gib(available_bytes)} of memory is free; "
+            "choose a smaller model, --dtype q4_0 or a smaller --ubatch-size"
         )
     if ctx_size > largest:
         raise ValueError(
@@ -44,8 +60,7 @@ def plan_memory(
             f"beside {_gib(weight_bytes)} of weights, {_gib(available_bytes)} is free; "
             f"the largest that fits is --ctx-size {largest}"
         )
-    chosen = ctx_size or min(model_context, largest)
-    return MemoryPlan(weight_bytes, chosen * kv_bytes_per_token, available_bytes, chosen)
+    return ctx_size or min(model_context, largest)
 
 
 def _gib(n_bytes: int) -> str:
@@ -55,7 +70,7 @@ def _gib(n_bytes: int) -> str:
 def available_memory() -> int:
     """Bytes this process may take: the machine's free memory within the limits of its control groups."""
     free = _machine_free()
-    for directory in _cgroup_directories():
+    for directory in control_group_directories():
         try:
             limit, used = (
                 (directory / name).read_text().strip() for name in ("memory.max", "memory.current")
@@ -75,17 +90,6 @@ def _machine_free() -> int:
     except OSError:
         pass
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _cgroup_directories() -> list[Path]:
-    """The process's control group and those above it (version 2)."""
-    root = Path("/sys/fs/cgroup")
-    try:
-        line = next(x for x in Path("/proc/self/cgroup").read_text().splitlines() if x.startswith("0::"))
-    except (OSError, StopIteration):
-        return []
-    path = root / line[3:].lstrip("/")
-    return [p for p in (path, *path.parents) if p == root or root in p.parents]
 
 
 def _reclaimable(directory: Path) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +122,9 @@ def _dummy(path: Path) -> ModelSource:
             config = config_from_gguf(gguf.metadata, gguf.tensors)
     else:
         config = config_from_json(read_json(file))
-    return ModelSource(path.name, config, dummy_tensors(config), _no_tokenizer({}, config), SamplingParams())
+    config = replace(config, rope_factors_tensor=False)  # random weights need no tensor of factors
+    name = path.resolve().name
+    return ModelSource(name, config, dummy_tensors(config), _no_tokenizer({}, config), SamplingParams())
 
 
 def read_json(path: Path) -> dict[str, Any]:

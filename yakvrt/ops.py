@@ -12,6 +12,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+ELEMENT_BYTES = {"f32": 4, "f16": 2, "bf16": 2}  # of the number formats that keys and values may rest in
+
 # A weight matrix, or a stack of experts' matrices, with its bias if it has one, in the backend's own layout.
 Matrix = Any
 

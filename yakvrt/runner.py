@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from . import model
+from .chunk_size import DEFAULT_CHUNK
 from .config import ModelConfig, rope_frequencies
 
 if TYPE_CHECKING:
     from .cpu.backend import CpuBackend, Step
+    from .cpu.recorder import Recorder
     from .kvcache.contract import KvMethod
+    from .ops import Buffer
     from .weights import Weights
 
 
@@ -34,21 +37,29 @@ class Runner:
     ) -> None:
         self._backend, self._config, self._weights, self._kv = backend, config, weights, kv
         self.chunk = chunk
+        # bounds the logits of all rows, which a large vocabulary makes large
+        self.logits_chunk = min(chunk, DEFAULT_CHUNK)
         self._inv_freq, self._rope_scale = rope_frequencies(config, rope_factors)
         self._steps: dict[tuple[str, int, int], Step] = {}
 
     def warm_up(self) -> None:
-        """Records what every generation uses, so that missing kernels compile together."""
-        self._step("prefill", self.chunk, 1)
-        self._step("decode", 1, 1)
+        """Records what every generation uses; the kernels that are missing compile together."""
+        keys = [("prefill", self.chunk, 1), ("decode", 1, 1)]
+        recorded = [self._record(*key) for key in keys]
+        self._backend.prepare([spec for recorder, _ in recorded for spec in recorder.tape.specs])
+        for key, (recorder, logits) in zip(keys, recorded, strict=True):
+            self._steps[key] = self._backend.finish(recorder, logits, self._config.vocab_size)
 
     def prefill(self, slot: int, start: int, ids: Sequence[int], *, all_logits: bool = False) -> np.ndarray:
-        """One chunk of at most `chunk` tokens at positions start, start+1, ... of a slot.
+        """One chunk of at most `chunk` (or `logits_chunk`) tokens at positions start, start+1, ... of a slot.
+
+        Neither this nor decode() checks ids, slots and positions against their limits; Session does.
 
         Returns: float32 logits of the last token [1, V], or of all [len(ids), V]; valid until the next call.
         """
         n = len(ids)
-        step = self._step("prefill", self.chunk, self.chunk if all_logits else 1)
+        capacity = self.logits_chunk if all_logits else self.chunk
+        step = self._step("prefill", capacity, capacity if all_logits else 1)
         batch = step.batch
         batch.tokens[:n] = ids
         batch.positions[:n] = np.arange(start, start + n)
@@ -71,15 +82,18 @@ class Runner:
     def _step(self, phase: str, capacity: int, n_logits: int) -> Step:
         key = (phase, capacity, n_logits)
         if key not in self._steps:
-            config = self._config
-            recorder = self._backend.record(
-                capacity,
-                n_logits=n_logits,
-                inv_freq=self._inv_freq,
-                rope_scale=self._rope_scale,
-                heads=(config.n_heads, config.n_kv_heads, config.head_dim),
-            )
-            record = model.prefill if phase == "prefill" else model.decode
-            logits = record(recorder, config, self._weights, self._kv)
-            self._steps[key] = self._backend.finish(recorder, logits, config.vocab_size)
+            recorder, logits = self._record(*key)
+            self._steps[key] = self._backend.finish(recorder, logits, self._config.vocab_size)
         return self._steps[key]
+
+    def _record(self, phase: str, capacity: int, n_logits: int) -> tuple[Recorder, Buffer]:
+        config = self._config
+        recorder = self._backend.record(
+            capacity,
+            n_logits=n_logits,
+            inv_freq=self._inv_freq,
+            rope_scale=self._rope_scale,
+            heads=(config.n_heads, config.n_kv_heads, config.head_dim),
+        )
+        record = model.prefill if phase == "prefill" else model.decode
+        return recorder, record(recorder, config, self._weights, self._kv)

@@ -20,7 +20,8 @@ Progress = Callable[[int, int], None]
 class Session:
     """A sequence under evaluation: feed it tokens, get logits. Close it to free its slot.
 
-    Sessions of one engine take turns: each call holds the engine while it runs.
+    Sessions of one engine take turns, chunk by chunk, so threads may each use their own. Threads that share
+    a session get their tokens in the order in which they come.
     """
 
     def __init__(self, runner: Runner, kv: KvMethod, ctx_size: int, vocab_size: int, lock: RLock) -> None:
@@ -42,36 +43,37 @@ class Session:
     def prefill(self, ids: IdSequence[int], progress: Progress | None = None) -> np.ndarray:
         """Appends tokens. Returns: float32 logits [V] of the last one.
 
-        Raises: ValueError for no tokens, ids outside the vocabulary, or more tokens than the slot still
-        holds.
+        Raises: ValueError for no tokens, ids outside the vocabulary, or more tokens than still fit.
         """
-        last = None
-        for done, logits in self._chunks(ids, all_logits=False):
-            last = logits
+        self._check(ids)
+        logits = np.empty(0, np.float32)
+        for start in range(0, len(ids), self._runner.chunk):
+            part = ids[start : start + self._runner.chunk]
+            logits = self._prefill_chunk(part, all_logits=False)[0]
             if progress:
-                progress(done, len(ids))
-        assert last is not None
-        own: np.ndarray = last[0].copy()
-        return own
+                progress(start + len(part), len(ids))
+        return logits
 
     def all_logits(self, ids: IdSequence[int]) -> Iterator[np.ndarray]:
-        """Appends tokens. Yields: float32 logits [chunk, V] of every token, valid until the next."""
-        for _, logits in self._chunks(ids, all_logits=True):
-            yield logits
+        """Appends tokens. Yields: float32 logits [chunk, V] of all in order. Raises: as prefill()."""
+        self._check(ids)
+        for start in range(0, len(ids), self._runner.logits_chunk):
+            yield self._prefill_chunk(ids[start : start + self._runner.logits_chunk], all_logits=True)
 
     def decode(self, token: int) -> np.ndarray:
-        """Appends one token. Returns: float32 logits [V]."""
-        self._check([token])
+        """Appends one token. Returns: float32 logits [V]. Raises: as prefill()."""
         with self._lock:
+            self._check([token])
             logits: np.ndarray = self._runner.decode([self.slot], [len(self._ids)], [token])[0].copy()
             self._ids.append(int(token))
         return logits
 
     def truncate(self, n: int) -> None:
-        """Forgets all but the first n tokens."""
-        if not 0 <= n <= len(self._ids):
-            raise ValueError(f"cannot keep {n} tokens of {len(self._ids)}")
-        del self._ids[n:]
+        """Forgets all but the first n tokens. Raises: ValueError when there are fewer."""
+        with self._lock:
+            if not 0 <= n <= len(self._ids):
+                raise ValueError(f"cannot keep {n} tokens of {len(self._ids)}")
+            del self._ids[n:]
 
     def close(self) -> None:
         """Frees the slot; further calls do nothing."""
@@ -88,15 +90,14 @@ class Session:
     ) -> None:
         self.close()
 
-    def _chunks(self, ids: IdSequence[int], *, all_logits: bool) -> Iterator[tuple[int, np.ndarray]]:
-        self._check(ids)
-        size = self._runner.chunk
-        for start in range(0, len(ids), size):
-            part = ids[start : start + size]
-            with self._lock:
-                logits = self._runner.prefill(self.slot, len(self._ids), part, all_logits=all_logits)
-                self._ids.extend(int(token) for token in part)
-                yield start + len(part), logits
+    def _prefill_chunk(self, part: IdSequence[int], *, all_logits: bool) -> np.ndarray:
+        with self._lock:
+            self._check(part)
+            logits: np.ndarray = self._runner.prefill(
+                self.slot, len(self._ids), part, all_logits=all_logits
+            ).copy()
+            self._ids.extend(int(token) for token in part)
+        return logits
 
     @property
     def slot(self) -> int:

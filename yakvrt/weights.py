@@ -172,21 +172,29 @@ def load_weights(
 
     Raises: WeightsError.
     """
-    check_tensors(config, tensors)
-    names = [name for name, _ in tensor_shapes(config)]
+    shapes = dict(tensor_shapes(config))
+    backend.prepare_formats(
+        target_format(name, tensors[name].format, shape[-1], dtype)
+        for name, shape in shapes.items()
+        if len(shape) > 1
+    )
     done = 0
 
-    def vector(name: str) -> np.ndarray:
+    def finished() -> None:
         nonlocal done
+        done += 1
+        if progress:
+            progress(done, len(shapes))
+
+    def vector(name: str) -> np.ndarray:
         tensor = tensors[name]
         values = dequantize(tensor.read(), tensor.format)
         if not np.isfinite(values).all():
             raise WeightsError(f"tensor {name} holds NaN or infinite values; fetch the model again")
-        done += 1
+        finished()
         return values
 
     def matrix(stem: str) -> TiledMatrix:
-        nonlocal done
         name = stem + ".weight"
         tensor = tensors[name]
         order = (
@@ -202,9 +210,7 @@ def load_weights(
         except ValueError as error:
             raise WeightsError(f"tensor {name}: {error}") from error
         tensor.release()
-        done += 1
-        if progress:
-            progress(done, len(names))
+        finished()
         return result
 
     def layer(i: int) -> LayerWeights:
@@ -250,8 +256,13 @@ def _convert(tensor: SourceTensor, kind: str) -> np.ndarray:
 
 
 def _convert_rows(data: np.ndarray, source: str, kind: str) -> np.ndarray:
+    """Piece by piece, so that the float32 values of a large matrix are never all there."""
     from gguf_tools.quantize import quantize
 
-    rows = max(1, (64 << 20) // max(1, data.shape[1] * 8))
-    parts = (data[start : start + rows] for start in range(0, len(data), rows))
-    return np.concatenate([quantize(dequantize(part, source), kind) for part in parts])
+    step = max(1, (64 << 20) // max(1, data.shape[1] * 8))
+    first = quantize(dequantize(data[:step], source), kind)
+    out = np.empty((len(data), first.shape[1]), np.uint8)
+    out[: len(first)] = first
+    for start in range(step, len(data), step):
+        out[start : start + step] = quantize(dequantize(data[start : start + step], source), kind)
+    return out

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import numpy as np
 
 from ..kernels.tile_layout import ROWS
-from ..ops import Batch, Buffer, KvRows
+from ..ops import ELEMENT_BYTES, Batch, Buffer, KvRows
 from .kernel_cache import KernelCache, Progress
 from .kernel_spec import KernelSpec, kernel
 from .memory import ROW_FLOATS, aligned, aligned_array, padded, reserved
@@ -51,9 +51,13 @@ class CpuBackend:
     def close(self) -> None:
         self.team.close()
 
-    def prepare(self, specs: Sequence[KernelSpec]) -> None:
-        """Compiles kernels ahead, all missing ones at once."""
+    def prepare(self, specs: Iterable[KernelSpec]) -> None:
+        """Compiles the kernels that are missing, all at once."""
         self._cache.load(specs, self._progress)
+
+    def prepare_formats(self, format_names: Iterable[str]) -> None:
+        """Compiles what repacks these weight formats."""
+        self.prepare(kernel("repack", "repack_cpu", name) for name in sorted(set(format_names)))
 
     def matrix(
         self,
@@ -111,8 +115,7 @@ class CpuBackend:
         """Exact KV rows per layer: keys in tiles of 16 positions, values in rows; pages cost memory once
         used.
         """
-        dtype = np.dtype(np.float32 if kind == "f32" else np.uint16)
-        head_bytes = padded(n_tokens, 16) * head_dim * dtype.itemsize
+        head_bytes = padded(n_tokens, 16) * head_dim * ELEMENT_BYTES[kind]
         shape = (n_layers, n_slots, n_kv_heads, head_bytes)
         k, v = reserved(shape), reserved(shape)
         return [KvRows(k[i], v[i], n_kv_heads * head_bytes, head_bytes, kind) for i in range(n_layers)]

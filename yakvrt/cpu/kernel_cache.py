@@ -20,8 +20,13 @@ import llvmlite.binding as llvm
 from ..cache_directory import cache_directory
 from .features import host_features
 from .kernel_spec import KernelSpec
+from .topology import allowed_cores
 
-Progress = Callable[[int, int, str], None]  # done, total, symbol of the kernel just compiled
+# done, total, symbol of the kernel just compiled; called from the threads that drive the compilers
+Progress = Callable[[int, int, str], None]
+
+
+MAX_COMPILERS = 8  # processes of about 200 MB each
 
 
 class KernelCache:
@@ -80,44 +85,59 @@ class KernelCache:
         done: list[str] = []
         failures: list[str] = []
 
-        def drive() -> None:
-            worker = subprocess.Popen(
-                [sys.executable, "-m", "yakvrt.cpu.compile"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
-            )
+        def drive(worker: subprocess.Popen[str]) -> None:
             assert worker.stdin is not None
             assert worker.stdout is not None
-            with worker:
-                while queue and not failures:
+            while not failures:
+                try:
                     spec = queue.pop()
-                    request = {
-                        "module": spec.module,
-                        "builder": spec.builder,
-                        "parameters": spec.parameters,
-                        "path": str(self._path(spec)),
-                    }
+                except IndexError:
+                    return
+                request = {
+                    "module": spec.module,
+                    "builder": spec.builder,
+                    "parameters": spec.parameters,
+                    "path": str(self._path(spec)),
+                }
+                try:
                     worker.stdin.write(json.dumps(request) + "\n")
                     worker.stdin.flush()
-                    answer = json.loads(worker.stdout.readline() or '{"error": "the compiler process died"}')
-                    if "error" in answer:
-                        failures.append(f"kernel {spec.symbol} cannot be compiled: {answer['error']}")
-                    else:
-                        done.append(spec.symbol)
-                        if progress:
-                            progress(len(done), len(specs), spec.symbol)
-                worker.stdin.close()
+                    answer = json.loads(worker.stdout.readline())
+                except (OSError, ValueError):
+                    answer = {"error": "the compiler process died; is there enough memory?"}
+                if "error" in answer:
+                    failures.append(f"kernel {spec.symbol} cannot be compiled: {answer['error']}")
+                    return
+                done.append(spec.symbol)
+                if progress:
+                    progress(len(done), len(specs), spec.symbol)
 
-        n_workers = min(len(specs), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2)
-        threads = [Thread(target=drive) for _ in range(n_workers)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        n_workers = min(len(specs), max(1, len(allowed_cores())), MAX_COMPILERS)
+        workers = [_start_compiler() for _ in range(n_workers)]
+        threads = [Thread(target=drive, args=(worker,)) for worker in workers]
+        try:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        finally:  # also when interrupted
+            queue.clear()
+            for worker in workers:
+                worker.kill()
+                worker.communicate()
         if failures:
             raise RuntimeError(failures[0])
+
+
+def _start_compiler() -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "yakvrt.cpu.compile"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        start_new_session=True,  # Ctrl-C is for us; we end it
+    )
 
 
 def _compile_cost(spec: KernelSpec) -> int:

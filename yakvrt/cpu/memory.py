@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import mmap
-import os
 
 import numpy as np
 import numpy.typing as npt
@@ -22,11 +21,12 @@ def aligned(n_bytes: int, *, zeroed: bool = False) -> np.ndarray:
 def reserved(shape: tuple[int, ...]) -> np.ndarray:
     """uint8 zeros whose memory is taken page by page as it is written.
 
-    Small pages on purpose: a KV cache is many long runs filled from their starts, and huge pages would be zeroed and
-    held for all of them at the first token.
+    Small pages on purpose: a KV cache is many long runs filled from their starts, and huge pages would be
+    zeroed and held for all of them at the first token.
     """
-    mapping = mmap.mmap(-1, max(1, int(np.prod(shape, dtype=np.int64))))
-    if hasattr(mmap, "MADV_NOHUGEPAGE") and not os.environ.get("YAK_HUGE"):
+    n_bytes = max(1, int(np.prod(shape, dtype=np.int64)))
+    mapping = mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
         mapping.madvise(mmap.MADV_NOHUGEPAGE)
     return np.frombuffer(mapping, np.uint8).reshape(shape)
 

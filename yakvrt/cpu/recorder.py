@@ -57,6 +57,7 @@ class Recorder:
         return self.memory.buffer(padded(capacity, pack_size(capacity)), width, rows)
 
     def embed(self, out: Buffer, table: TiledMatrix) -> None:
+        self.memory.write_shared(out)
         self.tape.add(
             kernel("embed", "embed_cpu", table.format),
             out.data,
@@ -185,6 +186,7 @@ class Recorder:
         width = padded(out.width, 16)
         if len(out.data) == 1 and width % ROW_FLOATS == 0:
             self.tape.drop_barrier()  # each thread reads the very tiles of gate and up that it wrote
+        self.memory.write_shared(out)
         self.tape.add(
             kernel("silu_mul", "silu_mul_cpu"),
             out.data,
@@ -231,6 +233,7 @@ class Recorder:
         )
 
     def attend_prefill(self, out: Buffer, q: Buffer, rows: KvRows) -> None:
+        self.memory.write_shared(out)
         self._attend("attend_prefill_cpu", out.data, q, rows)
 
     def attend_decode(self, out: Buffer, q: Buffer, k: Buffer, v: Buffer, rows: KvRows) -> None:

@@ -13,6 +13,7 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic, models, register_model
 
+from ..ops import ELEMENT_BYTES as ELEMENT_BYTES
 from .features import host_features
 
 FEATURES = host_features()
@@ -208,6 +209,3 @@ def exponential(builder: Any, v: Any) -> Any:
     y = builder.fadd(fmadd(builder, builder.fmul(r, r), p, r), const(V16F32, 1.0))
     exponent = builder.shl(builder.fptosi(n, V16I32), const(V16I32, 23))
     return builder.bitcast(builder.add(builder.bitcast(y, V16I32), exponent), V16F32)
-
-
-ELEMENT_BYTES = {"f32": 4, "f16": 2, "bf16": 2}

@@ -48,10 +48,15 @@ class Tape:
         return [spec for spec, _, _ in self._rows]
 
     def finish(self, addresses: dict[KernelSpec, int]) -> None:
+        """Resolves the kernels.
+
+        The last op always ends in a barrier: the team's next job may overwrite this one.
+        """
+        if not self._rows:
+            raise ValueError("a tape without ops cannot be run")
         rows = [(addresses[spec], block.ctypes.data, barrier) for spec, block, barrier in self._rows]
         self._table = np.array(rows, np.int64).reshape(-1, 3)
-        if len(rows):
-            self._table[-1, 2] = 1  # run() returns when all threads are done
+        self._table[-1, 2] = 1
 
     @property
     def address(self) -> int:

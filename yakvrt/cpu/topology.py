@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from ..control_group import control_group_directories
+
 
 def allowed_cores() -> list[int]:
     """One logical CPU per physical core the process may run on, at most as many as its CPU quota; [] where
@@ -25,12 +27,15 @@ def allowed_cores() -> list[int]:
 
 
 def _cpu_quota() -> int | None:
-    """Whole CPUs the control group grants, rounded up; None without a limit."""
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return None if quota == "max" else -(-int(quota) // int(period))
-    except (OSError, ValueError):
-        return None
+    """Whole CPUs the control groups grant, rounded up; None without a limit."""
+    grants = []
+    for directory in control_group_directories():
+        try:
+            quota, period = (directory / "cpu.max").read_text().split()
+            grants.append(-(-int(quota) // int(period)))
+        except (OSError, ValueError):  # no such file, or "max"
+            continue
+    return min(grants, default=None)
 
 
 def default_threads() -> int:

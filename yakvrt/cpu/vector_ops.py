@@ -25,16 +25,6 @@ def load_f32(b: Any, p: Any) -> Any:
     return simd.load_floats(b, "f32", p)
 
 
-@op(v16f32, addr)
-def load_f16(b: Any, p: Any) -> Any:
-    return simd.load_floats(b, "f16", p)
-
-
-@op(v16f32, addr)
-def load_bf16(b: Any, p: Any) -> Any:
-    return simd.load_floats(b, "bf16", p)
-
-
 @op(types.void, addr, v16f32)
 def store_f32(b: Any, p: Any, v: Any) -> None:
     simd.store(b, v, p)
@@ -50,7 +40,6 @@ def store_bf16(b: Any, p: Any, v: Any) -> None:
     simd.store_floats(b, "bf16", v, p)
 
 
-LOAD = {"f32": load_f32, "f16": load_f16, "bf16": load_bf16}
 STORE = {"f32": store_f32, "f16": store_f16, "bf16": store_bf16}
 
 
@@ -116,13 +105,6 @@ def _put_half(kind: str) -> Any:
 PUT = {"f32": put_f32, "f16": _put_half("f16"), "bf16": _put_half("bf16")}
 
 
-@op(types.void, addr)
-def prefetch(b: Any, p: Any) -> None:
-    p = b.inttoptr(p, I8.as_pointer())
-    fn = simd.declare(b, "llvm.prefetch.p0", ir.VoidType(), [I8.as_pointer(), I32, I32, I32])
-    b.call(fn, [p, ir.Constant(I32, 0), ir.Constant(I32, 3), ir.Constant(I32, 1)])
-
-
 # ---- arithmetic
 
 
@@ -182,17 +164,6 @@ def hsum(b: Any, v: Any) -> Any:
 def hmax(b: Any, v: Any) -> Any:
     fn = simd.declare(b, "llvm.vector.reduce.fmax.v16f32", F32, [V16F32])
     return b.call(fn, [v])
-
-
-@op(f32, i32)
-def bits_to_f32(b: Any, x: Any) -> Any:
-    return b.bitcast(x, F32)
-
-
-@op(f32, i32)
-def half_bits_to_f32(b: Any, x: Any) -> Any:
-    wide = simd.half_to_float(b, simd.splat(b, b.trunc(x, I16)))
-    return b.extract_element(wide, ir.Constant(I32, 0))
 
 
 # ---- activations

@@ -80,15 +80,14 @@ def prefill_tokens(group: int, wide: bool) -> int:
 
 def scratch_floats(group: int, head_dim: int, wide: bool) -> int:
     """Float32 scratch per thread of both kernels: queries, sums and maxima, scores."""
-    rows = max(group, group * prefill_tokens(group, wide))
-    return rows * (2 * head_dim + CHUNK + 2) + 64
+    return group * prefill_tokens(group, wide) * (2 * head_dim + CHUNK + 2)
 
 
 def attend_prefill_cpu(group: int, head_dim: int, kind: str) -> Any:
     """Attention of consecutive tokens of one slot. Threads draw (token tile, kv head) items, longest first.
 
     Args: out, q, row_bytes (of both), k_cache, v_cache, slot_stride, head_stride, slots, positions, n_rows*,
-    n_kv_heads, scale*, scratch, scratch_stride.
+    n_kv_heads, scale*, scratch, scratch_stride, q_copy (see rms_norm_cpu).
     """
     from ..cpu import vector_ops as v
     from ..cpu.attention_tiles import make_scores, make_weighted_sum
@@ -109,6 +108,7 @@ def attend_prefill_cpu(group: int, head_dim: int, kind: str) -> Any:
         n_tokens, n_kv_heads = v.get_i64(v.get_i64(args + 72)), v.get_i64(args + 80)
         scale = v.splat(v.get_f32(v.get_i64(args + 88)))
         queries = v.get_i64(args + 96) + thread * v.get_i64(args + 104)
+        q += thread * v.get_i64(args + 112)
         state = queries + n_rows * head_bytes
         scores = state + n_rows * (head_bytes + 8)
         n_token_tiles = (n_tokens + tokens - 1) // tokens
@@ -156,7 +156,7 @@ def attend_prefill_cpu(group: int, head_dim: int, kind: str) -> Any:
 def attend_decode_cpu(group: int, head_dim: int, kind: str) -> Any:
     """Attention of rows that each have their own slot and position; threads share the positions of every row.
 
-    Args: as attend_prefill_cpu, then q_copy (see rms_norm_cpu); `out` receives partials, which
+    Args: as attend_prefill_cpu; `out` receives partials, which
     merge_partials_cpu
     joins.
     Shapes: out float32 [B, n_threads, Hq, D + PARTIAL_PAD], the pad holding maximum and sum of weights.

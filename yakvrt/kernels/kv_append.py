@@ -53,7 +53,7 @@ def kv_append_cpu(head_dim: int, kind: str) -> Any:
         k += thread * v_.get_i64(args + 96)
         if by_last and thread != n_threads - 1:
             return
-        first, last = v_.share(n_rows * n_heads, thread, n_threads, by_last)
+        first, last = v_.share(n_rows * n_heads, thread, n_threads, by_last)  # the last thread takes all
         for unit in range(first, last):
             row, head = unit // n_heads, unit % n_heads
             position = v_.get_i64(positions + row * 8)

@@ -9,9 +9,20 @@ from __future__ import annotations
 
 from typing import Any
 
-# byte offsets into the control block
-ARRIVED, PHASE, COUNTER, JOB, TAPE, N_ROWS, QUIT, PARKED, WAKE = (128 * i for i in range(9))
-CONTROL_BYTES = 128 * 9  # per-thread words follow: PARKED and WAKE are arrays of 8 bytes a thread
+MAX_THREADS = 512
+
+# Byte offsets into the control block: words that different threads write lie on different cache lines.
+ARRIVED, PHASE, COUNTER, JOB, LED, TAPE, N_ROWS, QUIT, THREADS = (128 * i for i in range(9))
+
+
+def wake_of(thread: int) -> int:
+    """Where publish notes that a thread must be woken; the word before says that it sleeps."""
+    return THREADS + 16 * thread + 8
+
+
+def control_bytes(n_threads: int) -> int:
+    return THREADS + 16 * n_threads
+
 
 SPINS = 2000  # pauses before a waiting thread starts to yield its core
 IDLE_YIELDS = 4000  # yields, some milliseconds, before an idle thread goes to sleep
@@ -52,7 +63,7 @@ def _make_run() -> Any:
 
 
 def publish_cpu() -> Any:
-    """Announces a job and notes in WAKE which threads sleep and must be woken. Args: control, tape, n_rows."""
+    """Announces a job and notes which threads sleep and must be woken. Args: control, tape, n_rows."""
     from ..cpu import vector_ops as v
 
     def kernel(thread: int, n_threads: int, counter: int, args: int) -> None:
@@ -61,7 +72,8 @@ def publish_cpu() -> Any:
         v.put_i64(control + N_ROWS, v.get_i64(args + 16))
         v.atomic_add(control + JOB, 1)
         for t in range(1, n_threads):
-            v.put_i64(control + WAKE + 8 * t, v.atomic_swap(control + PARKED + 8 * t, 0))
+            parked = control + THREADS + 16 * t
+            v.put_i64(parked + 8, v.atomic_swap(parked, 0))
 
     return kernel
 
@@ -73,7 +85,9 @@ def lead_cpu() -> Any:
     run = _make_run()
 
     def kernel(thread: int, n_threads: int, counter: int, args: int) -> None:
-        run(0, n_threads, v.get_i64(args))
+        control = v.get_i64(args)
+        run(0, n_threads, control)
+        v.atomic_store(control + LED, v.atomic_load(control + JOB))
 
     return kernel
 
@@ -90,7 +104,7 @@ def follow_cpu() -> Any:
 
     def kernel(thread: int, n_threads: int, counter: int, args: int) -> None:
         control = v.get_i64(args)
-        parked = control + PARKED + 8 * thread
+        parked = control + THREADS + 16 * thread
         idle = 0
         while True:
             if v.atomic_load(control + JOB) != v.get_i64(args + 8):

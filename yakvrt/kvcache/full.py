@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from ..ops import Buffer, KvRows, Ops
+from ..ops import ELEMENT_BYTES, Buffer, KvRows, Ops
 from .contract import AttentionInput
 
 if TYPE_CHECKING:
     from ..config import ModelConfig
     from ..cpu.backend import CpuBackend
-
-ELEMENT_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
 
 
 def full_kv_bytes(config: ModelConfig, n_tokens: int, kind: str) -> int:

@@ -1,0 +1,69 @@
+"""What fits in memory, decided before anything is allocated."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from golden_values import tiny_dir
+from tiny_gguf import tiny_config
+
+from yakvrt.config import config_from_json
+from yakvrt.memory_plan import FIXED_BYTES, activation_bytes, available_memory, choose_context
+
+GIB = 1 << 30
+
+
+def choose(ctx_size: int, available: int) -> int:
+    return choose_context(
+        weight_bytes=GIB,
+        workspace_bytes=GIB // 4,
+        kv_bytes_per_token=100_000,
+        ctx_size=ctx_size,
+        model_context=131_072,
+        available_bytes=available,
+    )
+
+
+def test_the_models_context_or_what_fits() -> None:
+    assert choose(0, 64 * GIB) == 131_072
+    fits = choose(0, 4 * GIB)
+    assert fits % 16 == 0
+    assert fits * 100_000 <= 4 * GIB - GIB - GIB // 4 - FIXED_BYTES < (fits + 16) * 100_000
+    assert choose(fits, 4 * GIB) == fits
+    with pytest.raises(ValueError, match=f"largest that fits is --ctx-size {fits}$"):
+        choose(fits + 1, 4 * GIB)
+
+
+def test_weights_that_do_not_fit() -> None:
+    with pytest.raises(ValueError, match="choose a smaller model"):
+        choose(0, GIB)
+
+
+def test_available_memory_is_a_sane_number() -> None:
+    assert 100 << 20 < available_memory() < 1 << 50
+
+
+@pytest.mark.parametrize("family", ["llama3", "qwen3-moe"])
+@pytest.mark.parametrize("chunk", [64, 1024])
+def test_activations_take_what_was_planned(family: str, chunk: int) -> None:
+    """Resident memory grows by at most the plan (and a little) when all steps are recorded and run."""
+    code = f"""
+import resource, yakvrt
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+yakvrt.load({str(tiny_dir(family))!r}, ctx_size=2048, ubatch_size=16).close()
+before = peak()
+with yakvrt.load({str(tiny_dir(family))!r}, ctx_size=2048, ubatch_size={chunk}) as engine:
+    with engine.session() as session:
+        session.prefill([5] * 1500)
+    with engine.session() as session:
+        for _ in session.all_logits([5] * 500): pass
+        session.decode(3)
+print((peak() - before) * 1024)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    planned = activation_bytes(config_from_json(tiny_config(family)), chunk)
+    kv_and_slack = 24 << 20
+    assert int(done.stdout) < planned + kv_and_slack
