@@ -2,8 +2,8 @@
 
     python bench/bench_start.py --model smollm2-135m --reps 7 --out bench/results/NAME.json
 
-Each sample is a process of its own, timed from outside: interpreter, imports, loading, repacking, prefill of a short
-chat prompt, one token, shutdown. The first run has an empty kernel cache; the model file is there already.
+Each sample is a process of its own, timed from outside: interpreter, imports, loading, repacking, prefill of
+a short chat prompt, one token, shutdown. The first run has an empty kernel cache; the model file is there.
 """
 
 from __future__ import annotations
