@@ -10,19 +10,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from . import simd
-from .simd import ELEMENT_BYTES, F32, FEATURES, I64, V16F32, const, fmadd, load, load_floats, splat
+from .simd import ELEMENT_BYTES, F32, FEATURES, V16F32, const, const_i64, fmadd, load, load_floats, splat
 
 MAX_ACCUMULATORS = 24 if FEATURES.avx512 else 6
 MAX_SCORE_ROWS = 12 if FEATURES.avx512 else 4
-
-
-def _constant(value: int) -> ir.Constant:
-    return ir.Constant(I64, value)
 
 
 def _groups(n: int, size: int) -> list[range]:
@@ -43,11 +38,11 @@ def make_scores(n_rows: int, head_dim: int, kind: str) -> Any:
             keys, n_tiles, queries, out, row_bytes = values
             for rows in _groups(n_rows, MAX_SCORE_ROWS):
                 with cgutils.for_range(builder, n_tiles) as loop:
-                    tile = builder.add(keys, builder.mul(loop.index, _constant(tile_bytes)))
+                    tile = builder.add(keys, builder.mul(loop.index, const_i64(tile_bytes)))
                     sums = _emit_dot_products(builder, kind, head_dim, rows, tile, queries)
-                    position = builder.mul(loop.index, _constant(64))
+                    position = builder.mul(loop.index, const_i64(64))
                     for row, total in zip(rows, sums, strict=True):
-                        offset = builder.add(builder.mul(row_bytes, _constant(row)), position)
+                        offset = builder.add(builder.mul(row_bytes, const_i64(row)), position)
                         simd.store(builder, total, out, offset)
             return context.get_dummy_value()
 
@@ -64,9 +59,9 @@ def _emit_dot_products(
     cells = [[cgutils.alloca_once_value(builder, zero) for _ in range(chains)] for _ in rows]
     step = 16  # dimensions per turn: enough to keep the loop cheap, few enough to compile fast
     key_bytes = 16 * ELEMENT_BYTES[kind]
-    with cgutils.for_range(builder, _constant(head_dim // step)) as loop:
-        keys = builder.add(tile, builder.mul(loop.index, _constant(step * key_bytes)))
-        part = builder.add(queries, builder.mul(loop.index, _constant(step * 4)))
+    with cgutils.for_range(builder, const_i64(head_dim // step)) as loop:
+        keys = builder.add(tile, builder.mul(loop.index, const_i64(step * key_bytes)))
+        part = builder.add(queries, builder.mul(loop.index, const_i64(step * 4)))
         for d in range(step):
             key = load_floats(builder, kind, keys, d * key_bytes)
             for i, row in enumerate(rows):
@@ -112,11 +107,11 @@ def _emit_weighted_sum(
             cells[row, j] = cgutils.alloca_once(builder, V16F32)
             builder.store(start, cells[row, j])
     with cgutils.for_range(builder, n_positions) as loop:
-        value_row = builder.add(values, builder.mul(loop.index, _constant(head_dim * ELEMENT_BYTES[kind])))
-        position = builder.mul(loop.index, _constant(4))
+        value_row = builder.add(values, builder.mul(loop.index, const_i64(head_dim * ELEMENT_BYTES[kind])))
+        position = builder.mul(loop.index, const_i64(4))
         factors = {}
         for row in rows:
-            offset = builder.add(builder.mul(row_bytes, _constant(row)), position)
+            offset = builder.add(builder.mul(row_bytes, const_i64(row)), position)
             factors[row] = splat(builder, load(builder, weights, F32, offset))
         for j in vectors:
             value = load_floats(builder, kind, value_row, 16 * j * ELEMENT_BYTES[kind])

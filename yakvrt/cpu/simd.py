@@ -75,6 +75,10 @@ def const(vector: ir.VectorType, value: float | int) -> ir.Constant:
     return ir.Constant(vector, [value] * vector.count)
 
 
+def const_i64(value: int) -> ir.Constant:
+    return ir.Constant(I64, value)
+
+
 def declare(builder: Any, name: str, result: ir.Type, arguments: list[ir.Type]) -> Any:
     existing = builder.module.globals.get(name)
     return existing or ir.Function(builder.module, ir.FunctionType(result, arguments), name)

@@ -14,7 +14,7 @@ from numba.extending import intrinsic
 
 from ..kernels.tile_layout import LAYOUTS, ROWS, TileLayout
 from . import simd
-from .simd import F32, I8, I32, I64, V16F32, V16I32, V64I8, const, fmadd, load, splat
+from .simd import F32, I8, I32, V16F32, V16I32, V64I8, const, const_i64, fmadd, load, splat
 from .tile_reader import dot_codes, read_affine, read_codes, read_header
 
 PREFETCH_AHEAD = 4096  # bytes; hides DRAM latency of the one pass a decode step makes over the weights
@@ -58,18 +58,14 @@ def make_tile_matmul(format_name: str, n_tiles: int, n_tokens: int) -> Any:
     return tile_matmul
 
 
-def _constant(value: int) -> ir.Constant:
-    return ir.Constant(I64, value)
-
-
 def _emit_epilogue(builder: Any, sums: Any, out: Any, out_stride: Any, bias: Any, accumulate: Any) -> None:
-    with builder.if_then(builder.icmp_signed("!=", bias, _constant(0))):
+    with builder.if_then(builder.icmp_signed("!=", bias, const_i64(0))):
         for t, row in enumerate(sums):
             b = load(builder, bias, V16F32, 64 * t)
             for cell in row:
                 builder.store(builder.fadd(builder.load(cell), b), cell)
-    rows = [builder.add(out, builder.mul(out_stride, _constant(m))) for m in range(len(sums[0]))]
-    with builder.if_then(builder.icmp_signed("!=", accumulate, _constant(0))):
+    rows = [builder.add(out, builder.mul(out_stride, const_i64(m))) for m in range(len(sums[0]))]
+    with builder.if_then(builder.icmp_signed("!=", accumulate, const_i64(0))):
         for t, row in enumerate(sums):
             for m, cell in enumerate(row):
                 old = load(builder, rows[m], V16F32, 64 * t)
@@ -82,7 +78,7 @@ def _emit_epilogue(builder: Any, sums: Any, out: Any, out_stride: Any, bias: Any
 def _prefetch(builder: Any, address: Any, n_bytes: int) -> None:
     fn = simd.declare(builder, "llvm.prefetch.p0", ir.VoidType(), [I8.as_pointer(), I32, I32, I32])
     for line in range(0, n_bytes, 64):
-        ahead = builder.add(address, _constant(PREFETCH_AHEAD + line))
+        ahead = builder.add(address, const_i64(PREFETCH_AHEAD + line))
         builder.call(
             fn,
             [
@@ -98,24 +94,24 @@ def _emit_quantised(
     builder: Any, layout: TileLayout, sums: Any, weights: Any, n_cols: Any, x: Any, scales: Any
 ) -> None:
     n_tiles, n_tokens = len(sums), len(sums[0])
-    n_super = builder.sdiv(n_cols, _constant(layout.column_multiple))
-    tile_stride = builder.mul(n_super, _constant(layout.superblock_bytes))
-    tiles = [builder.add(weights, builder.mul(tile_stride, _constant(t))) for t in range(n_tiles)]
+    n_super = builder.sdiv(n_cols, const_i64(layout.column_multiple))
+    tile_stride = builder.mul(n_super, const_i64(layout.superblock_bytes))
+    tiles = [builder.add(weights, builder.mul(tile_stride, const_i64(t))) for t in range(n_tiles)]
     with cgutils.for_range(builder, n_super) as outer:
-        offset = builder.mul(outer.index, _constant(layout.superblock_bytes))
+        offset = builder.mul(outer.index, const_i64(layout.superblock_bytes))
         supers = [builder.add(tile, offset) for tile in tiles]
         headers = [read_header(builder, layout, s) for s in supers]
-        with cgutils.for_range(builder, _constant(layout.blocks)) as inner:
+        with cgutils.for_range(builder, const_i64(layout.blocks)) as inner:
             start = builder.add(
-                builder.mul(inner.index, _constant(layout.block_bytes)), _constant(layout.header_bytes)
+                builder.mul(inner.index, const_i64(layout.block_bytes)), const_i64(layout.header_bytes)
             )
             blocks = [builder.add(s, start) for s in supers]
             if n_tokens == 1:
                 for block in blocks:
                     _prefetch(builder, block, layout.block_bytes)
-            column_block = builder.add(builder.mul(outer.index, _constant(layout.blocks)), inner.index)
-            codes = builder.add(x, builder.mul(column_block, _constant(32 * n_tokens)))
-            terms = builder.add(scales, builder.mul(column_block, _constant(16 * n_tokens)))
+            column_block = builder.add(builder.mul(outer.index, const_i64(layout.blocks)), inner.index)
+            codes = builder.add(x, builder.mul(column_block, const_i64(32 * n_tokens)))
+            terms = builder.add(scales, builder.mul(column_block, const_i64(16 * n_tokens)))
             for part in range(layout.parts):
                 _emit_part(builder, layout, sums, headers, blocks, codes, terms, part)
 
@@ -160,8 +156,8 @@ def _emit_float(
     n_tiles, n_tokens = len(sums), len(sums[0])
     kind = layout.name.lower()
     column_bytes = ROWS * simd.ELEMENT_BYTES[kind]
-    tile_stride = builder.mul(n_cols, _constant(column_bytes))
-    tiles = [builder.add(weights, builder.mul(tile_stride, _constant(t))) for t in range(n_tiles)]
+    tile_stride = builder.mul(n_cols, const_i64(column_bytes))
+    tiles = [builder.add(weights, builder.mul(tile_stride, const_i64(t))) for t in range(n_tiles)]
     unroll = 4
     # separate chains per unrolled column where few accumulators would wait for each other
     chains = unroll if n_tiles * n_tokens <= 2 else 1
@@ -172,10 +168,10 @@ def _emit_float(
         ]
         for t in range(n_tiles)
     ]
-    with cgutils.for_range(builder, builder.sdiv(n_cols, _constant(unroll))) as loop:
-        start = builder.mul(loop.index, _constant(unroll * column_bytes))
+    with cgutils.for_range(builder, builder.sdiv(n_cols, const_i64(unroll))) as loop:
+        start = builder.mul(loop.index, const_i64(unroll * column_bytes))
         columns = [builder.add(tile, start) for tile in tiles]
-        tokens = builder.add(x, builder.mul(loop.index, _constant(unroll * 4 * n_tokens)))
+        tokens = builder.add(x, builder.mul(loop.index, const_i64(unroll * 4 * n_tokens)))
         if n_tokens == 1:
             for column in columns:
                 _prefetch(builder, column, unroll * column_bytes)

@@ -43,43 +43,43 @@ def matmul_cpu(format_name: str, n_tokens: int) -> Any:
     layout = LAYOUTS[format_name]
     step = tile_shape(FEATURES.avx512, n_tokens)
     multiply = make_tile_matmul(format_name, step, n_tokens)
-    header, column_multiple = layout.superblock_bytes, layout.column_multiple
-    float_column = layout.tile_bytes(1) if layout.is_float else 0
+    unit_cols, unit_bytes = layout.column_multiple, layout.tile_bytes(layout.column_multiple)
     code_bytes, term_bytes = (4, 0) if layout.is_float else (1, 16)
 
-    def kernel(thread: int, n_threads: int, counter: int, args: int) -> None:
+    @v.inline
+    def multiply_tiles(thread: int, args: int, first: int, last: int) -> None:
+        """Tiles first .. last-1 with all packs."""
         out, out_stride = v.get_i64(args), v.get_i64(args + 8)
         weights, n_tiles, n_cols = v.get_i64(args + 16), v.get_i64(args + 24), v.get_i64(args + 32)
-        x, scales = v.get_i64(args + 40), v.get_i64(args + 48)
-        n_rows = v.get_i64(v.get_i64(args + 56))
+        x = v.get_i64(args + 40) + thread * v.get_i64(args + 88)
+        scales = v.get_i64(args + 48) + thread * v.get_i64(args + 96)
+        n_packs = (v.get_i64(v.get_i64(args + 56)) + n_tokens - 1) // n_tokens
         bias, accumulate, experts = v.get_i64(args + 64), v.get_i64(args + 72), v.get_i64(args + 80)
-        x += thread * v.get_i64(args + 88)
-        scales += thread * v.get_i64(args + 96)
-        tile_bytes = n_cols * float_column if float_column else n_cols // column_multiple * header
-        pack_x = n_cols * code_bytes * n_tokens
-        pack_scales = n_cols // 32 * term_bytes * n_tokens
-        n_packs = (n_rows + n_tokens - 1) // n_tokens
-        first, last = n_tiles * thread // n_threads, n_tiles * (thread + 1) // n_threads
-        while True:
-            if n_tokens > 1:
-                first = v.atomic_add(counter, step)
-                last = min(first + step, n_tiles)
-            if first >= last:
-                break
-            for tile in range(first, last, step):
-                for pack in range(n_packs):
-                    expert = v.get_i64(experts + pack * 8) if experts else 0
-                    multiply(
-                        weights + (expert * n_tiles + tile) * tile_bytes,
-                        n_cols,
-                        x + pack * pack_x,
-                        scales + pack * pack_scales,
-                        out + pack * n_tokens * out_stride + tile * 64,
-                        out_stride,
-                        bias + tile * 64 if bias else 0,
-                        accumulate,
-                    )
-            if n_tokens == 1:
-                break
+        tile_bytes = n_cols // unit_cols * unit_bytes
+        pack_codes, pack_scales = n_cols * code_bytes * n_tokens, n_cols // 32 * term_bytes * n_tokens
+        for tile in range(first, last, step):
+            for pack in range(n_packs):
+                expert = v.get_i64(experts + pack * 8) if experts else 0
+                multiply(
+                    weights + (expert * n_tiles + tile) * tile_bytes,
+                    n_cols,
+                    x + pack * pack_codes,
+                    scales + pack * pack_scales,
+                    out + pack * n_tokens * out_stride + tile * 64,
+                    out_stride,
+                    bias + tile * 64 if bias else 0,
+                    accumulate,
+                )
+
+    def kernel(thread: int, n_threads: int, counter: int, args: int) -> None:
+        n_tiles = v.get_i64(args + 24)
+        if n_tokens == 1:
+            first, last = v.share(n_tiles, thread, n_threads, 0)
+            multiply_tiles(thread, args, first, last)
+            return
+        first = v.atomic_add(counter, step)
+        while first < n_tiles:
+            multiply_tiles(thread, args, first, min(first + step, n_tiles))
+            first = v.atomic_add(counter, step)
 
     return kernel

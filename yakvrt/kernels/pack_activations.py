@@ -43,48 +43,22 @@ def pack_activations_cpu(n_tokens: int, quantised: bool) -> Any:
             return row if row >= 0 else v.get_i64(row_index + first * 8)
         return i if i < n_rows else first
 
-    def pack_quantised(
-        codes: int,
-        scales: int,
-        x: int,
-        x_stride: int,
-        n_rows: int,
-        row_index: int,
-        pack: int,
-        first: int,
-        last: int,
-    ) -> None:
-        for m in range(n_tokens):
-            source = x + source_row(pack * n_tokens + m, n_rows, row_index) * x_stride
-            for block in range(first, last):
-                v.quantize_block(
-                    source + block * 128,
-                    codes + (block * 8 * n_tokens + m) * 4,
-                    4 * n_tokens,
-                    scales + (block * 4 * n_tokens + m) * 4,
-                    4 * n_tokens,
-                )
+    def quantise_units(source: int, codes: int, scales: int, m: int, first: int, last: int) -> None:
+        for block in range(first, last):
+            v.quantize_block(
+                source + block * 128,
+                codes + (block * 8 * n_tokens + m) * 4,
+                4 * n_tokens,
+                scales + (block * 4 * n_tokens + m) * 4,
+                4 * n_tokens,
+            )
 
-    def pack_floats(
-        codes: int,
-        scales: int,
-        x: int,
-        x_stride: int,
-        n_rows: int,
-        row_index: int,
-        pack: int,
-        first: int,
-        last: int,
-    ) -> None:
-        for m in range(n_tokens):
-            source = x + source_row(pack * n_tokens + m, n_rows, row_index) * x_stride
-            for col in range(first, last):
-                v.put_f32(codes + (col * n_tokens + m) * 4, v.get_f32(source + col * 4))
+    def copy_units(source: int, codes: int, scales: int, m: int, first: int, last: int) -> None:
+        for col in range(first, last):
+            v.put_f32(codes + (col * n_tokens + m) * 4, v.get_f32(source + col * 4))
 
-    pack_columns = v.inline(pack_quantised if quantised else pack_floats)
-    unit = 32 if quantised else 1
-    code_bytes = 1 if quantised else 4
-    term_bytes = 16 if quantised else 0
+    pack_units = v.inline(quantise_units if quantised else copy_units)
+    unit_cols, code_bytes, term_bytes = (32, 1, 16) if quantised else (1, 4, 0)
 
     def kernel(thread: int, n_threads: int, counter: int, args: int) -> None:
         codes, scales = v.get_i64(args), v.get_i64(args + 8)
@@ -95,23 +69,16 @@ def pack_activations_cpu(n_tokens: int, quantised: bool) -> Any:
         scales += thread * v.get_i64(args + 64)
         x += thread * v.get_i64(args + 72)
         n_packs = (n_rows + n_tokens - 1) // n_tokens
-        units = n_cols // unit
+        first_pack, last_pack = v.share(n_packs, thread, n_threads, codes_copy)
+        first, last = 0, n_cols // unit_cols
         if n_packs == 1:
-            first, last = v.share(units, thread, n_threads, codes_copy)
-            pack_columns(codes, scales, x, x_stride, n_rows, row_index, 0, first, last)
-            return
-        first, last = v.share(n_packs, thread, n_threads, codes_copy)
-        for pack in range(first, last):
-            pack_columns(
-                codes + pack * n_cols * code_bytes * n_tokens,
-                scales + pack * (n_cols // 32) * term_bytes * n_tokens,
-                x,
-                x_stride,
-                n_rows,
-                row_index,
-                pack,
-                0,
-                units,
-            )
+            first_pack, last_pack = 0, 1
+            first, last = v.share(n_cols // unit_cols, thread, n_threads, codes_copy)
+        for pack in range(first_pack, last_pack):
+            pack_codes = codes + pack * n_cols * code_bytes * n_tokens
+            pack_scales = scales + pack * (n_cols // 32) * term_bytes * n_tokens
+            for m in range(n_tokens):
+                source = x + source_row(pack * n_tokens + m, n_rows, row_index) * x_stride
+                pack_units(source, pack_codes, pack_scales, m, first, last)
 
     return kernel
