@@ -19,6 +19,7 @@ from gguf_tools.quantize_file import QUANTIZATION_VERSION
 from gguf_tools.quantize_mix import FILE_TYPES, MixOptions, ModelFacts, tensor_types
 from gguf_tools.quantize_stream import encoded, worth_compiling
 from gguf_tools.safetensors_tensors import HubTensor, hub_tensors, weight_files
+from gguf_tools.size_label import size_label
 from gguf_tools.writer import GGUFWriter, TensorPlan
 
 _LAYER: Final = re.compile(r"blk\.(\d+)\.(.+)")
@@ -58,10 +59,12 @@ def plan_conversion(
     if not vocab_only:
         _check(config, tensors)
     mix = mix or _own_type(tensors)
+    size = {"general.size_label": string(size_label(tensors.values()))} if tensors else {}
     metadata = {
         "general.architecture": string(config.arch),
         "general.type": string("model"),
         "general.name": string(name or directory.resolve().name),
+        **size,
         **model_keys(config),
         "general.file_type": scalar(ValueType.UINT32, FILE_TYPES[mix][0]),
         **tokenizer_keys(read_tokenizer_files(directory), config, pre_tokenizer),

@@ -66,7 +66,9 @@ class Statistics:
         finite -= mean
         n_all = self.n_finite + finite.size
         gap = mean - self.mean
-        self.squares += float(finite @ finite) + gap * gap * self.n_finite * finite.size / n_all
+        self.squares += (
+            float(np.einsum("i,i->", finite, finite)) + gap * gap * self.n_finite * finite.size / n_all
+        )
         self.mean += gap * finite.size / n_all
         self.n_finite = n_all
 

@@ -15,6 +15,7 @@ from tiny_gguf import tiny_weights, write_tiny_gguf
 import yakvrt
 from gguf_tools.convert import main
 from gguf_tools.dequantize import dequantize
+from gguf_tools.formats import FORMATS
 from gguf_tools.reader import GGUFFile
 from gguf_tools.safetensors_file import read_safetensors
 from gguf_tools.safetensors_tensors import open_safetensors, weight_files
@@ -80,6 +81,32 @@ def test_open_safetensors_gives_gguf_order(family: str, tmp_path: Path) -> None:
             assert values.shape == tensor.shape == file.tensors[name].shape
             assert np.array_equal(values, dequantize(file.tensors[name].data, "F32")), name
             tensor.release()
+
+
+@pytest.mark.parametrize("family", ["llama3", "qwen3-moe"])
+def test_size_label_is_gguf_pys(family: str, tmp_path: Path) -> None:
+    from gguf import GGUFWriter
+    from gguf.utility import size_label
+
+    reference = GGUFWriter(tmp_path / "r.gguf", "llama")
+    with GGUFFile(convert(tiny_dir(family), tmp_path / "m.gguf", "--outtype", "f32")) as file:
+        for tensor in file.tensors.values():
+            if tensor.name != "rope_freqs.weight":
+                reference.add_tensor_info(tensor.name, tensor.shape, np.dtype("float32"), tensor.data.nbytes)
+        assert file.metadata["general.size_label"] == size_label(*reference.get_total_parameter_count())
+
+
+@pytest.mark.parametrize(
+    "count", [1, 999, 1000, 99_499, 10**6, 1_500_000, 134_515_008, 7 * 10**12]
+)
+def test_size_labels(count: int) -> None:
+    from gguf.utility import size_label as reference
+
+    from gguf_tools.size_label import size_label
+    from gguf_tools.writer import TensorPlan
+
+    plans = [TensorPlan("output.weight", (count,), FORMATS["F32"])]
+    assert size_label(plans) == reference(count, count, 0, 0)
 
 
 def test_outtypes(tmp_path: Path) -> None:
