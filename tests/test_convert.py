@@ -96,9 +96,7 @@ def test_size_label_is_gguf_pys(family: str, tmp_path: Path) -> None:
         assert file.metadata["general.size_label"] == size_label(*reference.get_total_parameter_count())
 
 
-@pytest.mark.parametrize(
-    "count", [1, 999, 1000, 99_499, 10**6, 1_500_000, 134_515_008, 7 * 10**12]
-)
+@pytest.mark.parametrize("count", [1, 999, 1000, 99_499, 10**6, 1_500_000, 134_515_008, 7 * 10**12])
 def test_size_labels(count: int) -> None:
     from gguf.utility import size_label as reference
 
