@@ -7,7 +7,8 @@ import pytest
 from kernel_team import KernelTeam, count, number, poisoned
 
 from yakvrt.cpu.features import host_features
-from yakvrt.kernels.attend import CHUNK, PARTIAL_PAD, attend_ref, scratch_floats
+from yakvrt.kernels.attend import CHUNK, attend_ref, scratch_floats
+from yakvrt.kernels.attend_decode import MAX_SPLITS, split_len_ref
 from yakvrt.kernels.kv_append import kv_append_ref
 
 RNG = np.random.default_rng(3)
@@ -82,33 +83,73 @@ def test_attend_prefill(
 
 
 @pytest.mark.parametrize(("group", "head_dim", "kind"), CASES)
-@pytest.mark.parametrize("lengths", [(1,), (16,), (17, 300), (700, 2, 33)])
+@pytest.mark.parametrize("lengths", [(1,), (64,), (65, 300), (1500, 2, 33)])
 def test_attend_decode_and_merge(
     team: KernelTeam, group: int, head_dim: int, kind: str, lengths: tuple[int, ...]
 ) -> None:
+    """The newest position of every row is appended by the kernel; rows lie in slots of their own."""
     n_kv_heads, n_rows = 2, len(lengths)
     n_heads = n_kv_heads * group
-    cache = Cache(n_kv_heads, head_dim, kind, max(lengths))
+    out, cache, q = decode(team, group, head_dim, kind, lengths)
+    for row, length in enumerate(lengths):
+        k, v = (rows[row][:length] for rows in (cache.rows_k, cache.rows_v))
+        expected = attend_ref(q[row : row + 1], k, v, np.array([length - 1])).reshape(-1)
+        np.testing.assert_allclose(out[row], expected, rtol=0, atol=1e-5)
+    assert out.shape == (n_rows, n_heads * head_dim)
+
+
+class DecodeCache:
+    """One slot per row, each with all but its newest position filled; the rest is NaN."""
+
+    def __init__(self, n_kv_heads: int, head_dim: int, kind: str, lengths: tuple[int, ...]) -> None:
+        dtype, n_tiles = storage(kind), -(-max(lengths) // 16)
+        self.k = np.full((len(lengths), n_kv_heads, n_tiles, head_dim, 16), np.nan).astype(dtype)
+        self.v = np.full((len(lengths), n_kv_heads, n_tiles * 16, head_dim), np.nan).astype(dtype)
+        shape = (max(lengths), n_kv_heads, head_dim)
+        self.rows_k, self.rows_v = (
+            [RNG.standard_normal(shape).astype(dtype) for _ in lengths] for _ in range(2)
+        )
+        for slot, length in enumerate(lengths):
+            old = np.arange(length - 1)
+            kv_append_ref(
+                self.k, self.v, self.rows_k[slot], self.rows_v[slot], np.full(length - 1, slot), old
+            )
+
+
+def decode(
+    team: KernelTeam, group: int, head_dim: int, kind: str, lengths: tuple[int, ...]
+) -> tuple[np.ndarray, DecodeCache, np.ndarray]:
+    n_kv_heads, n_rows = 2, len(lengths)
+    n_heads = n_kv_heads * group
+    cache = DecodeCache(n_kv_heads, head_dim, kind, lengths)
     q = (RNG.standard_normal((n_rows, n_heads, head_dim)) * 2).astype(np.float32)
-    partials = poisoned(n_rows * team.n_threads * n_heads, head_dim + PARTIAL_PAD)
+    newest = [length - 1 for length in lengths]
+    k, v = (
+        np.stack([rows[i][newest[i]] for i in range(n_rows)]).astype(np.float32)
+        for rows in (cache.rows_k, cache.rows_v)
+    )
+    sums, stats = poisoned(n_rows, MAX_SPLITS, n_heads, head_dim), poisoned(n_rows, n_heads, 2, MAX_SPLITS)
     memory, per_thread = scratch(group, head_dim, team.n_threads)
-    positions = np.array(lengths) - 1
+    positions = np.array(newest)
     row_bytes = n_heads * head_dim * 4
-    arguments = (np.ones(n_rows, np.int64), positions, count(n_rows), n_kv_heads, number(head_dim**-0.5))
     team.run(
-        "attend",
+        "attend_decode",
         "attend_decode_cpu",
         (group, head_dim, kind),
-        partials,
-        q,
-        row_bytes,
-        *cache.arguments(),
-        *arguments,
-        memory,
-        per_thread,
+        *(sums, stats, q, k, v, row_bytes, k.strides[0]),
+        *(cache.k, cache.v, cache.k.strides[0], cache.k.strides[1]),
+        *(np.arange(n_rows), positions, count(n_rows), n_kv_heads, number(head_dim**-0.5)),
+        *(memory, per_thread),
     )
     out = poisoned(n_rows, n_heads * head_dim)
-    merge = (out, row_bytes, partials, n_heads, count(n_rows))
-    team.run("attend", "merge_partials_cpu", (head_dim,), *merge)
-    expected = attend_ref(q, cache.rows_k, cache.rows_v, positions).reshape(n_rows, -1)
-    np.testing.assert_allclose(out, expected, rtol=0, atol=1e-5)
+    factors = poisoned(team.n_threads, 16)
+    merge = (out, row_bytes, sums, stats, positions, n_heads, count(n_rows), factors)
+    team.run("attend_decode", "merge_splits_cpu", (head_dim,), *merge)
+    return out, cache, q
+
+
+@pytest.mark.parametrize("length", [1, 63, 64, 65, 1023, 1024, 1025, 1 << 20])
+def test_splits_cover_every_length(length: int) -> None:
+    split_len = split_len_ref(length)
+    assert split_len % 16 == 0
+    assert -(-length // split_len) <= MAX_SPLITS

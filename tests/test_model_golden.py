@@ -86,6 +86,22 @@ def test_threads_change_only_rounding(family: str, n_threads: int) -> None:
     np.testing.assert_allclose(results[1], results[0], rtol=0, atol=1e-3)
 
 
+@pytest.mark.parametrize("dtype", ["f32", "q8_0"])
+def test_decode_is_the_same_for_every_number_of_threads(family: str, dtype: str) -> None:
+    """To the last bit: no sum depends on how the work is shared."""
+    ids = (tiny_cases(family)[2].ids * 3)[:150]
+    results = []
+    for threads in (1, 2, 3):
+        with (
+            yakvrt.load(str(tiny_dir(family)), dtype=dtype, ctx_size=256, threads=threads) as engine,
+            engine.session() as session,
+        ):
+            session.prefill(ids[:40])
+            results.append(np.stack([session.decode(token) for token in ids[40:]]))
+    np.testing.assert_array_equal(results[1], results[0])
+    np.testing.assert_array_equal(results[2], results[0])
+
+
 def test_batched_decode_equals_single(family: str) -> None:
     """Slots of different lengths decoded together give what each gives alone."""
     cases = [case.ids[:40] for case in tiny_cases(family)[:3]]

@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..kernels.attend import PARTIAL_PAD, scratch_floats
 from ..kernels.tile_layout import LAYOUTS
 from ..ops import Batch, Buffer, KvRows
-from .features import host_features
 from .kernel_spec import kernel
 from .memory import ALIGNMENT, ROW_FLOATS, aligned_array, padded
 from .pack_size import pack_size
+from .record_attention import record_decode_attention, record_prefill_attention
 from .record_experts import record_experts
 from .step_memory import StepMemory
 from .tape import Tape
@@ -36,16 +35,16 @@ class Recorder:
     ) -> None:
         self.tape = Tape()
         self.batch = Batch.empty(capacity)
-        self._n_threads, self.capacity, self._n_logits = n_threads, capacity, n_logits
-        self._n_heads, self._n_kv_heads, self._head_dim = heads
+        self.capacity, self._n_logits = capacity, n_logits
+        self.n_heads, self.n_kv_heads, self.head_dim = heads
         self.memory = StepMemory(n_threads)
-        self._rope_table = aligned_array((capacity, self._head_dim), np.float32)
+        self._rope_table = aligned_array((capacity, self.head_dim), np.float32)
         self.tape.add(
             kernel("rope", "rope_table_cpu"),
             self._rope_table,
             self.batch.positions,
             inv_freq.astype(np.float32),
-            self._head_dim // 2,
+            self.head_dim // 2,
             self.batch.n_rows,
             self.memory.number(rope_scale),
             barrier=False,  # the embedding that follows does not read it
@@ -72,7 +71,7 @@ class Recorder:
         self._norm(out, x, weight, eps, x.width)
 
     def head_norm(self, out: Buffer, x: Buffer, weight: np.ndarray, eps: float) -> None:
-        self._norm(out, x, weight, eps, self._head_dim)
+        self._norm(out, x, weight, eps, self.head_dim)
 
     def _norm(self, out: Buffer, x: Buffer, weight: np.ndarray, eps: float, width: int) -> None:
         x_copy, out_copy = self.memory.copy_bytes(x), self.memory.write_private(out, x)
@@ -127,7 +126,7 @@ class Recorder:
             n_cols = siblings[0][1].n_cols
             places = len(row_index) if row_index is not None else padded(len(x), pack)
             private = bool(x_copy) or self.memory.is_private_width(len(x), n_cols)
-            copies = self._n_threads if private else 1
+            copies = self.memory.n_threads if private else 1
             code_bytes = padded(places * n_cols * (1 if quantised else 4), ALIGNMENT)
             term_bytes = padded(places * n_cols // 32 * 16 if quantised else 0, ALIGNMENT)
             codes = self.memory.shared("codes", copies * code_bytes)
@@ -173,8 +172,8 @@ class Recorder:
             out.data,
             x.data,
             x.data.strides[0],
-            x.width // self._head_dim,
-            self._head_dim // 2,
+            x.width // self.head_dim,
+            self.head_dim // 2,
             self._rope_table,
             x.n_rows,
             out_copy,
@@ -211,11 +210,8 @@ class Recorder:
         record_experts(self, x, h, (router, gate, up, down), n_used, renormalise)
 
     def kv_append(self, rows: KvRows, k: Buffer, v: Buffer) -> None:
-        self._append(rows, k, v, by_last=False)
-
-    def _append(self, rows: KvRows, k: Buffer, v: Buffer, *, by_last: bool) -> None:
         self.tape.add(
-            kernel("kv_append", "kv_append_cpu", self._head_dim, rows.kind),
+            kernel("kv_append", "kv_append_cpu", self.head_dim, rows.kind),
             rows.k,
             rows.v,
             rows.slot_bytes,
@@ -223,57 +219,18 @@ class Recorder:
             k.data,
             v.data,
             k.data.strides[0],
-            self._n_kv_heads,
+            self.n_kv_heads,
             self.batch.slots,
             self.batch.positions,
             self.batch.n_rows,
-            int(by_last),
             self.memory.copy_bytes(k),
-            barrier=not by_last,
         )
 
     def attend_prefill(self, out: Buffer, q: Buffer, rows: KvRows) -> None:
-        self.memory.write_shared(out)
-        self._attend("attend_prefill_cpu", out.data, q, rows)
+        record_prefill_attention(self, out, q, rows)
 
     def attend_decode(self, out: Buffer, q: Buffer, k: Buffer, v: Buffer, rows: KvRows) -> None:
-        self._append(rows, k, v, by_last=self.capacity == 1)
-        floats = self.capacity * self._n_threads * self._n_heads * (self._head_dim + PARTIAL_PAD)
-        partials = self.memory.shared("partials", floats * 4)
-        self._attend("attend_decode_cpu", partials, q, rows)
-        out_copy = self.memory.write_private(out)
-        self.tape.add(
-            kernel("attend", "merge_partials_cpu", self._head_dim),
-            out.data,
-            out.data.strides[0],
-            partials,
-            self._n_heads,
-            self.batch.n_rows,
-            out_copy,
-            barrier=not out_copy,
-        )
-
-    def _attend(self, builder: str, out: np.ndarray, q: Buffer, rows: KvRows) -> None:
-        group = self._n_heads // self._n_kv_heads
-        per_thread = padded(scratch_floats(group, self._head_dim, host_features().avx512), ROW_FLOATS) * 4
-        self.tape.add(
-            kernel("attend", builder, group, self._head_dim, rows.kind),
-            out,
-            q.data,
-            q.data.strides[0],
-            rows.k,
-            rows.v,
-            rows.slot_bytes,
-            rows.head_bytes,
-            self.batch.slots,
-            self.batch.positions,
-            self.batch.n_rows,
-            self._n_kv_heads,
-            self.memory.number(self._head_dim**-0.5),
-            self.memory.shared("attention", per_thread * self._n_threads),
-            per_thread,
-            self.memory.copy_bytes(q),
-        )
+        record_decode_attention(self, out, q, k, v, rows)
 
     def take_logit_rows(self, out: Buffer, x: Buffer) -> None:
         out_copy = self.memory.write_private(out)

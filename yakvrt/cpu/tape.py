@@ -8,7 +8,7 @@ import numpy as np
 
 from .kernel_spec import KernelSpec
 
-MIN_ARGUMENTS = 16  # blocks are filled up with zeros, which stand for "not used" in every kernel
+MIN_ARGUMENTS = 24  # blocks are filled up with zeros, which stand for "not used" in every kernel
 
 
 class Tape:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 CHUNK = 256  # positions whose scores are held at once
-PARTIAL_PAD = 16  # floats after a partial output: running maximum, sum of weights, alignment
 
 
 def attend_ref(q: np.ndarray, k: np.ndarray, v: np.ndarray, positions: np.ndarray) -> np.ndarray:
@@ -29,7 +28,7 @@ def attend_ref(q: np.ndarray, k: np.ndarray, v: np.ndarray, positions: np.ndarra
     return out
 
 
-def _make_accumulate(n_rows: int, head_dim: int) -> tuple[Any, Any]:
+def make_accumulate(n_rows: int, head_dim: int) -> tuple[Any, Any]:
     """(reset, fold) over the running state [n_rows][D] sums, [n_rows] maxima, [n_rows] weights."""
     from ..cpu import vector_ops as v
 
@@ -79,7 +78,7 @@ def prefill_tokens(group: int, wide: bool) -> int:
 
 
 def scratch_floats(group: int, head_dim: int, wide: bool) -> int:
-    """Float32 scratch per thread of both kernels: queries, sums and maxima, scores."""
+    """Float32 scratch per thread, of attend_decode_cpu too: queries, sums and maxima, scores."""
     return group * prefill_tokens(group, wide) * (2 * head_dim + CHUNK + 2)
 
 
@@ -96,7 +95,7 @@ def attend_prefill_cpu(group: int, head_dim: int, kind: str) -> Any:
     tokens = prefill_tokens(group, FEATURES.avx512)
     n_rows = tokens * group
     scores_of, add_values = make_scores(n_rows, head_dim, kind), make_weighted_sum(n_rows, head_dim, kind)
-    reset, fold = _make_accumulate(n_rows, head_dim)
+    reset, fold = make_accumulate(n_rows, head_dim)
     position_bytes = head_dim * ELEMENT_BYTES[kind]
     head_bytes = head_dim * 4
 
@@ -149,105 +148,5 @@ def attend_prefill_cpu(group: int, head_dim: int, kind: str) -> Any:
                         target = out + (first + i) * row_bytes + (head * group + g) * head_bytes
                         for j in range(0, head_bytes, 64):
                             v.store_f32(target + j, v.mul(v.load_f32(state + row * head_bytes + j), factor))
-
-    return kernel
-
-
-def attend_decode_cpu(group: int, head_dim: int, kind: str) -> Any:
-    """Attention of rows that each have their own slot and position; threads share the positions of every row.
-
-    Args: as attend_prefill_cpu; `out` receives partials, which
-    merge_partials_cpu
-    joins.
-    Shapes: out float32 [B, n_threads, Hq, D + PARTIAL_PAD], the pad holding maximum and sum of weights.
-    """
-    from ..cpu import vector_ops as v
-    from ..cpu.attention_tiles import make_scores, make_weighted_sum
-    from ..cpu.simd import ELEMENT_BYTES
-
-    scores_of, add_values = make_scores(group, head_dim, kind), make_weighted_sum(group, head_dim, kind)
-    reset, fold = _make_accumulate(group, head_dim)
-    position_bytes = head_dim * ELEMENT_BYTES[kind]
-    head_bytes = head_dim * 4
-    partial_bytes = (head_dim + PARTIAL_PAD) * 4
-
-    def kernel(thread: int, n_threads: int, counter: int, args: int) -> None:
-        out, q, row_bytes = v.get_i64(args), v.get_i64(args + 8), v.get_i64(args + 16)
-        k_cache, v_cache = v.get_i64(args + 24), v.get_i64(args + 32)
-        slot_stride, head_stride = v.get_i64(args + 40), v.get_i64(args + 48)
-        slots, positions = v.get_i64(args + 56), v.get_i64(args + 64)
-        n_tokens, n_kv_heads = v.get_i64(v.get_i64(args + 72)), v.get_i64(args + 80)
-        scale = v.splat(v.get_f32(v.get_i64(args + 88)))
-        queries = v.get_i64(args + 96) + thread * v.get_i64(args + 104)
-        q += thread * v.get_i64(args + 112)
-        state = queries + group * head_bytes
-        scores = state + group * (head_bytes + 8)
-        for token in range(n_tokens):
-            length = v.get_i64(positions + token * 8) + 1
-            n_tiles = (length + 15) // 16
-            begin = n_tiles * thread // n_threads * 16
-            end = min(n_tiles * (thread + 1) // n_threads * 16, length)
-            for head in range(n_kv_heads):
-                source = q + token * row_bytes + head * group * head_bytes
-                for j in range(0, group * head_bytes, 64):
-                    v.store_f32(queries + j, v.mul(v.load_f32(source + j), scale))
-                reset(state)
-                base = v.get_i64(slots + token * 8) * slot_stride + head * head_stride
-                for chunk in range(begin, end, CHUNK):
-                    n_positions = min(CHUNK, end - chunk)
-                    n_lanes = (n_positions + 15) // 16 * 16
-                    scores_of(
-                        k_cache + base + chunk * position_bytes, n_lanes // 16, queries, scores, CHUNK * 4
-                    )
-                    for g in range(group):
-                        fold(scores + g * CHUNK * 4, n_positions, n_lanes, state, g)
-                    add_values(v_cache + base + chunk * position_bytes, n_positions, scores, CHUNK * 4, state)
-                unit = (token * n_threads + thread) * n_kv_heads + head
-                for g in range(group):
-                    target = out + (unit * group + g) * partial_bytes
-                    for j in range(0, head_bytes, 64):
-                        v.store_f32(target + j, v.load_f32(state + g * head_bytes + j))
-                    running = state + group * head_bytes + g * 8
-                    v.put_f32(target + head_bytes, v.get_f32(running))
-                    v.put_f32(target + head_bytes + 4, v.get_f32(running + 4))
-
-    return kernel
-
-
-def merge_partials_cpu(head_dim: int) -> Any:
-    """Joins the threads' partial softmax sums.
-
-    Args: out, row_bytes, partials, n_heads, n_rows*, out_copy (see rms_norm_cpu).
-    """
-    from ..cpu import vector_ops as v
-
-    head_bytes = head_dim * 4
-    partial_bytes = (head_dim + PARTIAL_PAD) * 4
-
-    def kernel(thread: int, n_threads: int, counter: int, args: int) -> None:
-        out, row_bytes, partials = v.get_i64(args), v.get_i64(args + 8), v.get_i64(args + 16)
-        n_heads, n_rows = v.get_i64(args + 24), v.get_i64(v.get_i64(args + 32))
-        out_copy = v.get_i64(args + 40)
-        out += thread * out_copy
-        first, last = v.share(n_rows * n_heads, thread, n_threads, out_copy)
-        for unit in range(first, last):
-            row, head = unit // n_heads, unit % n_heads
-            largest = np.float32(-1e30)
-            for t in range(n_threads):
-                partial = partials + ((row * n_threads + t) * n_heads + head) * partial_bytes
-                largest = max(largest, v.get_f32(partial + head_bytes))
-            total = np.float32(0)
-            for t in range(n_threads):
-                partial = partials + ((row * n_threads + t) * n_heads + head) * partial_bytes
-                weight = v.scalar_exp(v.get_f32(partial + head_bytes) - largest)
-                total += weight * v.get_f32(partial + head_bytes + 4)
-            target = out + row * row_bytes + head * head_bytes
-            for t in range(n_threads):
-                partial = partials + ((row * n_threads + t) * n_heads + head) * partial_bytes
-                weight = v.scalar_exp(v.get_f32(partial + head_bytes) - largest) / total
-                factor = v.splat(weight)
-                for j in range(0, head_bytes, 64):
-                    piece = v.mul(v.load_f32(partial + j), factor)
-                    v.store_f32(target + j, v.add(piece, v.load_f32(target + j)) if t else piece)
 
     return kernel

@@ -1,0 +1,95 @@
+"""Records attention: of a prompt's chunk, and of one new token per slot."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..kernels.attend import scratch_floats
+from ..kernels.attend_decode import MAX_SPLITS
+from ..ops import Buffer, KvRows
+from .features import host_features
+from .kernel_spec import kernel
+from .memory import ROW_FLOATS, padded
+
+if TYPE_CHECKING:
+    from .recorder import Recorder
+
+
+def record_prefill_attention(recorder: Recorder, out: Buffer, q: Buffer, rows: KvRows) -> None:
+    """out = causal attention of consecutive tokens of one slot, whose rows are in the cache."""
+    recorder.memory.write_shared(out)
+    recorder.tape.add(
+        kernel("attend", "attend_prefill_cpu", *_shape(recorder), rows.kind),
+        out.data,
+        q.data,
+        q.data.strides[0],
+        rows.k,
+        rows.v,
+        rows.slot_bytes,
+        rows.head_bytes,
+        *_attended_rows(recorder),
+        recorder.memory.copy_bytes(q),
+    )
+
+
+def record_decode_attention(
+    recorder: Recorder, out: Buffer, q: Buffer, k: Buffer, v: Buffer, rows: KvRows
+) -> None:
+    """Appends the row of every slot, attends in splits of the history, and joins the splits into out."""
+    memory, batch = recorder.memory, recorder.batch
+    n_units = recorder.capacity * recorder.n_heads * MAX_SPLITS
+    sums = memory.shared("split_sums", n_units * recorder.head_dim * 4)
+    stats = memory.shared("split_stats", n_units * 8)
+    recorder.tape.add(
+        kernel("attend_decode", "attend_decode_cpu", *_shape(recorder), rows.kind),
+        sums,
+        stats,
+        q.data,
+        k.data,
+        v.data,
+        q.data.strides[0],
+        k.data.strides[0],
+        rows.k,
+        rows.v,
+        rows.slot_bytes,
+        rows.head_bytes,
+        *_attended_rows(recorder),
+        memory.copy_bytes(q),
+        memory.copy_bytes(k),
+    )
+    out_copy = memory.write_private(out)
+    recorder.tape.add(
+        kernel("attend_decode", "merge_splits_cpu", recorder.head_dim),
+        out.data,
+        out.data.strides[0],
+        sums,
+        stats,
+        batch.positions,
+        recorder.n_heads,
+        batch.n_rows,
+        memory.shared("split_factors", memory.n_threads * 64),
+        out_copy,
+        barrier=not out_copy,
+    )
+
+
+def _shape(recorder: Recorder) -> tuple[int, int]:
+    """Query heads per kv head, and the size of a head."""
+    return recorder.n_heads // recorder.n_kv_heads, recorder.head_dim
+
+
+def _attended_rows(recorder: Recorder) -> tuple[np.ndarray | int, ...]:
+    """What both kinds of attention are told of the rows, and their scratch memory."""
+    batch, memory = recorder.batch, recorder.memory
+    per_thread = padded(scratch_floats(*_shape(recorder), host_features().avx512), ROW_FLOATS) * 4
+    return (
+        batch.slots,
+        batch.positions,
+        batch.n_rows,
+        recorder.n_kv_heads,
+        memory.number(recorder.head_dim**-0.5),
+        memory.shared("attention", per_thread * memory.n_threads),
+        per_thread,
+    )

@@ -1,0 +1,131 @@
+"""Attention of one new token per slot over its whole history, split over positions (as FlashDecoding does).
+
+How a history is split depends on its length alone: the result is the same for every number of threads.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+MAX_SPLITS = 16  # lanes of a vector: the splits of a head are joined in one
+MIN_SPLIT = 64  # positions
+
+
+def split_len_ref(length: int) -> int:
+    """Positions per split: a multiple of 16, at least MIN_SPLIT, so that MAX_SPLITS of them hold `length`."""
+    return max(MIN_SPLIT, -(-length // (16 * MAX_SPLITS)) * 16)
+
+
+def attend_decode_cpu(group: int, head_dim: int, kind: str) -> Any:
+    """Appends k and v of every row at its slot and position, then attends.
+
+    Args: sums, stats, q, k, v, q_stride, kv_stride, k_cache, v_cache, slot_stride, head_stride, slots,
+    positions, n_rows*, n_kv_heads, scale*, scratch, scratch_stride, q_copy, k_copy (see rms_norm_cpu).
+    Threads share (split, kv head) items.
+    Shapes: sums float32 [B, MAX_SPLITS, Hq, D], stats float32 [B, Hq, 2, MAX_SPLITS]: the maximum and the sum
+    of weights of every split. merge_splits_cpu joins them.
+    """
+    from ..cpu import vector_ops as v
+    from ..cpu.attention_tiles import make_scores, make_weighted_sum
+    from ..cpu.simd import ELEMENT_BYTES
+    from .attend import CHUNK, make_accumulate
+    from .kv_append import make_append
+
+    scores_of, add_values = make_scores(group, head_dim, kind), make_weighted_sum(group, head_dim, kind)
+    reset, fold = make_accumulate(group, head_dim)
+    append = make_append(head_dim, kind)
+    position_bytes = head_dim * ELEMENT_BYTES[kind]
+    head_bytes = head_dim * 4
+
+    def kernel(thread: int, n_threads: int, counter: int, args: int) -> None:
+        sums, stats = v.get_i64(args), v.get_i64(args + 8)
+        q = v.get_i64(args + 16) + thread * v.get_i64(args + 144)
+        k, values = v.get_i64(args + 24) + thread * v.get_i64(args + 152), v.get_i64(args + 32)
+        q_stride, kv_stride = v.get_i64(args + 40), v.get_i64(args + 48)
+        k_cache, v_cache = v.get_i64(args + 56), v.get_i64(args + 64)
+        slot_stride, head_stride = v.get_i64(args + 72), v.get_i64(args + 80)
+        slots, positions = v.get_i64(args + 88), v.get_i64(args + 96)
+        n_rows, n_kv_heads = v.get_i64(v.get_i64(args + 104)), v.get_i64(args + 112)
+        scale = v.splat(v.get_f32(v.get_i64(args + 120)))
+        queries = v.get_i64(args + 128) + thread * v.get_i64(args + 136)
+        state = queries + group * head_bytes
+        scores = state + group * (head_bytes + 8)
+        for row in range(n_rows):
+            length = v.get_i64(positions + row * 8) + 1
+            split_len = max(MIN_SPLIT, (length + 16 * MAX_SPLITS - 1) // (16 * MAX_SPLITS) * 16)
+            n_splits = (length + split_len - 1) // split_len
+            first, last = v.share(n_splits * n_kv_heads, thread, n_threads, 0)
+            for item in range(first, last):
+                split, head = item // n_kv_heads, item % n_kv_heads
+                begin, end = split * split_len, min((split + 1) * split_len, length)
+                base = v.get_i64(slots + row * 8) * slot_stride + head * head_stride
+                if end == length:  # who reads the newest position has written it
+                    source = row * kv_stride + head * head_bytes
+                    append(k_cache + base, v_cache + base, k + source, values + source, length - 1)
+                source = q + row * q_stride + head * group * head_bytes
+                for j in range(0, group * head_bytes, 64):
+                    v.store_f32(queries + j, v.mul(v.load_f32(source + j), scale))
+                reset(state)
+                for chunk in range(begin, end, CHUNK):
+                    n_positions = min(CHUNK, end - chunk)
+                    n_lanes = (n_positions + 15) // 16 * 16
+                    keys = k_cache + base + chunk * position_bytes
+                    scores_of(keys, n_lanes // 16, queries, scores, CHUNK * 4)
+                    for g in range(group):
+                        fold(scores + g * CHUNK * 4, n_positions, n_lanes, state, g)
+                    add_values(v_cache + base + chunk * position_bytes, n_positions, scores, CHUNK * 4, state)
+                for g in range(group):
+                    unit = head * group + g
+                    target = sums + ((row * MAX_SPLITS + split) * n_kv_heads * group + unit) * head_bytes
+                    for j in range(0, head_bytes, 64):
+                        v.store_f32(target + j, v.load_f32(state + g * head_bytes + j))
+                    maxima = stats + (row * n_kv_heads * group + unit) * MAX_SPLITS * 8
+                    weights = maxima + MAX_SPLITS * 4
+                    running = state + group * head_bytes + g * 8
+                    v.put_f32(maxima + split * 4, v.get_f32(running))
+                    v.put_f32(weights + split * 4, v.get_f32(running + 4))
+                    if split == 0:
+                        for unused in range(n_splits, MAX_SPLITS):
+                            v.put_f32(maxima + unused * 4, np.float32(-1e30))
+                            v.put_f32(weights + unused * 4, np.float32(0))
+
+    return kernel
+
+
+def merge_splits_cpu(head_dim: int) -> Any:
+    """Joins the softmax sums of the splits.
+
+    Args: out, row_bytes, sums, stats, positions, n_heads, n_rows*, factors (16 floats a thread), out_copy
+    (see rms_norm_cpu).
+    """
+    from ..cpu import vector_ops as v
+
+    head_bytes = head_dim * 4
+
+    def kernel(thread: int, n_threads: int, counter: int, args: int) -> None:
+        out, row_bytes = v.get_i64(args), v.get_i64(args + 8)
+        sums, stats, positions = v.get_i64(args + 16), v.get_i64(args + 24), v.get_i64(args + 32)
+        n_heads, n_rows = v.get_i64(args + 40), v.get_i64(v.get_i64(args + 48))
+        factors, out_copy = v.get_i64(args + 56) + thread * 64, v.get_i64(args + 64)
+        out += thread * out_copy
+        first, last = v.share(n_rows * n_heads, thread, n_threads, out_copy)
+        for unit in range(first, last):
+            row, head = unit // n_heads, unit % n_heads
+            length = v.get_i64(positions + row * 8) + 1
+            split_len = max(MIN_SPLIT, (length + 16 * MAX_SPLITS - 1) // (16 * MAX_SPLITS) * 16)
+            n_splits = (length + split_len - 1) // split_len
+            maxima = v.load_f32(stats + unit * MAX_SPLITS * 8)
+            e = v.vexp(v.add(maxima, v.splat(-v.hmax(maxima))))
+            total = v.hsum(v.mul(e, v.load_f32(stats + unit * MAX_SPLITS * 8 + MAX_SPLITS * 4)))
+            v.store_f32(factors, v.mul(e, v.splat(np.float32(1) / total)))
+            target = out + row * row_bytes + head * head_bytes
+            for split in range(n_splits):
+                factor = v.splat(v.get_f32(factors + split * 4))
+                source = sums + ((row * MAX_SPLITS + split) * n_heads + head) * head_bytes
+                for j in range(0, head_bytes, 64):
+                    piece = v.mul(v.load_f32(source + j), factor)
+                    v.store_f32(target + j, v.add(piece, v.load_f32(target + j)) if split else piece)
+
+    return kernel
