@@ -32,8 +32,9 @@ _STEPS: Final = tuple(np.float32(0.2 * i) for i in range(-4, 5))
 _OPPOSITE_STEPS: Final = tuple(np.float32(0.4 * i) for i in range(-3, 1))
 # Integers that the block's largest scale is placed on, the last one and those before it.
 _PLACES: Final = 4
-# (scale, minimum) neighbours tried, in this order.
-_NEIGHBOURS: Final = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, -1))
+# Neighbours of the rounded scale that are tried with the minimum that fits each, and then of the minimum.
+_SCALE_NEIGHBOURS: Final = (0, 1, -1)
+_MIN_NEIGHBOURS: Final = (1, -1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,13 +172,18 @@ class _Search:
             better = self._per_lane(better_block)
             factor = np.where(better_block, tried_factor, factor)
             scales, error = np.where(better, tried, scales), np.where(better, tried_error, error)
-        for up, min_up in _NEIGHBOURS if s.with_min else _NEIGHBOURS[:2]:
+        for up in _SCALE_NEIGHBOURS if s.with_min else _SCALE_NEIGHBOURS[1:]:
             tried = self._whole(scales + np.float32(up), s.scale_low)
-            tried_mins = self._whole(mins + np.float32(min_up), 0)
+            tried_mins = self._centred(factor, min_factor, tried, mins) if s.with_min else mins
             tried_error = self._error(factor, min_factor, tried, tried_mins)
             better = tried_error < error
             error = np.where(better, tried_error, error)
             scales, mins = np.where(better, tried, scales), np.where(better, tried_mins, mins)
+        for up in _MIN_NEIGHBOURS if s.with_min else ():
+            tried_mins = self._whole(mins + np.float32(up), 0)
+            tried_error = self._error(factor, min_factor, scales, tried_mins)
+            better = tried_error < error
+            error, mins = np.where(better, tried_error, error), np.where(better, tried_mins, mins)
         factor, min_factor = self._refitted(factor, min_factor, scales, mins, error)
         scale, offset = scales * self._per_lane(factor), mins * self._per_lane(min_factor)
         levels = self.kernels.levels(self.x, offset, _inverse(scale), float(s.low), float(s.high))
@@ -190,6 +196,14 @@ class _Search:
         factor = self._factor(scale, last)
         scales = self._whole(scale * self._per_lane(_inverse(factor)), self.shape.scale_low)
         return factor, scales, self._error(factor, min_factor, scales, mins)
+
+    def _centred(self, factor: F32, min_factor: F32, scales: F32, mins: F32) -> F32:
+        """The integer minimums that fit the levels best: a coarse scale may want one several steps away."""
+        s = self.shape
+        scale, offset = scales * self._per_lane(factor), mins * self._per_lane(min_factor)
+        total, _, _ = self.kernels.moments(self.x, offset, _inverse(scale), float(s.low), float(s.high))
+        fitted = (scale * total - sum_rows(self.x)) / np.float32(len(self.x))
+        return self._whole(fitted * self._per_lane(_inverse(min_factor)), 0)
 
     def _per_lane(self, per_block: NDArray[Any]) -> NDArray[Any]:
         return np.tile(per_block, len(self.x[0]) // self.n_blocks)
