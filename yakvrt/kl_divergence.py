@@ -66,26 +66,32 @@ def encode_rows(log_probs: Floats) -> npt.NDArray[np.void]:
 class LogProbWriter:
     """Writes log-probabilities to a temporary name, renamed when the `with` block ends without an error.
 
-    Raises: ValueError when the disk has no room for the file.
+    Raises: ValueError when the path is no place for a file, or the disk has no room for it.
     """
 
     def __init__(self, path: Path, windows: Tokens, n_vocab: int) -> None:
         n_chunks, n_ctx = windows.shape
         size = HEADER.size + windows.size * 4 + n_chunks * n_scored(n_ctx) * row_type(n_vocab).itemsize
-        free = shutil.disk_usage(path.parent).free
+        self._path = file_to_write(path)
+        free = shutil.disk_usage(self._path.parent).free
         if size > free:
             need, have = f"{size / 1e9:.1f} GB", f"{free / 1e9:.1f} GB"
             raise ValueError(f"{path} would take {need}, the disk has {have} free; lower --chunks")
-        if path.is_dir():
-            raise ValueError(f"{path} is a directory; name a file in it")
-        self._path = path
-        self._part = path.with_name(f".{path.name}.{os.getpid()}.part")
-        self._file: BinaryIO = self._part.open("wb")
+        self._part = self._path.with_name(f".{self._path.name[:200]}.{os.getpid()}.part")
+        try:
+            self._file: BinaryIO = self._part.open("wb")
+        except OSError as error:
+            raise ValueError(
+                f"{path} cannot be written ({error.strerror}); name a file in a writable directory"
+            ) from None
         self._head = HEADER.pack(MAGIC, VERSION, n_ctx, n_vocab, n_chunks) + windows.astype("<i4").tobytes()
 
     def write(self, log_probs: Floats) -> None:
         """Append rows."""
-        self._file.write(self._head + encode_rows(log_probs).tobytes())
+        try:
+            self._file.write(self._head + encode_rows(log_probs).tobytes())
+        except OSError as error:
+            raise self._full(error) from None
         self._head = b""
 
     def __enter__(self) -> LogProbWriter:
@@ -96,8 +102,32 @@ class LogProbWriter:
             self._file.close()
             if kind is None:
                 self._part.replace(self._path)
+        except OSError as error:
+            if kind is None:
+                raise self._full(error) from None
         finally:
             self._part.unlink(missing_ok=True)
+
+    def _full(self, error: OSError) -> ValueError:
+        return ValueError(
+            f"{self._path} cannot be written ({error.strerror}); free some space, lower --chunks or "
+            "name a file on another disk"
+        )
+
+
+def file_to_write(path: Path) -> Path:
+    """Where a file of this name is really written: a link keeps pointing at its target, which is replaced.
+
+    Raises: ValueError when something else than a regular file is there, or its directory is missing.
+    """
+    target = Path(os.path.realpath(path))
+    if target.is_dir():
+        raise ValueError(f"{path} is a directory; name a file in it")
+    if target.is_symlink() or (target.exists() and not target.is_file()):
+        raise ValueError(f"{path} is no regular file; name a file to write")
+    if not target.parent.is_dir():
+        raise ValueError(f"the directory {target.parent} of {path} does not exist; make it first")
+    return target
 
 
 class SavedLogProbs:

@@ -56,7 +56,8 @@ def mean_nll(session: ScoringSession, ids: Sequence[int]) -> float:
     import numpy as np
 
     if len(ids) < 2:
-        raise ValueError(f"{len(ids)} ids cannot be scored, it takes at least 2; give a longer text")
+        count = terminal.counted(len(ids), "id")
+        raise ValueError(f"{count} cannot be scored, it takes at least 2; give a longer text")
     session.truncate(0)
     targets = np.asarray(ids[1:], np.int32)
     blocks = _blocks(session.all_logits(ids[:-1]))
@@ -96,7 +97,8 @@ def cut_windows(tokenizer: AnyTokenizer, text: str, n_ctx: int, chunks: int) -> 
     ids = tokenizer.encode(text)
     if len(ids) < 2 * n_ctx:
         raise ValueError(
-            f"the text has {len(ids)} tokens, a context of {n_ctx} takes at least {2 * n_ctx}; "
+            f"the text has {terminal.counted(len(ids), 'token')}, a context of {n_ctx} takes at least "
+            f"{2 * n_ctx}; "
             "give a longer text or lower --ctx-size"
         )
     n = len(ids) // n_ctx
@@ -131,6 +133,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--kl-divergence", action="store_true", help="compare with the base; the text is in its file")
     add("--json", action="store_true", help="print one JSON object at the end")
     add_model_arguments(parser, ctx_size=DEFAULT_CTX)
+    parser.set_defaults(ctx_size=None)  # --kl-divergence tells -c 512 from none
     return parser
 
 
@@ -149,7 +152,7 @@ def _perplexity(args: argparse.Namespace) -> int:
         raise UsageError("no text: give -f FILE, -p TEXT or -p - for stdin")
     if args.chunks == 0:
         raise UsageError("--chunks 0 scores nothing; give at least 1, or -1 for all")
-    if 0 < args.ctx_size < 4:
+    if args.ctx_size is not None and 0 < args.ctx_size < 4:
         raise UsageError(f"--ctx-size {args.ctx_size} leaves nothing to score; give at least 4")
     result = _compare(args) if args.kl_divergence else _score(args)
     if args.json:
@@ -163,9 +166,12 @@ def _score(args: argparse.Namespace) -> dict[str, Any]:
     """Perplexity of the text, its log-probabilities saved when asked for."""
     import numpy as np
 
-    from yakvrt.kl_divergence import LogProbWriter, log_softmax, mean_error
+    from yakvrt.kl_divergence import LogProbWriter, file_to_write, log_softmax, mean_error
 
     text = read_text(args) or ""
+    if args.kl_divergence_base is not None:
+        file_to_write(Path(args.kl_divergence_base))  # refused before the model is loaded
+    args.ctx_size = DEFAULT_CTX if args.ctx_size is None else args.ctx_size
     with ExitStack() as held:
         engine = held.enter_context(load_engine(args))
         n_ctx = args.ctx_size or engine.ctx_size
@@ -176,7 +182,7 @@ def _score(args: argparse.Namespace) -> dict[str, Any]:
             saved = held.enter_context(LogProbWriter(path, windows, engine.config.vocab_size))
         session = engine.session()
         held.callback(session.close)
-        terminal.note(f"perplexity over {len(windows)} chunks of {n_ctx} tokens")
+        terminal.note(f"perplexity over {terminal.counted(len(windows), 'chunk')} of {n_ctx} tokens")
         scores: list[Doubles] = []
         for number, window in enumerate(windows, 1):
             for targets, rows in window_blocks(session, window):
@@ -205,6 +211,11 @@ def _compare(args: argparse.Namespace) -> dict[str, Any]:
     from yakvrt.kl_divergence import CHUNK_TITLE, Comparison, SavedLogProbs, chunk_line, log_softmax, report
 
     base = SavedLogProbs(Path(args.kl_divergence_base))
+    if args.ctx_size not in (None, base.n_ctx):
+        raise UsageError(
+            f"--ctx-size {args.ctx_size} contradicts {args.kl_divergence_base}, whose chunks have "
+            f"{base.n_ctx} tokens; leave --ctx-size out"
+        )
     args.ctx_size = base.n_ctx
     windows = base.windows if args.chunks < 0 else base.windows[: args.chunks]
     with ExitStack() as held:
