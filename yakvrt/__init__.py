@@ -8,6 +8,16 @@
 
 from __future__ import annotations
 
+import sys
+
+if sys.argv[:1] == ["-m"] and any(each.partition(".")[0] == "yakvrt" for each in sys.orig_argv):
+    # `python -m yakvrt...` is looking for the module to run: until its main() can say it in one line, Ctrl-C
+    # ends the process without a traceback.
+    import signal
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -34,3 +44,8 @@ def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(import_module(f"yakvrt.{_HOME[name]}"), name)
     raise AttributeError(f"module 'yakvrt' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """The public names, also those not imported yet."""
+    return sorted({*globals(), *__all__})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from yakvrt import __version__
+from yakvrt import __version__, terminal
 
 VERBS = {
     "generate": "answer a prompt or continue a text",
@@ -21,6 +21,10 @@ VERBS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the verb named first and return its exit code."""
     args = list(sys.argv[1:] if argv is None else argv)
+    return terminal.run(lambda: _main(args))
+
+
+def _main(args: list[str]) -> int:
     if not args or args[0] in ("-h", "--help", "help"):
         print("usage: python -m yakvrt VERB [flags]   (VERB --help lists a verb's flags)\n")
         print("\n".join(f"  {verb:<12}{text}" for verb, text in VERBS.items()))

@@ -81,7 +81,9 @@ def records_of(setup: Setup, tests: Sequence[Test], args: argparse.Namespace) ->
         for test in tests:
             time.sleep(args.delay)
             if args.progress:
-                terminal.note(f"{setup.model}: {test.name}, {args.repetitions} repetitions")
+                terminal.note(
+                    f"{setup.model}: {test.name}, {terminal.counted(args.repetitions, 'repetition')}"
+                )
             began = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             samples = measure(
                 session, engine.config.vocab_size, test, setup.n_batch, args.repetitions, not args.no_warmup

@@ -67,10 +67,10 @@ def numbers(text: str) -> list[int]:
         factor = int(match[4] or 1)
         if match[3] == "*" and (first < 1 or factor < 2):
             raise ValueError(f"the range {part!r} never ends: start at 1 or more and multiply by 2 or more")
-        if factor < 1 or last < first or last > MAX_TOKENS:
-            raise ValueError(
-                f"{part!r} does not rise to at most {MAX_TOKENS}: write first-last with first <= last"
-            )
+        if last > MAX_TOKENS:
+            raise ValueError(f"{part!r} is over the limit of {MAX_TOKENS}: give a smaller number")
+        if factor < 1 or last < first:
+            raise ValueError(f"{part!r} does not rise: write first-last with first <= last")
         value = first
         while value <= last:
             values.append(value)
@@ -88,7 +88,10 @@ def prompt_and_gen(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d{1,8}),(\d{1,8})", text)
     if match is None:
         raise ValueError(f"-pg {text!r} is no pair: write prompt and generated tokens as 512,128")
-    return int(match[1]), int(match[2])
+    pp, tg = int(match[1]), int(match[2])
+    if max(pp, tg) > MAX_TOKENS:
+        raise ValueError(f"-pg {text!r} is over the limit of {MAX_TOKENS}: give smaller numbers")
+    return pp, tg
 
 
 def words(text: str) -> list[str]:

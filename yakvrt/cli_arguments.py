@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from yakvrt.chunk_size import DEFAULT_CHUNK, MAX_CHUNK
 from yakvrt.cli_parsing import kind
 from yakvrt.prompt_text import unescape
-from yakvrt.terminal import Bar, UsageError
+from yakvrt.terminal import Bar, UsageError, note
 
 if TYPE_CHECKING:
     from yakvrt.engine import Engine
@@ -20,12 +20,13 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = "smollm2-135m"
 MAX_THREADS = 512
 MAX_IDS = 1 << 24
+MAX_NUMBER = 2**31 - 1
 LOGIT_BIAS = re.compile(r"(\d{1,10})([+-])(inf|\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+)")
 
 
-def at_least(low: int, high: int = 2**31) -> Callable[[str], int]:
+def at_least(low: int, high: int = MAX_NUMBER) -> Callable[[str], int]:
     """The reader of whole numbers within limits."""
-    limits = f"of at least {low}" if high == 2**31 else f"from {low} to {high}"
+    limits = f"of at least {low} and at most {high}" if high == MAX_NUMBER else f"from {low} to {high}"
 
     def read(text: str) -> int:
         value = int(text)
@@ -203,7 +204,7 @@ def load_engine(args: argparse.Namespace) -> Engine:
     import yakvrt
 
     with Bar("loading") as bar:
-        return yakvrt.load(
+        engine = yakvrt.load(
             args.model,
             ctx_size=args.ctx_size,
             threads=args.threads if args.threads and args.threads > 0 else None,
@@ -216,6 +217,12 @@ def load_engine(args: argparse.Namespace) -> Engine:
             cache_type=chosen_type,
             ubatch_size=min(args.ubatch_size, args.batch_size or args.ubatch_size),
         )
+    if args.ctx_size > engine.config.context_len:
+        note(
+            f"warning: --ctx-size {args.ctx_size} is beyond the {engine.config.context_len} tokens the model "
+            "was trained for; expect worse answers there"
+        )
+    return engine
 
 
 def sampling_overrides(args: argparse.Namespace) -> dict[str, Any]:

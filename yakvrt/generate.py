@@ -35,7 +35,11 @@ def build_parser() -> argparse.ArgumentParser:
     show = parser.add_mutually_exclusive_group()
     show.add_argument("--display-prompt", action="store_true", help="print the prompt before the answer")
     show.add_argument("--no-display-prompt", action="store_true", help="print the answer alone (default)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object at the end, no stream")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print one JSON object at the end, no stream; after Ctrl-C its finish_reason is null",
+    )
     add_chat_arguments(parser)
     add_sampling_arguments(parser)
     add_model_arguments(parser)

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from rich.progress import Progress
 
 INTERRUPTED = 130
 BROKEN_PIPE = 141
 PATIENCE = 1.0  # seconds
 MAX_MESSAGE = 1000  # characters
+FULL = {
+    errno.ENOSPC: "free some space or write to another disk",
+    errno.EDQUOT: "free some space or write to another disk",
+    errno.EFBIG: "raise the limit on file sizes (ulimit -f) or write less",
+}
 
 
 class UsageError(Exception):
@@ -22,14 +33,21 @@ class UsageError(Exception):
 
 
 def note(text: str) -> None:
-    """Print one line on stderr."""
-    print(f"yakvrt: {text}", file=sys.stderr, flush=True)
+    """Print one line on stderr; a stderr that takes nothing more does not stop the verb."""
+    with suppress(OSError):
+        print(f"yakvrt: {text}", file=sys.stderr, flush=True)
+
+
+def counted(n: int, thing: str) -> str:
+    """A number and its noun: 1 token, 2 tokens."""
+    return f"{n} {thing}" if n == 1 else f"{n} {thing}s"
 
 
 def one_line(error: BaseException) -> str:
     """What went wrong, in one line."""
     if isinstance(error, OSError) and error.strerror:
         message = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+        message += f"; {FULL[error.errno]}" if error.errno in FULL else ""
     else:
         message = " ".join(str(error).split())
     if len(message) > MAX_MESSAGE:  # hostile files have names and values of any length
@@ -45,26 +63,89 @@ def one_line(error: BaseException) -> str:
 
 def run(verb: Callable[[], int]) -> int:
     """Run a verb and turn whatever stops it into one line on stderr and an exit code."""
-    for stream in (sys.stdout, sys.stderr):
-        # A terminal that cannot show a character must not end an answer.
-        if reconfigure := getattr(stream, "reconfigure", None):
-            reconfigure(errors="backslashreplace")
+    signals: list[int] = []
     try:
-        code = verb()
-        sys.stdout.flush()
-        return code
+        _open_streams()
+        with _interruptible(signals):
+            code = verb()
+            sys.stdout.flush()
+            return code
     except BrokenPipeError:
-        # The reader has seen enough; what is still buffered must not fail again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_stdout()
         return BROKEN_PIPE
     except KeyboardInterrupt:
         note("interrupted")
         return INTERRUPTED
     except Exception as error:
+        if signals and isinstance(error, ImportError | SystemError):
+            note("interrupted")  # what imports written in C make of a KeyboardInterrupt
+            return INTERRUPTED
+        # Whoever else writes a file names it.
+        if isinstance(error, OSError) and error.errno in FULL and not error.filename:
+            error.filename = _stdout_name()
+            _discard_stdout()
         if os.environ.get("YAKVRT_DEBUG", "") not in ("", "0"):
             raise
         note(f"error: {one_line(error)}")
         return 2 if isinstance(error, UsageError) else 1
+
+
+def _open_streams() -> None:
+    """Make stdout and stderr fit to print on.
+
+    Raises: ValueError when stdout is closed.
+    """
+    closed = [stream is None for stream in (sys.stdin, sys.stdout, sys.stderr)]
+    if any(closed):
+        # The next files opened would get the numbers of the closed streams, and what libraries print.
+        while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+            pass
+        os.close(number)
+    if closed[2]:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (stays for the process)
+    if closed[1]:
+        raise ValueError("stdout is closed, and the answer is printed there; redirect it to a file")
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that cannot show a character must not end an answer.
+        if reconfigure := getattr(stream, "reconfigure", None):
+            reconfigure(errors="backslashreplace")
+
+
+@contextmanager
+def _interruptible(signals: list[int]) -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt here and is noted; before and after it ends the process.
+
+    Where yakvrt/__init__ has set that up: a program that calls a verb keeps its own handler.
+    """
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        signals.append(number)
+        signal.default_int_handler(number, frame)
+
+    ours = (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+    )
+    if ours:
+        signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _stdout_name() -> str:
+    """What stdout is redirected to, where the system tells."""
+    try:
+        return f"stdout ({os.readlink(f'/proc/self/fd/{sys.stdout.fileno()}')})"
+    except OSError:
+        return "stdout"
+
+
+def _discard_stdout() -> None:
+    """Send what is still buffered nowhere, so that it cannot fail again at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def end_line(text: str) -> None:
@@ -91,14 +172,16 @@ def peak_memory_bytes() -> int:
 def footer(timings: Mapping[str, float]) -> None:
     """Print speeds and memory of an answer on stderr, dimmed on a terminal."""
     cached = f" ({timings['cache_n']:.0f} more from the cache)" if timings["cache_n"] else ""
+    read, written = (counted(int(timings[name]), "token") for name in ("prompt_n", "predicted_n"))
     parts = (
-        f"prompt: {timings['prompt_n']:.0f} tokens, {timings['prompt_per_second']:.1f} tokens/s{cached}",
-        f"generation: {timings['predicted_n']:.0f} tokens, {timings['predicted_per_second']:.1f} tokens/s",
+        f"prompt: {read}, {timings['prompt_per_second']:.1f} tokens/s{cached}",
+        f"generation: {written}, {timings['predicted_per_second']:.1f} tokens/s",
         f"first token: {timings['ttft_ms'] / 1e3:.2f} s",
         f"peak memory: {peak_memory_bytes() / 1e9:.2f} GB",
     )
     line = " | ".join(parts)
-    print(f"\033[2m{line}\033[0m" if sys.stderr.isatty() else line, file=sys.stderr, flush=True)
+    with suppress(OSError):
+        print(f"\033[2m{line}\033[0m" if sys.stderr.isatty() else line, file=sys.stderr, flush=True)
 
 
 class Bar:
