@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable
 from collections.abc import Sequence as ListOf
@@ -35,6 +36,7 @@ HELP = """/exit         leave (also Ctrl-D)
 /help         this list
 Ctrl-C stops an answer."""
 COMMANDS = ("/exit", "/clear", "/regen", "/read", "/help")
+COMMAND = re.compile(r"/[a-z]+")  # what was meant as a command; a path like /tmp/file is a message
 PROMPT = "> "
 
 
@@ -55,6 +57,8 @@ def main(argv: ListOf[str] | None = None) -> int:
 
 def _chat(args: argparse.Namespace) -> int:
     overrides = sampling_overrides(args)
+    if sys.stdin is None:
+        raise ValueError("stdin is closed, and chat reads its messages there; open it or use generate")
     first = read_text(args)
     with load_engine(args) as engine:
         tokenizer = chat_tokenizer(engine.tokenizer, args.chat_template_file)
@@ -119,13 +123,17 @@ class Conversation:
 
     def attach(self, name: str) -> None:
         """Put a file's text before the next message."""
+        if not name:
+            terminal.note("error: /read names no file; write /read FILE")
+            return
         try:
             text = read_file(Path(name).expanduser())
         except (OSError, ValueError) as error:
             terminal.note(f"error: {terminal.one_line(error)}")
             return
         self._attached += text + "\n"
-        terminal.note(f"read {len(text)} characters; they go before your next message")
+        count = terminal.counted(len(text), "character")
+        terminal.note(f"read {count}; they go before your next message")
 
     def _answer(self) -> bool:
         """Print an answer and keep it, also when interrupted; False when the messages cannot be answered."""
@@ -174,7 +182,9 @@ def _converse(talk: Conversation) -> None:
             continue
         word, _, rest = line.strip().partition(" ")
         if word not in COMMANDS:
-            if line.strip():
+            if COMMAND.fullmatch(word):
+                terminal.note(f"error: unknown command {word}; the commands are {', '.join(COMMANDS)}")
+            elif line.strip():
                 talk.say(line)
         elif word == "/exit":
             return
