@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from yakvrt.model_files import HubError, ModelFiles, assemble, choose_weights, is_plain, list_files
-from yakvrt.package_index import check_free_space
+from yakvrt.package_index import DISK_FULL, check_file_limit, check_free_space
 
 # All that is read beside the weights; fetched first, so that weights in the cache mean a complete model.
 SMALL_FILES = (
@@ -37,7 +37,7 @@ def cached(repo: str, quant: str | None) -> ModelFiles | None:
         snapshot = storage / "snapshots" / commit
         if not is_plain(commit) or not snapshot.is_dir():
             return None
-        names = list_files(snapshot)
+        names = list_files(snapshot, nested=True)
         weights = choose_weights(
             names, quant, where=repo, locate=lambda name: snapshot / name, strict_quant=True
         )
@@ -82,7 +82,7 @@ def _fetch_offline(repo: str, quant: str | None) -> ModelFiles:
 
     try:
         snapshot = Path(snapshot_download(repo, local_files_only=True, allow_patterns=["config.json"]))
-        names = list_files(snapshot)
+        names = list_files(snapshot, nested=True)
         weights = choose_weights(names, quant, where=str(snapshot), locate=lambda name: snapshot / name)
         return assemble(repo, snapshot, weights)
     except (HubError, LocalEntryNotFoundError) as error:
@@ -113,6 +113,7 @@ def _fetch_online(repo: str, quant: str | None) -> ModelFiles:
         if not isinstance(try_to_load_from_cache(repo, name, revision=info.sha), str)
     ]
     existing = next(p for p in (hub_cache(), *hub_cache().parents) if p.exists())
+    check_file_limit(max((sizes[name] for name in wanted), default=0))
     check_free_space(existing, sum(sizes[name] for name in wanted))
     if small:
         snapshot_download(repo, allow_patterns=small, etag_timeout=TIMEOUT_SECONDS)
@@ -174,9 +175,11 @@ def _explained(repo: str) -> Iterator[None]:
             ) from error
         raise HubError(f"the hub refuses {repo} (HTTP {status}): check the name and HF_ENDPOINT") from error
     except Exception as error:
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        full = next((code for code in DISK_FULL if os.strerror(code) in str(error)), None)
+        if full is not None:
             raise HubError(
-                f"the disk of {hub_cache()} became full: free some space, or set HF_HOME to another disk"
+                f"{hub_cache()} cannot hold {repo} ({os.strerror(full)}): free some space, raise the limit, "
+                "or set HF_HOME to another disk"
             ) from error
         if isinstance(error, OSError) and error.errno in (
             errno.EACCES,

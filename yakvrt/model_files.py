@@ -44,7 +44,7 @@ def files_at(path: Path, quant: str | None = None, name: str | None = None) -> M
     Raises: HubError.
     """
     if path.is_dir():
-        names = list_files(path)
+        names = list_files(path, nested=False)
         weights = choose_weights(names, quant, where=str(path), locate=lambda index: path / index)
         return assemble(name or path.resolve().name, path, weights)
     if path.exists() and not path.is_file():
@@ -94,12 +94,15 @@ def assemble(name: str, directory: Path, weights: Iterable[str]) -> ModelFiles:
     )
 
 
-def list_files(directory: Path) -> list[str]:
-    """Lists the files of a directory and of its direct subdirectories as relative names."""
+def list_files(directory: Path, *, nested: bool) -> list[str]:
+    """Lists the files of a directory, and if `nested` of its direct subdirectories, as relative names."""
     names: list[str] = []
     try:
         for entry in sorted(directory.iterdir()):
-            names += [f"{entry.name}/{e.name}" for e in entry.iterdir()] if entry.is_dir() else [entry.name]
+            if not entry.is_dir():
+                names.append(entry.name)
+            elif nested:
+                names += [f"{entry.name}/{inner.name}" for inner in entry.iterdir()]
             if len(names) > MAX_LISTED_FILES:
                 raise HubError(
                     f"{directory} holds over {MAX_LISTED_FILES} files: give a directory of one model"

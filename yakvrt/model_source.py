@@ -115,6 +115,11 @@ def _dummy(path: Path) -> ModelSource:
     from .dummy_weights import dummy_tensors
 
     file = path / "config.json" if path.is_dir() else path
+    if not path.exists():
+        raise ValueError(
+            f"{str(path)!r} is neither a file nor a directory here; --load-format dummy fetches nothing, "
+            "give it a directory with a config.json or the path of a config.json"
+        )
     if not file.is_file():
         raise ValueError(f"{path} holds no config.json; --load-format dummy needs a directory with one")
     if file.suffix == ".gguf":

