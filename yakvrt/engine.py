@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as IdSequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from threading import RLock
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -82,12 +82,20 @@ class Engine:
         """Starts a generation; iterate the result for pieces of text.
 
         A string is a user's turn where the model has a chat template (`raw` bypasses it), a list of messages
-        a
-        conversation, a list of integers token ids. `overrides` replace fields of the sampling parameters.
+        a conversation, a list of integers token ids. `overrides` replace fields of the sampling parameters.
         Without a `session` one is opened, and closed with the result.
 
-        Raises: ValueError for an empty prompt, one longer than the context, or parameters out of range.
+        Raises: ValueError for an empty prompt, one longer than the context, or parameters out of range;
+            TypeError for an unknown keyword.
         """
+        names = [field.name for field in fields(SamplingParams)]
+        for name in overrides:
+            if name not in names:
+                from difflib import get_close_matches
+
+                near = get_close_matches(name, names, 1, 0.4)
+                hint = f"did you mean {near[0]!r}?" if near else f"sampling takes {', '.join(names)}"
+                raise TypeError(f"generate() got an unexpected keyword argument {name!r}; {hint}")
         params = replace(params or self.sampling_defaults, **overrides)
         ids = self.prompt_ids(prompt, raw=raw, chat_template_kwargs=chat_template_kwargs)
         return Sequence(

@@ -114,9 +114,10 @@ def tensor_shapes(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def check_tensors(config: ModelConfig, tensors: Mapping[str, SourceTensor]) -> None:
-    """Raises: WeightsError for the first tensor that is missing, has another shape, or is too narrow for the
-    kernels.
+    """Raises: WeightsError for the first tensor that is missing, has another shape, is too narrow for the
+    kernels, or has a format that cannot be decoded here.
     """
+    decodable: set[str] = set()
     for name, shape in tensor_shapes(config):
         held = tensors.get(name)
         if held is None:
@@ -128,6 +129,12 @@ def check_tensors(config: ModelConfig, tensors: Mapping[str, SourceTensor]) -> N
             )
         if len(shape) > 1 and shape[-1] % MATRIX_MULTIPLE:
             raise WeightsError(f"tensor {name} has {shape[-1]} columns; yakvrt needs a multiple of 16")
+        if held.format not in decodable:
+            try:
+                dequantize(np.empty((0, 0), np.uint8), held.format)  # no rows: asks for the decoder alone
+            except ValueError as error:
+                raise WeightsError(f"tensor {name}: {error}") from error
+            decodable.add(held.format)
 
 
 def target_format(name: str, stored: str, n_cols: int, dtype: str) -> str:
