@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import subprocess
@@ -93,6 +94,7 @@ def kernels(model: str) -> None:
         (["--prompt-ids", "1,-2"], "token ids like 1,2,3"),
         (["-p", "x", "-t", "100000"], "from -1 to 512"),
         (["-p", "x", "-c", "-5"], "at least 0"),
+        (["-p", "x", "-c", "9999999999999"], "at most 2147483647"),
         (["-p", "x", "-c", "9" * 5000], "at least 0"),
         (["-p", "x", "-n", "-3"], "at least -2"),
         (["-p", "x", "-ub", "0"], "from 1 to 8192"),
@@ -154,6 +156,8 @@ def test_model_paths_that_are_no_files(tmp_path: Path, capsys: pytest.CaptureFix
         sentence((code, b"", capsys.readouterr().err), 1)
     code = generate.main(["--prompt-ids", "1", "-m", "/dev/zero", "--load-format", "dummy"])
     assert "no config.json" in sentence((code, b"", capsys.readouterr().err), 1)
+    code = generate.main(["--prompt-ids", "1", "-m", "smollm2-135m", "--load-format", "dummy"])
+    assert "give it a directory with a config.json" in sentence((code, b"", capsys.readouterr().err), 1)
 
 
 def test_long_messages_are_cut() -> None:
@@ -265,6 +269,59 @@ def test_full_disk_leaves_nothing_half_written(full_disk: Path, model: str) -> N
 def test_stdout_that_is_full(model: str, kernels: None) -> None:
     with open("/dev/full", "wb") as full:
         assert "No space left" in sentence(yakvrt("-m", model, *IDS, stdout=full), 1)
+
+
+def test_stdout_that_may_not_grow_is_named(tmp_path: Path) -> None:
+    with open(tmp_path / "answer", "wb") as file:
+        shown = yakvrt("--json", verb="models", stdout=file, before=no_files)
+    assert f"stdout ({tmp_path / 'answer'}); raise the limit" in sentence(shown, 1)
+
+
+def close(*numbers: int) -> Callable[[], None]:
+    def before() -> None:
+        for number in numbers:
+            os.close(number)
+
+    return before
+
+
+@pytest.mark.parametrize(
+    ("verb", "args"),
+    [
+        ("generate", ("-p", "x")),
+        ("chat", ()),
+        ("tokenize", ("-p", "x")),
+        ("bench", ()),
+        ("perplexity", ("-p", "x")),
+        ("models", ()),
+        ("pull", ("smollm2-135m",)),
+    ],
+)
+def test_closed_stdout(verb: str, args: tuple[str, ...]) -> None:
+    assert "stdout is closed" in sentence(yakvrt(*args, verb=verb, before=close(1)), 1)
+    assert yakvrt(*args, verb=verb, before=close(0, 1, 2)) == (1, b"", "")
+
+
+def test_closed_stderr_and_stdin(model: str, kernels: None) -> None:
+    for numbers in ((2,), (0,), (0, 2)):
+        code, out, err = yakvrt("-m", model, *IDS, before=close(*numbers))
+        assert (code, out[:1], err) == (0, b"{", "")
+    assert "stdin is closed" in sentence(yakvrt("-m", model, verb="chat", before=close(0)), 1)
+
+
+def test_a_context_beyond_the_trained_one_is_warned_about(model: str, kernels: None) -> None:
+    trained = json.loads((Path(model) / "config.json").read_bytes())["max_position_embeddings"]
+    for beyond in (0, 1):
+        code, _, err = yakvrt("-m", model, *IDS, "-c", str(trained + beyond))
+        assert code == 0
+        warned = f"yakvrt: warning: --ctx-size {trained + 1} is beyond the {trained} tokens the model was "
+        assert err == (f"{warned}trained for; expect worse answers there\n" if beyond else "")
+
+
+def test_a_limit_on_file_sizes_is_said_once(tmp_path: Path) -> None:
+    env = {"YAKVRT_CACHE": str(tmp_path / "cache"), "HF_HOME": str(tmp_path / "hub"), **UNREACHABLE}
+    shown = yakvrt("smollm2-135m", verb="pull", env=env, before=no_files)
+    assert "raise the limit on file sizes (ulimit -f)" in sentence(shown, 1)
 
 
 def test_little_memory_ends_in_a_sentence(model: str, kernels: None) -> None:

@@ -228,3 +228,10 @@ def test_ctrl_c_leaves_nothing_and_says_one_line(tmp_path: Path) -> None:
     assert out == ""
     assert err.splitlines()[1:] == ["yakvrt: interrupted"]
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_a_repository_may_keep_its_gguf_in_a_directory(server: HubServer) -> None:
+    server.repos["user/nested"] = {"README.md": b"", "quants/m-q4_k_m.gguf": b"four"}
+    files = hub.resolve("user/nested", progress=False)
+    assert files.weights[0].read_bytes() == b"four"
+    assert hub.resolve("user/nested", offline=True) == files

@@ -158,3 +158,13 @@ def test_help_is_fast_and_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert done.stdout == "set()\n"
+
+
+def test_a_directory_is_not_searched_below_itself(tmp_path: Path) -> None:
+    write(tmp_path, {"below/model.gguf": b"", "closed/model.gguf": b""})
+    (tmp_path / "closed").chmod(0)
+    with pytest.raises(HubError, match=r"holds no \.gguf or \.safetensors file"):
+        files_at(tmp_path)
+    (tmp_path / "closed").chmod(0o700)
+    write(tmp_path, {"model.gguf": b""})
+    assert files_at(tmp_path).weights == (tmp_path / "model.gguf",)

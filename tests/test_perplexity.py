@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import resource
 import struct
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from yakvrt import perplexity
 from yakvrt.kl_divergence import (
     HEADER,
     MAGIC,
@@ -218,6 +221,52 @@ def test_an_interrupted_save_leaves_nothing(
         LogProbWriter(tmp_path, windows, VOCAB)
     with pytest.raises(ValueError, match="lower --chunks"):
         LogProbWriter(tmp_path / "f", np.zeros((1 << 20, 2048), np.int32), 1 << 20)
+
+
+def test_only_a_regular_file_is_replaced_and_links_are_kept(
+    tmp_path: Path, windows: np.ndarray[Any, np.dtype[np.int32]]
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "to_pipe").symlink_to(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for name in ("pipe", "to_pipe", "loop"):
+        with pytest.raises(ValueError, match="no regular file; name a file"):
+            LogProbWriter(tmp_path / name, windows, VOCAB)
+    assert (tmp_path / "pipe").is_fifo()
+    with pytest.raises(ValueError, match="does not exist; make it first"):
+        LogProbWriter(tmp_path / "missing" / "f", windows, VOCAB)
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "base.kl")
+    for _ in range(2):  # the target is made, then replaced
+        save(tmp_path / "link", TableModel(), windows)
+        assert (tmp_path / "link").is_symlink()
+        assert len(SavedLogProbs(tmp_path / "disk" / "base.kl").windows) == len(windows)
+
+
+def test_a_file_that_cannot_grow_is_named(
+    tmp_path: Path, windows: np.ndarray[Any, np.dtype[np.int32]]
+) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(ValueError, match=r"base\.kl cannot be written \(File too large\); free some"):
+            save(tmp_path / "base.kl", TableModel(), windows)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_context_other_than_the_bases_is_refused(
+    tmp_path: Path, windows: np.ndarray[Any, np.dtype[np.int32]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(tmp_path / "base.kl", TableModel(), windows)
+    base = ["--kl-divergence", "--kl-divergence-base", str(tmp_path / "base.kl")]
+    for given in ("512", "0"):
+        assert perplexity.main([*base, "-c", given]) == 2
+        assert "whose chunks have 50 tokens; leave --ctx-size out" in capsys.readouterr().err
+    for given in ([], ["-c", "50"]):
+        assert perplexity.main([*base, *given, "-m", str(tmp_path / "none.gguf")]) == 1
+        assert "does not exist" in capsys.readouterr().err
 
 
 def test_hostile_files_are_refused(tmp_path: Path, windows: np.ndarray[Any, np.dtype[np.int32]]) -> None:

@@ -90,8 +90,20 @@ def test_a_codebook_format_needs_the_extra(
     monkeypatch.setattr(builtins, "__import__", without_gguf)
     for module in [m for m in __import__("sys").modules if m.split(".")[0] == "gguf"]:
         monkeypatch.delitem(__import__("sys").modules, module)
+    said: list[str] = []
     with pytest.raises(ValueError, match=r"blk\.1\.ffn_down.*IQ4_NL.*yakvrt\[gguf\]"):
-        yakvrt.load(str(tmp_path / "model.gguf"), ctx_size=64)
+        yakvrt.load(
+            str(tmp_path / "model.gguf"), ctx_size=64, progress=lambda what, done, total: said.append(what)
+        )
+    assert said == []  # refused before anything is compiled or loaded
+
+
+def test_an_unknown_keyword_of_generate_is_named(plain: Path) -> None:
+    with yakvrt.load(str(plain), ctx_size=64) as engine:
+        with pytest.raises(TypeError, match=r"generate\(\) got .*'temprature'; did you mean 'temperature'"):
+            engine.generate([1], temprature=0.5)
+        with pytest.raises(TypeError, match=r"'zzzz'; sampling takes .*top_k"):
+            engine.generate([1], zzzz=1)
 
 
 @pytest.mark.parametrize(("dtype", "allowed"), [("bf16", 1e-3), ("q8_0", 0.12), ("q4_0", 0.9)])
