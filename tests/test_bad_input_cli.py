@@ -277,38 +277,6 @@ def test_stdout_that_may_not_grow_is_named(tmp_path: Path) -> None:
     assert f"stdout ({tmp_path / 'answer'}); raise the limit" in sentence(shown, 1)
 
 
-def close(*numbers: int) -> Callable[[], None]:
-    def before() -> None:
-        for number in numbers:
-            os.close(number)
-
-    return before
-
-
-@pytest.mark.parametrize(
-    ("verb", "args"),
-    [
-        ("generate", ("-p", "x")),
-        ("chat", ()),
-        ("tokenize", ("-p", "x")),
-        ("bench", ()),
-        ("perplexity", ("-p", "x")),
-        ("models", ()),
-        ("pull", ("smollm2-135m",)),
-    ],
-)
-def test_closed_stdout(verb: str, args: tuple[str, ...]) -> None:
-    assert "stdout is closed" in sentence(yakvrt(*args, verb=verb, before=close(1)), 1)
-    assert yakvrt(*args, verb=verb, before=close(0, 1, 2)) == (1, b"", "")
-
-
-def test_closed_stderr_and_stdin(model: str, kernels: None) -> None:
-    for numbers in ((2,), (0,), (0, 2)):
-        code, out, err = yakvrt("-m", model, *IDS, before=close(*numbers))
-        assert (code, out[:1], err) == (0, b"{", "")
-    assert "stdin is closed" in sentence(yakvrt("-m", model, verb="chat", before=close(0)), 1)
-
-
 def test_a_context_beyond_the_trained_one_is_warned_about(model: str, kernels: None) -> None:
     trained = json.loads((Path(model) / "config.json").read_bytes())["max_position_embeddings"]
     for beyond in (0, 1):

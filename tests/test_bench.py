@@ -76,6 +76,13 @@ def test_numbers_refuses_what_is_no_list(text: str) -> None:
         numbers(text)
 
 
+def test_a_number_over_the_limit_is_called_that() -> None:
+    with pytest.raises(ValueError, match="'100000000' is over the limit of 16777216: give a smaller number"):
+        numbers("100000000")
+    with pytest.raises(ValueError, match="-pg '1,99999999' is over the limit"):
+        prompt_and_gen("1,99999999")
+
+
 def test_prompt_and_gen() -> None:
     assert prompt_and_gen("512,128") == (512, 128)
     with pytest.raises(ValueError, match="write prompt and generated tokens as"):

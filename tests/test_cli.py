@@ -246,42 +246,6 @@ def test_whatever_stops_a_verb_becomes_one_line(
     assert capsys.readouterr().err == f"yakvrt: {line}\n"
 
 
-@pytest.mark.parametrize("command", [("yakvrt", "models"), ("yakvrt.models",)])
-def test_ctrl_c_while_importing_leaves_no_traceback(command: tuple[str, ...]) -> None:
-    # The program gets its signal from itself, when the first module after the package is looked for.
-    script = (
-        "import os, runpy, signal, sys\n"
-        "class Finder:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name == 'yakvrt.terminal': os.kill(os.getpid(), signal.SIGINT)\n"
-        "sys.meta_path.insert(0, Finder())\n"
-        "sys.argv[0] = '-m'\n"
-        f"sys.orig_argv.append({command[0]!r})\n"
-        f"runpy.run_module({command[0]!r}, run_name='__main__')\n"
-    )
-    shown = python("-c", script)
-    assert (shown.returncode, shown.stdout, shown.stderr) == (-signal.SIGINT, "", "")
-
-
-def test_importing_the_package_leaves_signals_alone() -> None:
-    script = "import signal, yakvrt; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
-    assert python("-c", script).stdout == "True\n"
-
-
-def test_an_import_in_c_that_was_interrupted_is_an_interruption() -> None:
-    script = (
-        "import os, signal\n"
-        "signal.signal(signal.SIGINT, signal.SIG_DFL)\n"
-        "from yakvrt import terminal\n"
-        "def verb():\n"
-        "    try: os.kill(os.getpid(), signal.SIGINT)\n"
-        "    except KeyboardInterrupt: raise ImportError('PyCapsule') from None\n"
-        "raise SystemExit(terminal.run(verb))\n"
-    )
-    shown = python("-c", script)
-    assert (shown.returncode, shown.stderr) == (130, "yakvrt: interrupted\n")
-
-
 def test_public_names_are_listed() -> None:
     shown = python("-c", "import yakvrt; print(set(yakvrt.__all__) <= set(dir(yakvrt)))")
     assert shown.stdout == "True\n"
