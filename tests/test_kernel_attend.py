@@ -8,7 +8,7 @@ from kernel_team import KernelTeam, count, number, poisoned
 
 from yakvrt.cpu.features import host_features
 from yakvrt.kernels.attend import CHUNK, attend_ref, scratch_floats
-from yakvrt.kernels.attend_decode import MAX_SPLITS, split_len_ref
+from yakvrt.kernels.attend_decode import MAX_SPLITS, split_len_of
 from yakvrt.kernels.kv_append import kv_append_ref
 
 RNG = np.random.default_rng(3)
@@ -150,6 +150,6 @@ def decode(
 
 @pytest.mark.parametrize("length", [1, 63, 64, 65, 1023, 1024, 1025, 1 << 20])
 def test_splits_cover_every_length(length: int) -> None:
-    split_len = split_len_ref(length)
+    split_len = split_len_of(length)
     assert split_len % 16 == 0
     assert -(-length // split_len) <= MAX_SPLITS

@@ -13,8 +13,7 @@ PRIVATE_WIDTH = 2048  # floats that a thread computes for itself sooner than it 
 class StepMemory:
     """Scratch memory is shared by all ops of a step, which run one after another.
 
-    A step of one row would spend its time in barriers. So there every thread computes the small values
-    (norms,
+    A step of one row would spend its time in barriers. So there every thread computes small values (norms,
     RoPE, packed activations) for itself, in a copy of its own: such a buffer is private until an op writes it
     shared.
     """

@@ -13,9 +13,12 @@ MAX_SPLITS = 16  # lanes of a vector: the splits of a head are joined in one
 MIN_SPLIT = 64  # positions
 
 
-def split_len_ref(length: int) -> int:
-    """Positions per split: a multiple of 16, at least MIN_SPLIT, so that MAX_SPLITS of them hold `length`."""
-    return max(MIN_SPLIT, -(-length // (16 * MAX_SPLITS)) * 16)
+def split_len_of(length: int) -> int:
+    """Positions per split: a multiple of 16, at least MIN_SPLIT, so that MAX_SPLITS of them hold `length`.
+
+    Plain Python for the tests, compiled into both kernels.
+    """
+    return max(MIN_SPLIT, (length + 16 * MAX_SPLITS - 1) // (16 * MAX_SPLITS) * 16)
 
 
 def attend_decode_cpu(group: int, head_dim: int, kind: str) -> Any:
@@ -35,7 +38,7 @@ def attend_decode_cpu(group: int, head_dim: int, kind: str) -> Any:
 
     scores_of, add_values = make_scores(group, head_dim, kind), make_weighted_sum(group, head_dim, kind)
     reset, fold = make_accumulate(group, head_dim)
-    append = make_append(head_dim, kind)
+    append, split_len_in = make_append(head_dim, kind), v.inline(split_len_of)
     position_bytes = head_dim * ELEMENT_BYTES[kind]
     head_bytes = head_dim * 4
 
@@ -54,7 +57,7 @@ def attend_decode_cpu(group: int, head_dim: int, kind: str) -> Any:
         scores = state + group * (head_bytes + 8)
         for row in range(n_rows):
             length = v.get_i64(positions + row * 8) + 1
-            split_len = max(MIN_SPLIT, (length + 16 * MAX_SPLITS - 1) // (16 * MAX_SPLITS) * 16)
+            split_len = split_len_in(length)
             n_splits = (length + split_len - 1) // split_len
             first, last = v.share(n_splits * n_kv_heads, thread, n_threads, 0)
             for item in range(first, last):
@@ -102,6 +105,7 @@ def merge_splits_cpu(head_dim: int) -> Any:
     """
     from ..cpu import vector_ops as v
 
+    split_len_in = v.inline(split_len_of)
     head_bytes = head_dim * 4
 
     def kernel(thread: int, n_threads: int, counter: int, args: int) -> None:
@@ -114,7 +118,7 @@ def merge_splits_cpu(head_dim: int) -> Any:
         for unit in range(first, last):
             row, head = unit // n_heads, unit % n_heads
             length = v.get_i64(positions + row * 8) + 1
-            split_len = max(MIN_SPLIT, (length + 16 * MAX_SPLITS - 1) // (16 * MAX_SPLITS) * 16)
+            split_len = split_len_in(length)
             n_splits = (length + split_len - 1) // split_len
             maxima = v.load_f32(stats + unit * MAX_SPLITS * 8)
             e = v.vexp(v.add(maxima, v.splat(-v.hmax(maxima))))
