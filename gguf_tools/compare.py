@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _compare(args: argparse.Namespace) -> int:
+    from gguf_tools.dequantize_compiled import WORTH_FROM
     from gguf_tools.model_tensors import computed, missing, open_tensors
     from gguf_tools.tensor_difference import difference
 
@@ -49,10 +51,11 @@ def _compare(args: argparse.Namespace) -> int:
             figures = f"{'max |d|':>11} {'mean |d|':>11} {'RMSE':>11}  cosine"
             print(f"{'tensor':<{width}}  {'A':<7} {'B':<7} {figures}")
         n_identical, largest, where = 0, 0.0, ""
+        n_decoded = sum(math.prod(a[name].shape) for name in shared if a[name].format != b[name].format)
         with Progress("comparing", sum(n_bytes(a[name]) for name in shared)) as progress:
             for name in shared:
                 left, right = a[name], b[name]
-                found = difference(left, right, progress.add)
+                found = difference(left, right, progress.add, compiled=n_decoded >= WORTH_FROM)
                 n_identical += found.identical
                 if found.max_abs > largest:
                     largest, where = found.max_abs, name
@@ -73,8 +76,6 @@ def _compare(args: argparse.Namespace) -> int:
 
 def n_bytes(tensor: Stored) -> int:
     """Bytes of the stored data, without looking at them."""
-    import math
-
     return math.prod(tensor.shape[:-1]) * tensor.format.row_bytes(tensor.shape[-1])
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -17,7 +17,7 @@ from gguf_tools.formats import FORMATS
 from gguf_tools.meta_value import MetaValue, ValueType, scalar, string
 from gguf_tools.quantize_file import QUANTIZATION_VERSION
 from gguf_tools.quantize_mix import FILE_TYPES, MixOptions, ModelFacts, tensor_types
-from gguf_tools.quantize_stream import encoded, worth_compiling
+from gguf_tools.quantize_stream import encoded, encoding_workers
 from gguf_tools.safetensors_tensors import HubTensor, hub_tensors, weight_files
 from gguf_tools.size_label import size_label
 from gguf_tools.writer import GGUFWriter, TensorPlan
@@ -78,10 +78,12 @@ def write_gguf(conversion: Conversion, output: Path, n_threads: int, count: Call
 
     Raises: ValueError for weights that the chosen type cannot hold.
     """
-    compiled = worth_compiling(conversion.plans)
-    config = conversion.config
+    config, tensors = conversion.config, conversion.tensors
+    work = [
+        (tensors[p.name].format, p.format, math.prod(p.shape)) for p in conversion.plans if p.name in tensors
+    ]
     with (
-        ThreadPoolExecutor(n_threads) as pool,
+        encoding_workers(n_threads, work) as workers,
         GGUFWriter(output, conversion.metadata, conversion.plans) as writer,
     ):
         for plan in conversion.plans:
@@ -89,12 +91,9 @@ def write_gguf(conversion: Conversion, output: Path, n_threads: int, count: Call
                 factors = llama3_factors(config.rope, config.rope_theta, config.head_dim)
                 writer.write_tensor(plan.name, factors.view("u1"))
                 continue
-            tensor = conversion.tensors[plan.name]
+            tensor = tensors[plan.name]
             data = tensor.read()
-            pieces = encoded(
-                plan.name, data, tensor.format, plan.format.name, pool, n_threads, compiled=compiled
-            )
-            writer.write_tensor(plan.name, pieces)
+            writer.write_tensor(plan.name, encoded(plan.name, data, tensor.format, plan.format.name, workers))
             count(data.nbytes)
             tensor.release()
 

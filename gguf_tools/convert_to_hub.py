@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from gguf_tools.convert_vocabulary import tokenizer_files
 from gguf_tools.dequantize import dequantize
 from gguf_tools.formats import FORMATS
 from gguf_tools.name_map import hub_names, is_query_or_key
-from gguf_tools.quantize_stream import encoded
+from gguf_tools.quantize_stream import encoded, encoding_workers
 from gguf_tools.reader import GGUFFile, Tensor
 from gguf_tools.rope_rows import separate
 from gguf_tools.safetensors_writer import MAX_SHARD_BYTES, HubPlan, index_json, sharded, write_shard
@@ -118,12 +118,13 @@ def _write_weights(
     if not model.plans:
         return
     shards = sharded(model.plans, max_shard_bytes)
-    with ThreadPoolExecutor(n_threads) as pool:
+    work = [(model.sources[plan.name][0].format, plan.format, math.prod(plan.shape)) for plan in model.plans]
+    with encoding_workers(n_threads, work) as workers:
 
         def pieces(plan: HubPlan) -> Iterator[NDArray[np.uint8]]:
             tensor, _ = model.sources[plan.name]
             data = _rows(model, plan.name)
-            yield from encoded(plan.name, data, tensor.format, model.kind, pool, n_threads, compiled=False)
+            yield from encoded(plan.name, data, tensor.format, model.kind, workers)
             count(data.nbytes)
             tensor.release()
 

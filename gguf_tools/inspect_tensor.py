@@ -91,6 +91,7 @@ def _inspect(args: argparse.Namespace) -> int:
     import numpy as np
 
     from gguf_tools.chunks import DECODED_LEN, blocks, decoded, stored_chunks
+    from gguf_tools.dequantize_compiled import WORTH_FROM
     from gguf_tools.split import open_split, part_paths
 
     if args.count < 0:
@@ -106,7 +107,7 @@ def _inspect(args: argparse.Namespace) -> int:
         statistics = Statistics()
         with Progress("reading", tensor.data.nbytes) as progress:
             for chunk in stored_chunks(tensor, DECODED_LEN // fmt.block_len * fmt.block_bytes):
-                statistics.add(decoded(chunk, fmt))
+                statistics.add(decoded(chunk, fmt, compiled=n_values >= WORTH_FROM))
                 progress.add(chunk.nbytes)
         first = blocks(tensor)[: -(-args.count // fmt.block_len)]
         values = decoded(first, fmt)[: args.count] if args.count else np.empty(0)

@@ -29,11 +29,11 @@ COMPILED_CHUNK_LEN: Final = 1 << 18
 COMPILED_FROM: Final = 1 << 23
 
 
-def quantize(x: NDArray[Any], name: str, *, compiled: bool | None = None) -> NDArray[np.uint8]:
+def quantize(x: NDArray[Any], name: str, *, compiled: bool = False) -> NDArray[np.uint8]:
     """Encodes rows of floating-point numbers as the named type.
 
-    `compiled`: whether Numba, where installed, compiles the K types' search; None decides by size. The
-    bytes are the same.
+    `compiled`: let Numba, where installed, compile the K types' search, which pays from about COMPILED_FROM
+    values on. The bytes are the same.
     Shapes: x (..., cols) -> (..., row_bytes).
     Raises: ValueError for a type that is not written here, rows that are not whole blocks, or values
         that the type's blocks cannot hold.
@@ -46,7 +46,7 @@ def quantize(x: NDArray[Any], name: str, *, compiled: bool | None = None) -> NDA
     row_bytes = fmt.row_bytes(x.shape[-1])
     values = np.ascontiguousarray(x).reshape(-1, fmt.block_len)
     out = np.empty((len(values), 1), fmt.block)
-    compiled = name in K_ENCODERS and (x.size >= COMPILED_FROM if compiled is None else compiled)
+    compiled = compiled and name in K_ENCODERS
     encode = _encoder(name, compiled)
     step = (COMPILED_CHUNK_LEN if compiled else CHUNK_LEN) // fmt.block_len
     with np.errstate(all="ignore"):

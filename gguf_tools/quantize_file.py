@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from gguf_tools.formats import Format
     from gguf_tools.meta_value import MetaValue
     from gguf_tools.metadata import Metadata
     from gguf_tools.quantize_mix import MixOptions
+    from gguf_tools.quantize_stream import Workers
     from gguf_tools.reader import GGUFFile, Tensor
     from gguf_tools.split import SplitFile
     from gguf_tools.writer import TensorPlan
@@ -69,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _quantize_file(args: argparse.Namespace) -> int:
     from gguf_tools.file_copy import check_free
     from gguf_tools.quantize_mix import FILE_TYPES, model_facts, tensor_types
-    from gguf_tools.quantize_stream import worth_compiling
+    from gguf_tools.quantize_stream import encoding_workers
     from gguf_tools.split import open_split, part_paths
     from gguf_tools.writer import GGUFWriter
 
@@ -91,12 +93,11 @@ def _quantize_file(args: argparse.Namespace) -> int:
         values = _metadata(file.metadata, None if mix is None else FILE_TYPES[mix][0])
         with (
             Progress("quantizing", sum(t.data.nbytes for t in file.tensors.values())) as progress,
-            ThreadPoolExecutor(n_threads) as pool,
+            encoding_workers(n_threads, _work(file, plans)) as workers,
             GGUFWriter(output, values, plans) as writer,
         ):
-            compiled = worth_compiling(plans)
             for plan in plans:
-                pieces = _pieces(file.tensors[plan.name], plan, pool, n_threads, compiled, progress.add)
+                pieces = _pieces(file.tensors[plan.name], plan, workers, progress.add)
                 writer.write_tensor(plan.name, pieces)
         before = sum(t.data.nbytes for t in file.tensors.values())
     after = sum(plan.n_bytes for plan in plans)
@@ -193,13 +194,16 @@ def _metadata(metadata: Metadata, number: int | None) -> dict[str, MetaValue]:
     return values
 
 
+def _work(file: GGUFFile | SplitFile, plans: Sequence[TensorPlan]) -> Iterator[tuple[Format, Format, int]]:
+    """What has to be decoded and encoded, for encoding_workers."""
+    for plan in plans:
+        source = file.tensors[plan.name].format
+        if source is not plan.format:
+            yield source, plan.format, math.prod(plan.shape)
+
+
 def _pieces(
-    tensor: Tensor,
-    plan: TensorPlan,
-    pool: ThreadPoolExecutor,
-    n_threads: int,
-    compiled: bool,
-    count: Callable[[int], None],
+    tensor: Tensor, plan: TensorPlan, workers: Workers, count: Callable[[int], None]
 ) -> Iterator[NDArray[np.uint8]]:
     from gguf_tools.chunks import stored_chunks
     from gguf_tools.quantize_stream import encoded
@@ -209,10 +213,7 @@ def _pieces(
             yield chunk
             count(chunk.nbytes)
         return
-    pieces = encoded(
-        tensor.name, tensor.data, tensor.format, plan.format.name, pool, n_threads, compiled=compiled
-    )
-    for piece in pieces:
+    for piece in encoded(tensor.name, tensor.data, tensor.format, plan.format.name, workers):
         yield piece
         count(tensor.data.nbytes * piece.nbytes // plan.n_bytes)
     tensor.release()

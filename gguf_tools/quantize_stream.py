@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gguf_tools.dequantize import dequantize
+from gguf_tools.dequantize_compiled import WORTH_FROM, available, compiled_decoder
 from gguf_tools.formats import Format
 from gguf_tools.quantize import COMPILED_FROM, quantize
 from gguf_tools.quantize_k import K_ENCODERS
 from gguf_tools.quantize_kernels import lane_kernels
-from gguf_tools.writer import TensorPlan
 
 F32 = NDArray[np.float32]
 
@@ -25,15 +26,37 @@ PIECE_LEN: Final = 1 << 20
 LARGEST_F16: Final = 65504.0
 
 
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """Threads that decode and encode, and which of these two is compiled."""
+
+    pool: ThreadPoolExecutor
+    n_threads: int
+    decoding_compiled: bool
+    search_compiled: bool
+
+
+@contextmanager
+def encoding_workers(n_threads: int, work: Iterable[tuple[Format, Format, int]]) -> Iterator[Workers]:
+    """Threads for tensors described as (stored type, new type, values).
+
+    Whatever is worth compiling is compiled here, before several threads ask for it at once.
+    """
+    counted = list(work)
+    decoded = sum(n for source, _, n in counted if available(source.name))
+    searched = sum(n for _, target, n in counted if target.name in K_ENCODERS)
+    decoding_compiled, search_compiled = decoded >= WORTH_FROM, searched >= COMPILED_FROM
+    if decoding_compiled:
+        for name in {source.name for source, _, _ in counted if available(source.name)}:
+            compiled_decoder(name)
+    if search_compiled:
+        lane_kernels(compiled=True)
+    with ThreadPoolExecutor(n_threads) as pool:
+        yield Workers(pool, n_threads, decoding_compiled, search_compiled)
+
+
 def encoded(
-    name: str,
-    data: NDArray[np.uint8],
-    source: Format,
-    kind: str,
-    pool: ThreadPoolExecutor,
-    n_threads: int,
-    *,
-    compiled: bool,
+    name: str, data: NDArray[np.uint8], source: Format, kind: str, workers: Workers
 ) -> Iterator[NDArray[np.uint8]]:
     """The bytes of a tensor, stored as `source`, in the type `kind`, in order.
 
@@ -43,18 +66,19 @@ def encoded(
     step = PIECE_LEN // source.block_len
 
     def piece(start: int) -> NDArray[np.uint8]:
-        values = dequantize(every[start : start + step], source.name).reshape(-1)
+        stored = every[start : start + step]
+        values = dequantize(stored, source.name, compiled=workers.decoding_compiled).reshape(-1)
         _check(name, values, kind)
         try:
-            return quantize(values, kind, compiled=compiled)
+            return quantize(values, kind, compiled=workers.search_compiled)
         except ValueError as error:
             raise ValueError(f"{name[:80]}: {error}") from None
 
     waiting: deque[Future[NDArray[np.uint8]]] = deque()
     try:
         for start in range(0, len(every), step):
-            waiting.append(pool.submit(piece, start))
-            if len(waiting) > n_threads:
+            waiting.append(workers.pool.submit(piece, start))
+            if len(waiting) > workers.n_threads:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
@@ -71,11 +95,3 @@ def _check(name: str, values: F32, kind: str) -> None:
         raise ValueError(
             f"tensor {name[:80]!r} holds values up to {largest:.4g}; F16 ends at {LARGEST_F16:.0f}: use BF16"
         )
-
-
-def worth_compiling(plans: Sequence[TensorPlan]) -> bool:
-    """Whether so much is to be encoded that compiling the search first pays; compiles it if so."""
-    if sum(math.prod(plan.shape) for plan in plans if plan.format.name in K_ENCODERS) < COMPILED_FROM:
-        return False
-    lane_kernels(compiled=True)  # here, before several threads ask for it at once
-    return True

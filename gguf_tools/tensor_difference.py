@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,9 +92,12 @@ def _dot(a: F64, b: F64) -> float:
     return float(np.einsum("i,i->", a, b))
 
 
-def difference(a: Stored, b: Stored, progress: Callable[[int], None]) -> Difference:
+def difference(
+    a: Stored, b: Stored, progress: Callable[[int], None], *, compiled: bool = False
+) -> Difference:
     """Compares two tensors of one shape, a piece at a time; `progress` is told the bytes of a gone through.
 
+    `compiled` as for dequantize.
     Raises: ValueError for types that cannot be decoded, unless both are the same bytes.
     """
     found = Difference()
@@ -110,7 +112,9 @@ def difference(a: Stored, b: Stored, progress: Callable[[int], None]) -> Differe
         for i in range(-(-len(a_blocks) // a_step)):
             piece = a_blocks[i * a_step : (i + 1) * a_step]
             other = b_blocks[i * b_step : (i + 1) * b_step]
-            found.add(_double(decoded(piece, a.format)), _double(decoded(other, b.format)))
+            mine = decoded(piece, a.format, compiled=compiled)
+            theirs = decoded(other, b.format, compiled=compiled)
+            found.add(mine.astype(np.float64, copy=False), theirs.astype(np.float64, copy=False))
             progress(piece.nbytes)
     a.release()
     b.release()
@@ -121,7 +125,3 @@ def _same(a: NDArray[np.uint8], b: NDArray[np.uint8], step: int) -> bool:
     return all(
         np.array_equal(a[start : start + step], b[start : start + step]) for start in range(0, len(a), step)
     )
-
-
-def _double(values: NDArray[np.floating[Any]]) -> F64:
-    return values.astype(np.float64, copy=False)

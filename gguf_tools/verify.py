@@ -132,10 +132,12 @@ def _manifest(path: Path, tensors: Mapping[str, Tensor], report: _Report) -> Non
 
 
 def _against(path: Path, tensors: Mapping[str, Tensor], tolerance: float | None, report: _Report) -> None:
+    from gguf_tools.dequantize_compiled import WORTH_FROM
     from gguf_tools.model_tensors import computed, missing, open_tensors
     from gguf_tools.tensor_difference import difference
 
     worst, where, n_compared = 0.0, "", 0
+    n_values = sum(math.prod(tensor.shape) for tensor in tensors.values())
     with (
         open_tensors(path) as original,
         Progress("comparing", sum(tensor.data.nbytes for tensor in tensors.values())) as progress,
@@ -146,7 +148,7 @@ def _against(path: Path, tensors: Mapping[str, Tensor], tolerance: float | None,
             if name not in original or original[name].shape != tensor.shape:
                 continue
             source = original[name]
-            found = difference(tensor, source, progress.add)
+            found = difference(tensor, source, progress.add, compiled=n_values >= WORTH_FROM)
             allowed = _bound(tensor.format) + _bound(source.format) if tolerance is None else tolerance
             n_compared += 1
             if found.relative_rmse >= worst:

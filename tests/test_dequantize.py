@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gguf_tools.dequantize import NATIVE, dequantize
+from gguf_tools.dequantize_compiled import COMPILED, STREAM_FROM, compiled_decoder
 from gguf_tools.formats import FORMATS, by_id
 
 REFERENCE = sorted(NATIVE - {"F64"})
@@ -124,3 +125,62 @@ def test_temporaries_are_small() -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak - out.nbytes < 4 << 20
+
+
+@pytest.mark.parametrize("name", sorted(COMPILED))
+@pytest.mark.parametrize("cpu", [None, "generic"])
+def test_compiled_decoders_give_the_same_bits(name: str, cpu: str | None) -> None:
+    fmt = FORMATS[name]
+    decoder = compiled_decoder(name) if cpu is None else compiled_decoder(name, cpu)
+    data = np.random.default_rng(3).integers(0, 256, 70_000 * 16 // fmt.block_len * fmt.block_bytes, np.uint8)
+    expected = dequantize(data, name)
+    # Both loops, whatever the size of the result asks for.
+    for loop in (decoder.near, decoder.streaming):
+        aligned = np.zeros(expected.size + 16, np.float32)
+        start = -aligned.ctypes.data % 64 // 4
+        out = aligned[start : start + expected.size]
+        loop(data.ctypes.data, out.ctypes.data, expected.size // decoder.unit_len)
+        assert same_bits(out, expected)
+        assert not aligned[start + expected.size :].any()
+
+
+def test_compiled_float16_takes_every_number() -> None:
+    every = np.arange(1 << 16, dtype="<u2").view(np.uint8)
+    assert same_bits(dequantize(every, "F16", compiled=True), dequantize(every, "F16"))
+
+
+@pytest.mark.parametrize("name", ["F32", "F16", "BF16", "Q4_K", "IQ4_NL"])
+@pytest.mark.parametrize("n_blocks", [0, 1, 15, 16, 17, 33])
+def test_compiled_leaves_no_remainder(name: str, n_blocks: int) -> None:
+    data = np.random.default_rng(0).integers(0, 256, (3, n_blocks * FORMATS[name].block_bytes), np.uint8)
+    assert same_bits(dequantize(data, name, compiled=True), dequantize(data, name))
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+def test_into_a_given_array(offset: int) -> None:
+    n_values = STREAM_FROM // 4 + 64
+    data = np.random.default_rng(0).integers(0, 256, (2, n_values // 64 * 34), np.uint8)
+    room = np.zeros(n_values + 1, np.float32)
+    out = room[offset : offset + n_values].reshape(2, -1)  # one of the two is no multiple of 16 bytes
+    assert dequantize(data, "Q8_0", out=out, compiled=True) is out
+    assert same_bits(out, dequantize(data, "Q8_0"))
+
+
+@pytest.mark.parametrize(
+    "out",
+    [
+        np.empty((2, 32), np.float64),
+        np.empty((1, 64), np.float32),
+        np.empty((32, 2), np.float32).T,
+        np.broadcast_to(np.float32(0), (2, 32)),
+    ],
+)
+def test_arrays_that_cannot_take_the_result(out: np.ndarray) -> None:
+    with pytest.raises(ValueError, match=r"a float32 array of shape \(2, 32\); `out` must be one"):
+        dequantize(np.zeros((2, 34), np.uint8), "Q8_0", out=out)
+
+
+def test_works_without_llvm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    data = np.random.default_rng(0).integers(0, 256, (2, 34), np.uint8)
+    assert same_bits(dequantize(data, "Q8_0", compiled=True), reference(data, "Q8_0"))
