@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gguf_tools.split_flags import add_split_flags, part_limits
 from gguf_tools.terminal import Progress, UsageError, note, readable_bytes, run, shown
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--pre-tokenizer", metavar="NAME", help="tokenizer.ggml.pre, where it is not recognised by itself"
     )
     parser.add_argument("--vocab-only", action="store_true", help="keys and tokenizer, no weights")
+    add_split_flags(parser)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, metavar="N", help="threads")
     parser.add_argument("--force", action="store_true", help="replace the output file")
     parser.add_argument("--dry-run", action="store_true", help="show what would be written")
@@ -55,15 +57,19 @@ def _convert(args: argparse.Namespace) -> int:
         raise UsageError(f"--threads {args.threads} is out of range; give 1 to 256")
     if args.input.is_dir():
         return _to_gguf(args)
-    if args.model_name or args.pre_tokenizer:
-        raise UsageError("--model-name and --pre-tokenizer are for GGUF output; leave them out")
+    if args.model_name or args.pre_tokenizer or part_limits(args):
+        raise UsageError(
+            "--model-name, --pre-tokenizer and the limits of parts are for GGUF output; leave them out"
+        )
     return _to_hub(args)
 
 
 def _to_gguf(args: argparse.Namespace) -> int:
     from gguf_tools.convert_to_gguf import plan_conversion, write_gguf
     from gguf_tools.file_copy import check_free
+    from gguf_tools.part_writer import divide, part_files
     from gguf_tools.quantize_mix import FILE_TYPES, file_type
+    from gguf_tools.reader import DEFAULT_ALIGNMENT
 
     try:
         mix = None if args.outtype == "auto" else file_type(args.outtype)
@@ -81,11 +87,16 @@ def _to_gguf(args: argparse.Namespace) -> int:
     kind = "vocab" if args.vocab_only else conversion.mix
     output = args.outfile or args.input / f"{name.replace('/', '-')}-{kind}.gguf"
     _list(args, conversion.plans)
+    limits = part_limits(args)
+    parts = divide(conversion.plans, DEFAULT_ALIGNMENT, limits) if limits else [conversion.plans]
+    paths = part_files(output, len(parts)) if len(parts) > 1 else [output]
     if not args.dry_run:
-        check_free([output], args.force)
+        check_free(paths, args.force)
         with Progress("converting", conversion.source_bytes) as progress:
-            write_gguf(conversion, output, args.threads, progress.add)
-    _report(args, output, conversion.plans, f"{len(conversion.metadata)} keys")
+            write_gguf(conversion, paths, parts, args.threads, progress.add)
+    keys = f"{len(conversion.metadata)} keys"
+    for path, plans in zip(paths, parts, strict=True):
+        _report(args, path, plans, keys if path == paths[0] else "a part")
     return 0
 
 

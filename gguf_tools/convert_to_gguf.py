@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -15,9 +15,10 @@ from gguf_tools.convert_rope_factors import llama3_factors
 from gguf_tools.convert_tokenizer import read_tokenizer_files, tokenizer_keys
 from gguf_tools.formats import FORMATS
 from gguf_tools.meta_value import MetaValue, ValueType, scalar, string
+from gguf_tools.part_writer import write_parts
 from gguf_tools.quantize_file import QUANTIZATION_VERSION
 from gguf_tools.quantize_mix import FILE_TYPES, MixOptions, ModelFacts, tensor_types
-from gguf_tools.quantize_stream import encoded, encoding_workers
+from gguf_tools.quantize_stream import Workers, encoded, encoding_workers
 from gguf_tools.safetensors_tensors import HubTensor, hub_tensors, weight_files
 from gguf_tools.size_label import size_label
 from gguf_tools.writer import GGUFWriter, TensorPlan
@@ -39,7 +40,7 @@ class Conversion:
     @property
     def source_bytes(self) -> int:
         """Bytes of weights to read."""
-        return sum(part.data.nbytes for tensor in self.tensors.values() for part in tensor.parts)
+        return sum(tensor.source_bytes for tensor in self.tensors.values())
 
 
 def plan_conversion(
@@ -73,29 +74,46 @@ def plan_conversion(
     return Conversion(config, mix, metadata, _plans(config, tensors, mix), tensors)
 
 
-def write_gguf(conversion: Conversion, output: Path, n_threads: int, count: Callable[[int], None]) -> None:
-    """Writes the file; `count` hears of every run of source bytes done.
+def write_gguf(
+    conversion: Conversion,
+    paths: Sequence[Path],
+    parts: Sequence[Sequence[TensorPlan]],
+    n_threads: int,
+    count: Callable[[int], None],
+) -> None:
+    """Writes one file or, where there are several paths, the parts; `count` hears of source bytes done.
 
     Raises: ValueError for weights that the chosen type cannot hold.
     """
-    config, tensors = conversion.config, conversion.tensors
+    tensors = conversion.tensors
     work = [
         (tensors[p.name].format, p.format, math.prod(p.shape)) for p in conversion.plans if p.name in tensors
     ]
-    with (
-        encoding_workers(n_threads, work) as workers,
-        GGUFWriter(output, conversion.metadata, conversion.plans) as writer,
-    ):
-        for plan in conversion.plans:
-            if plan.name == ROPE_FACTORS:
-                factors = llama3_factors(config.rope, config.rope_theta, config.head_dim)
-                writer.write_tensor(plan.name, factors.view("u1"))
-                continue
-            tensor = tensors[plan.name]
-            data = tensor.read()
-            writer.write_tensor(plan.name, encoded(plan.name, data, tensor.format, plan.format.name, workers))
-            count(data.nbytes)
-            tensor.release()
+    with encoding_workers(n_threads, work) as workers:
+
+        def write(writer: GGUFWriter, plan: TensorPlan) -> None:
+            _write_tensor(conversion, writer, plan, workers)
+            count(conversion.tensors[plan.name].source_bytes if plan.name in tensors else 0)
+
+        if len(paths) > 1:
+            write_parts(paths, parts, conversion.metadata, None, write)
+            return
+        with GGUFWriter(paths[0], conversion.metadata, conversion.plans) as writer:
+            for plan in conversion.plans:
+                write(writer, plan)
+
+
+def _write_tensor(conversion: Conversion, writer: GGUFWriter, plan: TensorPlan, workers: Workers) -> None:
+    if plan.name == ROPE_FACTORS:
+        config = conversion.config
+        factors = llama3_factors(config.rope, config.rope_theta, config.head_dim)
+        writer.write_tensor(plan.name, factors.view("u1"))
+        return
+    tensor = conversion.tensors[plan.name]
+    writer.write_tensor(
+        plan.name, encoded(plan.name, tensor.read(), tensor.format, plan.format.name, workers)
+    )
+    tensor.release()
 
 
 def _own_type(tensors: Mapping[str, HubTensor]) -> str:

@@ -21,6 +21,7 @@ from gguf_tools.convert_vocabulary import tokenizer_files
 from gguf_tools.dequantize import dequantize
 from gguf_tools.formats import FORMATS
 from gguf_tools.name_map import hub_names, is_query_or_key
+from gguf_tools.output_path import output_path
 from gguf_tools.quantize_stream import encoded, encoding_workers
 from gguf_tools.reader import GGUFFile, Tensor
 from gguf_tools.rope_rows import separate
@@ -94,20 +95,20 @@ def write_hub_model(
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"{output}: exists and is not an empty directory; name another one")
+    target = output_path(output)
     needed = sum(plan.n_bytes for plan in model.plans)
-    free = shutil.disk_usage(output.resolve().parent).free
+    free = shutil.disk_usage(target.parent).free
     if needed > free:
         raise ValueError(f"{output}: {needed} bytes are needed, {free} are free there; make room first")
-    partial = output.resolve().with_name(f"{output.resolve().name}.{secrets.token_hex(4)}.part")
+    partial = target.with_name(f"{target.name[:200]}.{secrets.token_hex(4)}.part")
     partial.mkdir()
     try:
         for name, content in model.files.items():
             text = json.dumps(content, indent=2, ensure_ascii=False)
             (partial / name).write_text(text + "\n", encoding="utf-8")
         _write_weights(model, partial, n_threads, count, max_shard_bytes)
-        if output.exists():
-            output.rmdir()
-        partial.rename(output.resolve())
+        # An empty directory of this name gives way.
+        partial.replace(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

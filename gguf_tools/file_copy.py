@@ -19,16 +19,15 @@ def plans(tensors: Iterable[Tensor]) -> list[TensorPlan]:
     return [TensorPlan(tensor.name, tensor.shape, tensor.format) for tensor in tensors]
 
 
-def copy_tensors(tensors: Iterable[Tensor], writer: GGUFWriter, progress: Progress) -> None:
-    """Writes the data of every tensor, counting bytes as they go."""
+def copy_tensor(tensor: Tensor, writer: GGUFWriter, progress: Progress) -> None:
+    """Writes a tensor's data, counting bytes as they go."""
 
-    def counted(tensor: Tensor) -> Iterator[NDArray[np.uint8]]:
+    def counted() -> Iterator[NDArray[np.uint8]]:
         for chunk in stored_chunks(tensor):
             yield chunk
             progress.add(chunk.nbytes)
 
-    for tensor in tensors:
-        writer.write_tensor(tensor.name, counted(tensor))
+    writer.write_tensor(tensor.name, counted())
 
 
 def check_free(outputs: Iterable[Path], force: bool) -> None:

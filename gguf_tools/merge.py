@@ -6,7 +6,6 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from gguf_tools.split_file import SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS
 from gguf_tools.terminal import Progress, readable_bytes, run, shown
 
 
@@ -27,8 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _merge(args: argparse.Namespace) -> int:
-    from gguf_tools.file_copy import check_free, copy_tensors, plans
+    from gguf_tools.file_copy import check_free, copy_tensor, plans
     from gguf_tools.meta_value import stored_values
+    from gguf_tools.part_writer import SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS
     from gguf_tools.split import SplitFile, part_paths
     from gguf_tools.writer import GGUFWriter
 
@@ -50,7 +50,8 @@ def _merge(args: argparse.Namespace) -> int:
             Progress("merging", total) as progress,
             GGUFWriter(args.output, values, plans(tensors), first.alignment) as writer,
         ):
-            copy_tensors(tensors, writer, progress)
+            for tensor in tensors:
+                copy_tensor(tensor, writer, progress)
     print(f"{shown(str(args.output))}: {what}")
     return 0
 

@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _new_metadata(args: argparse.Namespace) -> int:
-    from gguf_tools.file_copy import check_free, copy_tensors, plans
+    from gguf_tools.file_copy import check_free, copy_tensor, plans
     from gguf_tools.meta_value import stored_values
     from gguf_tools.reader import GGUFFile
     from gguf_tools.writer import GGUFWriter
@@ -91,7 +91,8 @@ def _new_metadata(args: argparse.Namespace) -> int:
             Progress("copying", total) as progress,
             GGUFWriter(args.output, values, plans(tensors), file.alignment) as writer,
         ):
-            copy_tensors(tensors, writer, progress)
+            for tensor in tensors:
+                copy_tensor(tensor, writer, progress)
         before = len(file.metadata)
     print(f"{shown(str(args.output))}: {len(values)} metadata keys (were {before}), {len(tensors)} tensors")
     return 0

@@ -56,6 +56,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--allow-requantize", action="store_true",
         help="accept weights that are quantised already (quality suffers)",
     )  # fmt: skip
+    parser.add_argument(
+        "--keep-split", action="store_true", help="write as many parts as IN has, OUT-00001-of-0000N.gguf"
+    )
     parser.add_argument("--force", action="store_true", help="replace OUT")
     parser.add_argument("--dry-run", action="store_true", help="show types and sizes, write nothing")
     return parser
@@ -70,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _quantize_file(args: argparse.Namespace) -> int:
     from gguf_tools.file_copy import check_free
+    from gguf_tools.part_writer import part_files, write_parts
     from gguf_tools.quantize_mix import FILE_TYPES, model_facts, tensor_types
     from gguf_tools.quantize_stream import encoding_workers
     from gguf_tools.split import open_split, part_paths
@@ -87,22 +91,32 @@ def _quantize_file(args: argparse.Namespace) -> int:
         if args.dry_run:
             _show(file, plans)
             return 0
-        check_free([output], args.force)
-        if output.exists() and output.samefile(source):
-            raise UsageError(f"{output} is the input too; name another output file")
+        parts = _parts(file, plans) if args.keep_split else [plans]
+        paths = part_files(output, len(parts)) if len(parts) > 1 else [output]
+        check_free(paths, args.force)
+        inputs = part_paths(source)
+        if same := [out for out in paths for given in inputs if out.exists() and out.samefile(given)]:
+            raise UsageError(f"{same[0]} is the input too; name another output file")
         values = _metadata(file.metadata, None if mix is None else FILE_TYPES[mix][0])
         with (
             Progress("quantizing", sum(t.data.nbytes for t in file.tensors.values())) as progress,
             encoding_workers(n_threads, _work(file, plans)) as workers,
-            GGUFWriter(output, values, plans) as writer,
         ):
-            for plan in plans:
+
+            def write(writer: GGUFWriter, plan: TensorPlan) -> None:
                 pieces = _pieces(file.tensors[plan.name], plan, workers, progress.add)
                 writer.write_tensor(plan.name, pieces)
+
+            if len(parts) > 1:
+                write_parts(paths, parts, values, None, write)
+            else:
+                with GGUFWriter(output, values, plans) as writer:
+                    for plan in plans:
+                        write(writer, plan)
         before = sum(t.data.nbytes for t in file.tensors.values())
     after = sum(plan.n_bytes for plan in plans)
     counts = Counter(plan.format.name for plan in plans)
-    print(f"{shown(str(output))}: {_sizes(before, after)}; {_listed(counts)}")
+    print(f"{shown(str(paths[0]))}: {_sizes(before, after)}; {_listed(counts)}")
     return 0
 
 
@@ -192,6 +206,14 @@ def _metadata(metadata: Metadata, number: int | None) -> dict[str, MetaValue]:
         values["general.quantization_version"] = scalar(ValueType.UINT32, QUANTIZATION_VERSION)
         values["general.file_type"] = scalar(ValueType.UINT32, number)
     return values
+
+
+def _parts(file: GGUFFile | SplitFile, plans: Sequence[TensorPlan]) -> list[list[TensorPlan]]:
+    """The tensors as they are shared out among the input's files."""
+    from gguf_tools.split import SplitFile
+
+    parts = file.parts if isinstance(file, SplitFile) else (file,)
+    return [[plan for plan in plans if plan.name in part.tensors] for part in parts]
 
 
 def _work(file: GGUFFile | SplitFile, plans: Sequence[TensorPlan]) -> Iterator[tuple[Format, Format, int]]:

@@ -50,6 +50,11 @@ class HubTensor:
         return interleave(values, self.interleaved_heads).reshape(-1)
 
     @property
+    def source_bytes(self) -> int:
+        """Bytes of the tensor in its files."""
+        return sum(part.data.nbytes for part in self.parts)
+
+    @property
     def data(self) -> NDArray[np.uint8]:
         """What read() gives."""
         return self.read()

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from gguf_tools.formats import Format
 from gguf_tools.meta_value import MetaValue, ValueType, scalar, string_bytes
 from gguf_tools.metadata import MAX_ENTRIES, MAX_NAME_BYTES, SCALARS
+from gguf_tools.output_path import output_path
 from gguf_tools.reader import DEFAULT_ALIGNMENT, MAGIC, MAX_ALIGNMENT, MAX_DIMS
 
 VERSION: Final = 3
@@ -63,8 +64,8 @@ class GGUFWriter:
 
     The data goes to a temporary file in the same directory, which takes the name `path` when the
     context ends without an error and is removed otherwise.
-    Raises: ValueError for a plan that no file can hold and for data that do not follow the plan;
-        OSError when the directory cannot be written or has too little room.
+    Raises: ValueError for a plan that no file can hold, for data that do not follow the plan, and for a
+        directory that is missing or has too little room; OSError when it cannot be written.
     """
 
     __slots__ = ("_file", "_next", "_partial", "alignment", "path", "tensors")
@@ -77,7 +78,7 @@ class GGUFWriter:
         alignment: int | None = None,
     ) -> None:
         # A link keeps pointing at its target, which is replaced.
-        self.path = Path(os.path.realpath(path))
+        self.path = output_path(path)
         self.tensors = tuple(tensors)
         self.alignment = _agreed_alignment(metadata, alignment)
         if self.alignment != DEFAULT_ALIGNMENT and ALIGNMENT_KEY not in metadata:
