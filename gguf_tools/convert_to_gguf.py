@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from gguf_tools.convert_config import HubConfig, model_keys, read_config
+from gguf_tools.convert_model_card import card_keys, sampling_keys
 from gguf_tools.convert_rope_factors import NAME as ROPE_FACTORS
 from gguf_tools.convert_rope_factors import llama3_factors
 from gguf_tools.convert_tokenizer import read_tokenizer_files, tokenizer_keys
@@ -60,15 +61,17 @@ def plan_conversion(
     if not vocab_only:
         _check(config, tensors)
     mix = mix or _own_type(tensors)
-    size = {"general.size_label": string(size_label(tensors.values()))} if tensors else {}
+    tokenizer = read_tokenizer_files(directory)
+    n_weights = sum(math.prod(tensor.shape) for tensor in tensors.values())
+    size = size_label(tensors.values()) if tensors else None
     metadata = {
         "general.architecture": string(config.arch),
         "general.type": string("model"),
-        "general.name": string(name or directory.resolve().name),
-        **size,
+        **sampling_keys(tokenizer.generation),
+        **card_keys(directory, name, n_weights, size),
         **model_keys(config),
         "general.file_type": scalar(ValueType.UINT32, FILE_TYPES[mix][0]),
-        **tokenizer_keys(read_tokenizer_files(directory), config, pre_tokenizer),
+        **tokenizer_keys(tokenizer, config, pre_tokenizer),
         "general.quantization_version": scalar(ValueType.UINT32, QUANTIZATION_VERSION),
     }
     return Conversion(config, mix, metadata, _plans(config, tensors, mix), tensors)
