@@ -83,11 +83,11 @@ def expected_product(format_name: str, rows: np.ndarray, x: np.ndarray) -> np.nd
 
 @pytest.mark.parametrize("format_name", FORMATS)
 @pytest.mark.parametrize(("n_rows", "n_cols"), SHAPES)
-@pytest.mark.parametrize("n_tokens", [1, 6])
+@pytest.mark.parametrize("n_tokens", [1, 6, 8])
 def test_matmul(team: KernelTeam, format_name: str, n_rows: int, n_cols: int, n_tokens: int) -> None:
     rows = stored_rows(format_name, n_rows, n_cols)
     matrix = tile(team, format_name, rows, n_cols)
-    batch = 1 if n_tokens == 1 else 7
+    batch = 1 if n_tokens == 1 else n_tokens + 1
     x = RNG.standard_normal((batch, n_cols)).astype(np.float32)
     codes, scales = pack(team, x, n_tokens, not LAYOUTS[format_name].is_float)
     out = poisoned(padded(batch, n_tokens), padded(n_rows, 32))
@@ -113,7 +113,7 @@ def test_matmul(team: KernelTeam, format_name: str, n_rows: int, n_cols: int, n_
         np.testing.assert_allclose(out[:batch, :n_rows] / scale, expected / scale, rtol=0, atol=2e-6)
 
 
-@pytest.mark.parametrize("n_tokens", [1, 6])
+@pytest.mark.parametrize("n_tokens", [1, 2, 4, 6])
 def test_matmul_by_experts(team: KernelTeam, n_tokens: int) -> None:
     n_experts, n_rows, n_cols = 5, 64, 128
     stacked = [stored_rows("Q8_0", n_rows, n_cols) for _ in range(n_experts)]
@@ -143,7 +143,7 @@ def test_embed_reads_the_stored_values(team: KernelTeam, format_name: str) -> No
     assert np.isnan(out[5]).all()
 
 
-@pytest.mark.parametrize("n_tokens", [1, 6])
+@pytest.mark.parametrize("n_tokens", [1, 2, 4, 6, 8])
 @pytest.mark.parametrize("batch", [1, 5, 6, 13])
 def test_pack_activations(team: KernelTeam, n_tokens: int, batch: int) -> None:
     n_cols = 96

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..kernels.pack_size import pack_size
 from ..kernels.tile_layout import LAYOUTS
 from ..ops import Batch, Buffer, KvRows
 from .kernel_spec import kernel
 from .memory import ALIGNMENT, ROW_FLOATS, aligned_array, padded
-from .pack_size import pack_size
 from .record_attention import record_decode_attention, record_prefill_attention
 from .record_experts import record_experts
 from .step_memory import StepMemory

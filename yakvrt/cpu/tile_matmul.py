@@ -1,7 +1,8 @@
 """The inner loop of every matmul: a few weight tiles times a few tokens, as unrolled LLVM IR.
 
-One generator serves all weight formats, decode (one token) and prefill (several): it differs only in how many
-accumulators it keeps. Accumulators stay in registers for the whole row of the matrix.
+One generator serves all weight formats, decode (few tokens) and prefill (many): it differs only in how many
+accumulators it keeps and whether it prefetches. Accumulators stay in registers for the whole row of the
+matrix.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from . import simd
 from .simd import F32, I8, I32, V16F32, V16I32, V64I8, const, const_i64, fmadd, load, splat
 from .tile_reader import dot_codes, read_affine, read_codes, read_header
 
-PREFETCH_AHEAD = 4096  # bytes; hides DRAM latency of the one pass a decode step makes over the weights
+PREFETCH_AHEAD = 16384  # bytes; hides DRAM latency of the one pass a decode step makes over the weights
 
 
-def make_tile_matmul(format_name: str, n_tiles: int, n_tokens: int) -> Any:
+def make_tile_matmul(format_name: str, n_tiles: int, n_tokens: int, prefetch: bool) -> Any:
     """An intrinsic that multiplies `n_tiles` tiles with `n_tokens` packed tokens.
 
     Call it as f(weights, n_cols, x, scales, out, out_stride, bias, accumulate), addresses except n_cols,
@@ -49,7 +50,7 @@ def make_tile_matmul(format_name: str, n_tiles: int, n_tokens: int) -> Any:
                 [cgutils.alloca_once_value(builder, const(V16F32, 0.0)) for _ in range(n_tokens)]
                 for _ in range(n_tiles)
             ]
-            emit(builder, layout, sums, weights, n_cols, x, scales)
+            emit(builder, layout, sums, weights, n_cols, x, scales, prefetch)
             _emit_epilogue(builder, sums, out, out_stride, bias, accumulate)
             return context.get_dummy_value()
 
@@ -91,7 +92,14 @@ def _prefetch(builder: Any, address: Any, n_bytes: int) -> None:
 
 
 def _emit_quantised(
-    builder: Any, layout: TileLayout, sums: Any, weights: Any, n_cols: Any, x: Any, scales: Any
+    builder: Any,
+    layout: TileLayout,
+    sums: Any,
+    weights: Any,
+    n_cols: Any,
+    x: Any,
+    scales: Any,
+    prefetch: bool,
 ) -> None:
     n_tiles, n_tokens = len(sums), len(sums[0])
     n_super = builder.sdiv(n_cols, const_i64(layout.column_multiple))
@@ -106,7 +114,7 @@ def _emit_quantised(
                 builder.mul(inner.index, const_i64(layout.block_bytes)), const_i64(layout.header_bytes)
             )
             blocks = [builder.add(s, start) for s in supers]
-            if n_tokens == 1:
+            if prefetch:
                 for block in blocks:
                     _prefetch(builder, block, layout.block_bytes)
             column_block = builder.add(builder.mul(outer.index, const_i64(layout.blocks)), inner.index)
@@ -151,7 +159,14 @@ def _emit_part(
 
 
 def _emit_float(
-    builder: Any, layout: TileLayout, sums: Any, weights: Any, n_cols: Any, x: Any, scales: Any
+    builder: Any,
+    layout: TileLayout,
+    sums: Any,
+    weights: Any,
+    n_cols: Any,
+    x: Any,
+    scales: Any,
+    prefetch: bool,
 ) -> None:
     n_tiles, n_tokens = len(sums), len(sums[0])
     kind = layout.name.lower()
@@ -172,7 +187,7 @@ def _emit_float(
         start = builder.mul(loop.index, const_i64(unroll * column_bytes))
         columns = [builder.add(tile, start) for tile in tiles]
         tokens = builder.add(x, builder.mul(loop.index, const_i64(unroll * 4 * n_tokens)))
-        if n_tokens == 1:
+        if prefetch:
             for column in columns:
                 _prefetch(builder, column, unroll * column_bytes)
         for u in range(unroll):

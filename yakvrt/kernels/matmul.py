@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from .pack_size import PREFILL_PACK
 from .tile_layout import LAYOUTS
 
 
@@ -23,8 +24,8 @@ def matmul_ref(
 
 
 def tile_shape(wide: bool, n_tokens: int) -> int:
-    """Tiles per inner loop: two where 32 vector registers hold the accumulators of several tokens."""
-    return 2 if wide and n_tokens > 1 else 1
+    """Tiles per inner loop: two where 32 vector registers hold the accumulators of a prompt's pack."""
+    return 2 if wide and n_tokens == PREFILL_PACK else 1
 
 
 def matmul_cpu(format_name: str, n_tokens: int) -> Any:
@@ -42,7 +43,7 @@ def matmul_cpu(format_name: str, n_tokens: int) -> Any:
 
     layout = LAYOUTS[format_name]
     step = tile_shape(FEATURES.avx512, n_tokens)
-    multiply = make_tile_matmul(format_name, step, n_tokens)
+    multiply = make_tile_matmul(format_name, step, n_tokens, prefetch=n_tokens != PREFILL_PACK)
     unit_cols, unit_bytes = layout.column_multiple, layout.tile_bytes(layout.column_multiple)
     code_bytes, term_bytes = (4, 0) if layout.is_float else (1, 16)
 
