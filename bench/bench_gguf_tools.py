@@ -23,13 +23,15 @@ import numpy as np
 import result_file
 from numpy.typing import NDArray
 from quantise_files import llama_file, quantise_in_turn
-from quiet import Meter
+from quiet import MAX_OTHER_CPUS, Meter
 
-DEQUANTISED = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
-N_VALUES = 1 << 24
+QUANTISED = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
+DEQUANTISED = (*QUANTISED, "F16", "BF16")
+N_VALUES = 1 << 25
+CALLS = 12  # of one sample, so that it lasts long enough to tell what else the machine did
 
 
-def in_turn(sides: Mapping[str, Callable[[], object]], reps: int) -> dict[str, dict[str, float]]:
+def in_turn(sides: Mapping[str, Callable[[], object]], reps: int) -> dict[str, dict[str, Any]]:
     """Median seconds of every side, each called once before; the first to go changes every turn."""
     samples: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
     for call in sides.values():
@@ -45,6 +47,8 @@ def in_turn(sides: Mapping[str, Callable[[], object]], reps: int) -> dict[str, d
             "median_s": statistics.median(s for s, _ in taken),
             "min_s": min(s for s, _ in taken),
             "other_cpus": round(statistics.median(other for _, other in taken), 2),
+            "all_s": [round(s, 5) for s, _ in taken],
+            "all_busy": [round(other, 2) for _, other in taken],
         }
         for name, taken in samples.items()
     }
@@ -95,34 +99,75 @@ def opening(path: Path, reps: int) -> dict[str, Any]:
     return in_turn({**sides, "gguf-py": theirs, "gguf-py, all tokens": theirs_tokens}, reps)
 
 
+def _any_rows(name: str, n_rows: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Rows of 4096 values with ordinary scales and random codes; which codes does not change the speed."""
+    from gguf_tools.formats import FORMATS
+    from gguf_tools.quantize import quantize
+
+    fmt = FORMATS[name]
+    if fmt.block_len == 1:
+        return quantize(rng.standard_normal((n_rows, 4096), np.float32), name)
+    rows = rng.integers(0, 256, (n_rows, fmt.row_bytes(4096)), np.uint8)
+    for field in {"d", "m", "dmin"} & set(fmt.block.names or ()):
+        rows.view(fmt.block)[field] = 0.01
+    return rows
+
+
 def dequantising(reps: int) -> dict[str, Any]:
-    """GB/s of stored bytes read and float32 written, beside a copy of float32 (read and written)."""
+    """GB/s of stored bytes read and float32 written, beside a copy that moves as many bytes in all.
+
+    One thread; results go into one array that was written before, and so does the copy.
+    """
     from gguf.constants import GGMLQuantizationType
     from gguf.quants import dequantize as reference
 
     from gguf_tools.dequantize import dequantize
-    from gguf_tools.quantize import quantize
 
-    x = np.random.default_rng(0).standard_normal((N_VALUES // 4096, 4096), np.float32)
-    target = np.empty_like(x)
+    rng = np.random.default_rng(0)
+    target = np.zeros((N_VALUES // 4096, 4096), np.float32)
+    source = np.ones_like(target)
     rows: dict[str, Any] = {}
     for name in DEQUANTISED:
-        data = np.tile(quantize(x[: len(x) // 16], name), (16, 1))
+        some = _any_rows(name, len(target) // 16, rng)
+        data = np.tile(some, (16, 1))
         kind = GGMLQuantizationType[name]
+        expected, got = dequantize(some, name), dequantize(data, name, out=target, compiled=True)[: len(some)]
+        if not np.array_equal(got.view(np.uint32), expected.view(np.uint32)):
+            raise RuntimeError(f"{name}: compiled and uncompiled decoding differ")
+        n_bytes = data.nbytes + target.nbytes
+        half = n_bytes // 8
         sides: dict[str, Callable[[], object]] = {
-            "gguf_tools": lambda data=data, name=name: dequantize(data, name),
-            "copy into a new array": x.copy,
-            "copy into the same array": lambda: np.copyto(target, x),
+            "gguf_tools": lambda data=data, name=name: dequantize(data, name, out=target, compiled=True),
+            "copy": lambda half=half: np.copyto(target.reshape(-1)[:half], source.reshape(-1)[:half]),
         }
-        taken = in_turn(sides, reps)
-        taken |= in_turn({"gguf-py": lambda data=data, kind=kind: reference(data, kind)}, 2)
-        n_bytes = data.nbytes + x.nbytes
-        row = {
-            side: round((2 * x.nbytes if side.startswith("copy") else n_bytes) / t["median_s"] / 1e9, 2)
-            for side, t in taken.items()
+        repeated = {side: lambda call=call: [call() for _ in range(CALLS)] for side, call in sides.items()}
+        taken = in_turn(repeated, reps)
+        slow = in_turn(
+            {
+                "numpy alone": lambda data=data, name=name: dequantize(data, name, out=target),
+                "gguf-py": lambda data=data, kind=kind: reference(data, kind),
+            },
+            2,
+        )
+        gb_s = {side: CALLS * n_bytes / t["median_s"] / 1e9 for side, t in taken.items()}
+        gb_s |= {side: n_bytes / t["median_s"] / 1e9 for side, t in slow.items()}
+        pairs = [
+            (copy / ours, busy <= MAX_OTHER_CPUS)
+            for ours, copy, busy in zip(
+                taken["gguf_tools"]["all_s"],
+                taken["copy"]["all_s"],
+                taken["gguf_tools"]["all_busy"],
+                strict=True,
+            )
+        ]
+        rows[name] = {
+            "gb_s": {side: round(rate, 2) for side, rate in gb_s.items()},
+            "share_of_copy": round(statistics.median(ratio for ratio, _ in pairs), 3),
+            "all_shares": [round(ratio, 3) for ratio, _ in pairs],
+            "quiet_samples": sum(quiet for _, quiet in pairs),
+            "other_cpus": taken["gguf_tools"]["other_cpus"],
         }
-        rows[name] = {"gb_s": row, "other_cpus": taken["gguf_tools"]["other_cpus"]}
-        print(f"dequantise {name:<5}", "  ".join(f"{side} {value:.2f} GB/s" for side, value in row.items()))
+        print(f"dequantise {name:<5}", {k: v for k, v in rows[name].items() if k != "all_shares"})
     return rows
 
 
@@ -147,7 +192,7 @@ def errors() -> dict[str, Any]:
         return float(np.sqrt(np.mean((dequantize(data, name).astype(np.float64) - x) ** 2)))
 
     table: dict[str, Any] = {}
-    for name in DEQUANTISED:
+    for name in QUANTISED:
         table[name] = {}
         for label, values in inputs.items():
             x = values.astype(np.float32)
@@ -182,7 +227,7 @@ def main() -> int:
             if side != "file":
                 print(f"open {side}: {1000 * taken['median_s']:.1f} ms")
         result["rmse"] = errors()
-        result["dequantise"] = dequantising(args.reps)
+        result["dequantise"] = dequantising(max(args.reps, 11))
         source = llama_file(Path(folder) / "source.gguf")
         reps = max(1, args.reps // 2)
         result["quantise"] = quantise_in_turn(source, args.types.split(","), args.threads, reps)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 
 import numpy as np
@@ -24,6 +25,8 @@ F32 = NDArray[np.float32]
 # A multiple of every type's block length.
 PIECE_LEN: Final = 1 << 20
 LARGEST_F16: Final = 65504.0
+# The bits of infinity; with the sign taken off NaN lies above, every number below.
+_INFINITIES: Final = MappingProxyType({"F32": 0x7F800000, "F16": 0x7C00, "BF16": 0x7F80})
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,7 @@ def encoding_workers(n_threads: int, work: Iterable[tuple[Format, Format, int]])
 
     Whatever is worth compiling is compiled here, before several threads ask for it at once.
     """
-    counted = list(work)
+    counted = [(source, target, n) for source, target, n in work if source is not target]
     decoded = sum(n for source, _, n in counted if available(source.name))
     searched = sum(n for _, target, n in counted if target.name in K_ENCODERS)
     decoding_compiled, search_compiled = decoded >= WORTH_FROM, searched >= COMPILED_FROM
@@ -67,6 +70,9 @@ def encoded(
 
     def piece(start: int) -> NDArray[np.uint8]:
         stored = every[start : start + step]
+        if source.name == kind and kind in _INFINITIES:
+            _check_bits(name, stored, kind)
+            return stored
         values = dequantize(stored, source.name, compiled=workers.decoding_compiled).reshape(-1)
         _check(name, values, kind)
         try:
@@ -87,10 +93,21 @@ def encoded(
             future.cancel()
 
 
+def _check_bits(name: str, stored: NDArray[np.uint8], kind: str) -> None:
+    bits = np.ascontiguousarray(stored).reshape(-1).view("<u4" if kind == "F32" else "<u2")
+    unsigned = bits & bits.dtype.type(np.iinfo(bits.dtype).max >> 1)
+    if unsigned.max(initial=0) >= _INFINITIES[kind]:
+        raise _not_finite(name)
+
+
+def _not_finite(name: str) -> ValueError:
+    return ValueError(f"tensor {name[:80]!r} holds NaN or infinite values; get the original weights anew")
+
+
 def _check(name: str, values: F32, kind: str) -> None:
     largest = np.abs(values).max(initial=0.0)
     if not np.isfinite(largest):
-        raise ValueError(f"tensor {name[:80]!r} holds NaN or infinite values; get the original weights anew")
+        raise _not_finite(name)
     if kind == "F16" and largest > LARGEST_F16:
         raise ValueError(
             f"tensor {name[:80]!r} holds values up to {largest:.4g}; F16 ends at {LARGEST_F16:.0f}: use BF16"

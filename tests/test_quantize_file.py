@@ -12,8 +12,10 @@ from tiny_gguf import write_tiny_gguf
 
 import yakvrt
 from gguf_tools.dequantize import dequantize
+from gguf_tools.formats import FORMATS
 from gguf_tools.quantize import quantize
 from gguf_tools.quantize_file import main
+from gguf_tools.quantize_stream import encoded, encoding_workers
 from gguf_tools.reader import GGUFFile
 
 RNG = np.random.default_rng(11)
@@ -153,3 +155,18 @@ def test_a_model_still_computes(tmp_path: Path) -> None:
     with yakvrt.load(str(output), dtype="f32", cache_type="f32") as engine, engine.session() as session:
         logits = session.prefill(case.ids)
     assert np.corrcoef(logits, case.logits[-1])[0, 1] > 0.999
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16", "BF16"])
+@pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf, -np.inf, 65504.0, -65504.0, -0.0])
+def test_the_same_type_is_copied_and_still_checked(kind: str, value: float) -> None:
+    x = np.zeros(1 << 21, np.float32)
+    x[-3] = value
+    stored = quantize(x, kind)
+    with encoding_workers(2, [(FORMATS[kind], FORMATS[kind], x.size)]) as workers:
+        pieces = encoded("w", stored, FORMATS[kind], kind, workers)
+        if np.isfinite(value):
+            assert np.array_equal(np.concatenate(list(pieces)).reshape(-1), stored)
+        else:
+            with pytest.raises(ValueError, match="'w' holds NaN or infinite values"):
+                list(pieces)
