@@ -39,7 +39,7 @@ LAYERS: tuple[tuple[str, str], ...] = (
     ),
     ("ops", "ops cpu"),
     ("kernels", "kernels"),
-    ("leaf", "gguf_tools cache_directory control_group"),
+    ("leaf", "gguf_tools cache_directory control_group higgs_grids"),
 )
 # Names of the package itself (yakvrt.load, yakvrt.__version__): for the verbs, and nobody below them.
 PACKAGE = "yakvrt"

@@ -18,6 +18,7 @@ class CpuFeatures:
     x86: bool
     avx512: bool
     avx512_vnni: bool
+    avx512_vbmi: bool
     avx2: bool
     f16c: bool
 
@@ -39,6 +40,7 @@ def host_features() -> CpuFeatures:
         x86=x86,
         avx512=x86 and {"avx512f", "avx512bw", "avx512vl", "avx512dq"} <= enabled,
         avx512_vnni=x86 and {"avx512f", "avx512bw", "avx512vnni"} <= enabled,
+        avx512_vbmi=x86 and {"avx512f", "avx512bw", "avx512vbmi"} <= enabled,
         avx2=x86 and "avx2" in enabled,
         f16c=x86 and "f16c" in enabled,
     )

@@ -53,6 +53,23 @@ def put_f32(b: Any, p: Any, x: Any) -> None:
     simd.store(b, x, p)
 
 
+@op(v16f32, addr)
+def load_f16(b: Any, p: Any) -> Any:
+    return simd.load_floats(b, "f16", p)
+
+
+@op(f32, addr)
+def get_f16(b: Any, p: Any) -> Any:
+    lanes = simd.half_to_float(b, simd.splat(b, simd.load(b, p, I16)))
+    return b.extract_element(lanes, ir.Constant(I32, 0))
+
+
+@op(types.void, addr, v16f32)
+def store_i8(b: Any, p: Any, v: Any) -> None:
+    """Rounds to nearest even; values must lie within int8."""
+    simd.store(b, b.trunc(b.fptosi(simd.round_even(b, v), V16I32), simd.V16I8), p)
+
+
 @op(types.int64, addr)
 def get_i64(b: Any, p: Any) -> Any:
     return simd.load(b, p, I64)
@@ -136,6 +153,16 @@ def fma(b: Any, x: Any, y: Any, z: Any) -> Any:
 @op(v16f32, v16f32, v16f32)
 def vmax(b: Any, x: Any, y: Any) -> Any:
     return simd.vmax(b, x, y)
+
+
+@op(v16f32, v16f32, v16f32)
+def sub(b: Any, x: Any, y: Any) -> Any:
+    return b.fsub(x, y)
+
+
+@op(v16f32, v16f32)
+def vabs(b: Any, x: Any) -> Any:
+    return b.bitcast(b.and_(b.bitcast(x, V16I32), const(V16I32, 0x7FFFFFFF)), V16F32)
 
 
 @op(v16f32, v16f32)

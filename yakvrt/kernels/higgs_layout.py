@@ -1,0 +1,190 @@
+"""How keys and values rest as HIGGS codes: selector blocks, host rows, and the tables that kernels read.
+
+A row u (one token, one KV head, D numbers, the mean already subtracted) is stored as codes c and a float16
+scale s: R u ~ s * concat(grid[c]), R being the rotation of kernels/rotate.py. A zero row has scale 0.
+
+Selector block: 64 tokens of one KV head, whose keys are scored straight from the codes.
+
+    [4 tiles of codes][64 float16 scales]
+
+A tile serves 16 tokens, so that one 32-bit lane of a vector serves one token: byte 4*t + j of vector i (64
+bytes) is the code of token t's sub-vector 4*i + j. Missing sub-vectors of the last vector have code 0.
+The selector "1.5bit" stores the difference to a mean row per 8 tokens, which follows the block:
+
+    [mean codes][8 float16 scales][48 bytes unused]
+
+Byte 8*r + j of vector i of the mean codes is the code of mean row r's sub-vector 8*i + j.
+
+Host row: codes of K, then of V, in formats that may differ ("q4", "q3", "q8", "bf16"). Scales rest apart.
+    q4    one byte per sub-vector of 2
+    q3    6 bits per sub-vector of 2, 4 codes in 3 bytes, the first in the lowest bits
+    q8    int8 per rotated coordinate, scale = largest / 127
+    bf16  the exact row, neither rotated nor centred; scale 1
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+BLOCK_TOKENS = 64
+TILE_TOKENS = 16
+META_TOKENS = 8  # tokens that share a mean row
+LARGEST_SCALE = 65504.0  # of float16
+
+
+def _padded(n: int) -> int:
+    return -(-n // 64) * 64
+
+
+@dataclass(frozen=True, slots=True)
+class GridTables:
+    """Where the tables of a grid of up to 256 points lie in one block of memory; offsets in bytes.
+
+    search  float32 [n][d + 1]: the point, then -|point|^2 / 2
+    halves  float16 [n][d]
+    planes  float16 [d][n]
+    scale   float32: the step of the int8 forms, max |grid| / 127
+    bytes8  uint8 [d][256]: 128 + int8 form
+    words8  uint8 [256][max(d, 4)]: the same by point
+    """
+
+    dim: int
+    n_points: int
+
+    @property
+    def halves(self) -> int:
+        return _padded(self.n_points * (self.dim + 1) * 4)
+
+    @property
+    def planes(self) -> int:
+        return self.halves + _padded(self.n_points * self.dim * 2)
+
+    @property
+    def scale(self) -> int:
+        return self.planes + _padded(self.n_points * self.dim * 2)
+
+    @property
+    def bytes8(self) -> int:
+        return self.scale + 64
+
+    @property
+    def words8(self) -> int:
+        return self.bytes8 + self.dim * 256
+
+    @property
+    def n_bytes(self) -> int:
+        return self.words8 + 256 * max(self.dim, 4)
+
+
+def int8_grid(grid: np.ndarray) -> tuple[np.ndarray, np.float32]:
+    """The grid rounded to int8 with one step."""
+    step = np.float32(np.abs(grid).max() / 127)
+    return np.rint(grid / step).astype(np.int8), step
+
+
+def pack_tables(grid: np.ndarray) -> np.ndarray:
+    """The tables of a grid as kernels read them, uint8 on a cache line.
+
+    Raises: ValueError for a grid of more than 256 points or of values beyond float16.
+    """
+    n_points, dim = grid.shape
+    if n_points > 256:
+        raise ValueError(f"a grid of {n_points} points has no byte codes: use one of at most 256")
+    halves = grid.astype(np.float16)
+    if not np.array_equal(halves, grid):
+        raise ValueError("a grid's values must be exact in float16: round them before")
+    tables = GridTables(dim, n_points)
+    codes = np.zeros((256, max(dim, 4)), np.uint8)
+    signed, step = int8_grid(grid)
+    codes[:n_points, :dim] = (signed.astype(np.int16) + 128).astype(np.uint8)
+    raw = np.zeros(tables.n_bytes + 64, np.uint8)
+    memory = raw[-raw.ctypes.data % 64 :][: tables.n_bytes]
+    squares = -0.5 * (grid.astype(np.float64) ** 2).sum(axis=1, keepdims=True)
+    parts = {
+        0: np.hstack([grid, squares]).astype(np.float32),
+        tables.halves: halves,
+        tables.planes: halves.T,
+        tables.scale: np.array([step], np.float32),
+        tables.bytes8: codes[:, :dim].T,
+        tables.words8: codes,
+    }
+    for offset, part in parts.items():
+        flat = np.ascontiguousarray(part).reshape(-1).view(np.uint8)
+        memory[offset : offset + len(flat)] = flat
+    return memory
+
+
+@dataclass(frozen=True, slots=True)
+class RowFormat:
+    """One form of a K or V row in host memory."""
+
+    name: str
+    bits: int  # per coordinate
+    grid: str | None = None
+
+    @property
+    def rotated(self) -> bool:
+        """Whether the decoded row is R u; otherwise it is the original row."""
+        return self.name != "bf16"
+
+    def n_bytes(self, head_dim: int) -> int:
+        return head_dim * self.bits // 8
+
+
+ROW_FORMATS = {
+    row_format.name: row_format
+    for row_format in (
+        RowFormat("q4", 4, "d2n256"),
+        RowFormat("q3", 3, "d2n64"),
+        RowFormat("q8", 8),
+        RowFormat("bf16", 16),
+    )
+}
+
+
+def row_bytes(head_dim: int, k_format: str, v_format: str) -> int:
+    """Bytes between host rows: K, V, and padding to 16."""
+    return -(-sum(ROW_FORMATS[name].n_bytes(head_dim) for name in (k_format, v_format)) // 16) * 16
+
+
+@dataclass(frozen=True, slots=True)
+class Selector:
+    """One kind of selector block: the grid of its codes, and that of its mean rows."""
+
+    name: str
+    grid: str
+    dim: int  # of a sub-vector
+    mean_grid: str | None = None
+
+    def tile_vectors(self, head_dim: int) -> int:
+        """Vectors of 64 codes in a tile."""
+        return -(-head_dim // self.dim // 4)
+
+    def tile_bytes(self, head_dim: int) -> int:
+        return 64 * self.tile_vectors(head_dim)
+
+    def scales(self, head_dim: int) -> int:
+        """Offset of the 64 scales of a block."""
+        return 4 * self.tile_bytes(head_dim)
+
+    def mean_codes(self, head_dim: int) -> int:
+        """Offset of the codes of the mean rows."""
+        return self.scales(head_dim) + 2 * BLOCK_TOKENS
+
+    def mean_scales(self, head_dim: int) -> int:
+        return self.mean_codes(head_dim) + 4 * head_dim
+
+    def block_bytes(self, head_dim: int) -> int:
+        return self.mean_scales(head_dim) + 64 if self.mean_grid else self.mean_codes(head_dim)
+
+
+SELECTORS = {
+    selector.name: selector
+    for selector in (
+        Selector("2bit", "d4n256", 4),
+        Selector("1bit", "d8n256", 8),
+        Selector("1.5bit", "d8n256", 8, "d2n256"),
+    )
+}
