@@ -6,16 +6,18 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from ..kernels.team import MAX_THREADS
 from ..kernels.tile_layout import ROWS
 from ..ops import ELEMENT_BYTES, Batch, Buffer, KvRows
+from .affinity import Affinity, place_threads, usable
 from .kernel_cache import KernelCache, Progress
 from .kernel_spec import KernelSpec, kernel
 from .memory import ROW_FLOATS, aligned, aligned_array, padded, reserved
 from .recorder import Recorder
 from .tape import Tape
-from .team import Team
+from .team import Team, check_threads
 from .tiled_matrix import TiledMatrix, tiled_bytes
-from .topology import default_threads
+from .topology import machine_topology
 
 
 class Step:
@@ -28,7 +30,7 @@ class Step:
 
     def run(self) -> np.ndarray:
         """Logits float32 [n_logits, V], valid until the next run."""
-        self._team.run(self._tape)
+        self._team.run(self._tape, evenly=len(self.batch.tokens) == 1)
         wanted: np.ndarray = self._logits[: int(self.batch.n_logits[0])]
         return wanted
 
@@ -36,13 +38,28 @@ class Step:
 class CpuBackend:
     """Owns the kernel cache and the thread team; close() ends the threads.
 
-    Raises: ValueError for a number of threads out of range, RuntimeError when a kernel does not compile.
+    More threads than the machine has CPUs are not started: they would wait for each other's turn.
+    Raises: ValueError for a number of threads or CPUs that cannot be, RuntimeError when a kernel does not
+        compile.
     """
 
-    def __init__(self, n_threads: int | None = None, progress: Progress | None = None) -> None:
+    def __init__(
+        self,
+        n_threads: int | None = None,
+        progress: Progress | None = None,
+        affinity: Affinity | None = None,
+    ) -> None:
+        affinity = affinity or Affinity()
+        topology = usable(affinity, machine_topology())
+        if n_threads is None:
+            n_threads = min(topology.best_threads, MAX_THREADS)
+        elif not affinity.strict:
+            n_threads = min(n_threads, topology.most_threads)
+        check_threads(n_threads)
+        places = place_threads(affinity, topology, n_threads)
         self._cache = KernelCache()
         self._progress = progress
-        self.team = Team(n_threads or default_threads(), self._cache, progress)
+        self.team = Team(n_threads, self._cache, progress, places)
 
     @property
     def n_threads(self) -> int:

@@ -20,7 +20,7 @@ import llvmlite.binding as llvm
 from ..cache_directory import cache_directory
 from .features import host_features
 from .kernel_spec import KernelSpec
-from .topology import allowed_cores
+from .topology import default_threads
 
 # done, total, symbol of the kernel just compiled; called from the threads that drive the compilers
 Progress = Callable[[int, int, str], None]
@@ -112,7 +112,7 @@ class KernelCache:
                 if progress:
                     progress(len(done), len(specs), spec.symbol)
 
-        n_workers = min(len(specs), max(1, len(allowed_cores())), MAX_COMPILERS)
+        n_workers = min(len(specs), default_threads(), MAX_COMPILERS)
         workers = [_start_compiler() for _ in range(n_workers)]
         threads = [Thread(target=drive, args=(worker,)) for worker in workers]
         try:

@@ -6,37 +6,48 @@ import contextlib
 import ctypes
 import os
 import threading
+import time
 import weakref
 
 import numpy as np
 
 from ..kernels import team as protocol
+from .affinity import Affinity, Places, place_threads
+from .attendance import Attendance
 from .kernel_cache import KernelCache, Progress
 from .kernel_spec import kernel
 from .tape import Tape
-from .topology import allowed_cores
+from .topology import machine_topology
 
 _KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
 _SPECS = [kernel("team", f"{name}_cpu") for name in ("publish", "lead", "follow")]
 
 
+def check_threads(n_threads: int) -> None:
+    """Raises: ValueError for a number of threads out of range."""
+    if not 1 <= n_threads <= protocol.MAX_THREADS:
+        raise ValueError(f"{n_threads} threads asked for; -t takes 1 to {protocol.MAX_THREADS}")
+
+
 class _Crew:
     """What the worker threads share; it outlives its Team, so that a dropped Team can end them."""
 
-    def __init__(self, n_threads: int, cache: KernelCache, progress: Progress | None) -> None:
-        self.n_threads = n_threads
+    def __init__(self, places: Places, cache: KernelCache, progress: Progress | None) -> None:
+        self.n_threads = n_threads = len(places)
+        self.places = places
         self._cache = cache  # owns the code that the threads run
         addresses = cache.load(_SPECS, progress)
         self.publish, self.lead, self.follow = (_KERNEL(addresses[spec]) for spec in _SPECS)
         words = protocol.control_bytes(n_threads) // 8
         memory = np.zeros(words + 16, np.int64)
-        self.control = memory[-(memory.ctypes.data // 8) % 16 :]
-        self.job = np.array([self.control.ctypes.data, 0, 0], np.int64)
+        self.control = memory[-(memory.ctypes.data // 8) % 16 :][:words]
+        of_thread = self.control[protocol.THREADS // 8 :].reshape(n_threads, -1)
+        self.wall_ns, self.own_ns = of_thread[:, protocol.WALL_NS // 8], of_thread[:, protocol.OWN_NS // 8]
+        self.wake_words = of_thread[:, protocol.WAKE // 8]
+        self.everyone = np.arange(n_threads)
+        self.job = np.zeros(4 + n_threads, np.int64)
+        self.job[0] = self.control.ctypes.data
         self.wake = [threading.Semaphore(0) for _ in range(n_threads)]
-        # Pinned where the team has every core: unpinned threads that were woken often share one. A smaller
-        # team is left to the system, or two of them would sit on the same cores.
-        cores = allowed_cores()
-        self.cores = cores if len(cores) == n_threads else []
         self.threads = [
             threading.Thread(target=self._work, args=(t,), name=f"yakvrt-{t}", daemon=True)
             for t in range(1, n_threads)
@@ -44,15 +55,16 @@ class _Crew:
         for thread in self.threads:
             thread.start()
 
-    def announce(self, tape: int, n_rows: int) -> None:
-        self.job[1:] = tape, n_rows
+    def announce(self, tape: int, n_rows: int, active: np.ndarray) -> None:
+        """Gives out a job to some threads; the caller takes the place of the first."""
+        self.job[1:4] = tape, n_rows, len(active)
+        self.job[4 : 4 + len(active)] = active
         self.publish(0, self.n_threads, 0, self.job.ctypes.data)
 
     def complete(self) -> None:
         """Wakes who sleeps and leads the announced job to its end."""
-        for t in range(1, self.n_threads):
-            if self.control[protocol.wake_of(t) // 8]:
-                self.wake[t].release()
+        for t in np.flatnonzero(self.wake_words):
+            self.wake[t].release()
         self.lead(0, self.n_threads, 0, self.job.ctypes.data)
 
     def finish_interrupted(self) -> None:
@@ -63,17 +75,17 @@ class _Crew:
     def quit(self) -> None:
         self.finish_interrupted()
         self.control[protocol.QUIT // 8] = 1
-        self.announce(0, 0)
+        self.announce(0, 0, self.everyone)
         for t in range(1, self.n_threads):
             self.wake[t].release()
         for thread in self.threads:
             if thread is not threading.current_thread():
                 thread.join()
 
-    def pin(self, thread: int) -> None:
-        if self.cores:
+    def pin(self, place: int) -> None:
+        if self.places[place]:
             with contextlib.suppress(OSError):  # a sandbox may forbid it; it only makes things faster
-                os.sched_setaffinity(0, {self.cores[thread]})
+                os.sched_setaffinity(0, self.places[place])
 
     def _work(self, thread: int) -> None:
         self.pin(thread)
@@ -86,38 +98,54 @@ class _Crew:
 
 
 class Team:
-    """`n_threads` threads: the caller of run(), and others that spin for a while between tapes, then sleep.
+    """Threads: the caller of run(), and others that spin for a while between tapes, then sleep.
 
+    `places` are the CPUs of each; without them they are placed on the whole machine.
     Owns: its worker threads and control block; close(), or dropping it, ends them. Callers take turns.
     Raises: ValueError for a number of threads out of range, RuntimeError once closed or in a forked process.
     """
 
-    def __init__(self, n_threads: int, cache: KernelCache, progress: Progress | None = None) -> None:
-        if not 1 <= n_threads <= protocol.MAX_THREADS:
-            raise ValueError(f"{n_threads} threads asked for; -t takes 1 to {protocol.MAX_THREADS}")
+    def __init__(
+        self,
+        n_threads: int,
+        cache: KernelCache,
+        progress: Progress | None = None,
+        places: Places | None = None,
+    ) -> None:
+        check_threads(n_threads)
         self.n_threads = n_threads
-        self._crew = _Crew(n_threads, cache, progress)
+        if places is None:
+            places = place_threads(Affinity(), machine_topology(), n_threads)
+        self._crew = _Crew(places, cache, progress)
+        # threads that the system may move are moved by it away from busy cores
+        own_cores = len(set().union(*places)) == n_threads == sum(map(len, places))
+        self._attendance = Attendance(n_threads) if own_cores and n_threads > 1 else None
         self._process = os.getpid()
         self._tape: Tape | None = None  # kept while threads may still read it
         self._caller = threading.Lock()
         self._callers_mask = threading.local()
         self._close = weakref.finalize(self, self._crew.quit)
 
-    def run(self, tape: Tape) -> None:
-        """Replays the tape; returns when every thread is done."""
+    def run(self, tape: Tape, *, evenly: bool = False) -> None:
+        """Replays the tape; returns when every thread is done.
+
+        evenly: its work is shared out evenly, so that a thread on a busy core had better not take part.
+        """
         if os.getpid() != self._process:
             raise RuntimeError("the threads of a model do not survive a fork; load the model after forking")
         with self._caller:
             if not self._close.alive:
                 raise RuntimeError("the model is closed; load it again")
-            self._crew.finish_interrupted()
+            crew = self._crew
+            crew.finish_interrupted()
             self._tape = tape
+            active = self._attending() if evenly else crew.everyone
             mask = self._mask()
             try:
                 if mask:
-                    self._crew.pin(0)
-                self._crew.announce(tape.address, tape.n_rows)
-                self._crew.complete()
+                    crew.pin(int(active[0]))
+                crew.announce(tape.address, tape.n_rows, active)
+                crew.complete()
             finally:
                 if mask:
                     with contextlib.suppress(OSError):
@@ -129,8 +157,17 @@ class Team:
             if os.getpid() == self._process:
                 self._close()
 
+    def _attending(self) -> np.ndarray:
+        """The threads of the next job, by their places; the caller has the place of the first."""
+        if self._attendance is None:
+            return self._crew.everyone
+        now_ns = time.perf_counter_ns()
+        if self._attendance.is_due(int(self._crew.wall_ns[0]), now_ns):
+            self._attendance.update(self._crew.wall_ns, self._crew.own_ns, now_ns)
+        return self._attendance.active
+
     def _mask(self) -> set[int] | None:
         """The calling thread's affinity, read once: later it might be what an interrupted run left."""
-        if self._crew.cores and not hasattr(self._callers_mask, "cores"):
+        if any(self._crew.places) and not hasattr(self._callers_mask, "cores"):
             self._callers_mask.cores = os.sched_getaffinity(0)
         return getattr(self._callers_mask, "cores", None)

@@ -1,7 +1,7 @@
 """The loops that run a recorded step on a team of threads, without Python in between.
 
 A tape is rows of (kernel address, argument address, barrier flag). Thread 0 leads; the others wait in
-`follow`.
+`follow` for a job that names them: not every thread takes part in every job (cpu/attendance.py says why).
 All synchronisation goes through words of `control`, each on its own cache line.
 """
 
@@ -12,24 +12,28 @@ from typing import Any
 MAX_THREADS = 512
 
 # Byte offsets into the control block: words that different threads write lie on different cache lines.
-ARRIVED, PHASE, COUNTER, JOB, LED, TAPE, N_ROWS, QUIT, THREADS = (128 * i for i in range(9))
+ARRIVED, PHASE, COUNTER, JOB, LED, TAPE, N_ROWS, QUIT, N_ACTIVE, THREADS = (128 * i for i in range(10))
 
-
-def wake_of(thread: int) -> int:
-    """Where publish notes that a thread must be woken; the word before says that it sleeps."""
-    return THREADS + 16 * thread + 8
-
-
-def control_bytes(n_threads: int) -> int:
-    return THREADS + 16 * n_threads
-
+# Words of one thread. TICKET: the last job that named it * 1024 + its place in that job. PARKED: it sleeps.
+# WAKE: publish found it asleep. WALL_NS, OWN_NS: time spent in jobs by the clock on the wall, and by the
+# thread's own, which stands still while something else has the core. TIME: two words for the system's answer.
+TICKET, PARKED, WAKE, WALL_NS, OWN_NS, TIME = (8 * i for i in range(6))
+THREAD_BYTES = 128
+PLACES = 1024
 
 SPINS = 2000  # pauses before a waiting thread starts to yield its core
 IDLE_YIELDS = 4000  # yields, some milliseconds, before an idle thread goes to sleep
 
 
+def control_bytes(n_threads: int) -> int:
+    return THREADS + THREAD_BYTES * n_threads
+
+
 def _make_run() -> Any:
+    from ..cpu import clock
     from ..cpu import vector_ops as v
+
+    wall, own = clock.WALL, clock.OWN
 
     @v.inline
     def barrier(control: int, n_threads: int) -> None:
@@ -51,29 +55,49 @@ def _make_run() -> Any:
                     v.sched_yield()
 
     @v.inline
-    def run(thread: int, n_threads: int, control: int) -> None:
+    def nanoseconds(which: int, answer: int) -> int:
+        clock.clock_gettime(which, answer)
+        return v.get_i64(answer) * 1_000_000_000 + v.get_i64(answer + 8)
+
+    @v.inline
+    def run(thread: int, place: int, control: int) -> None:
+        """Thread `thread`'s part of the job, as number `place` of those that take part."""
+        words = control + THREADS + THREAD_BYTES * thread
+        began_wall, began_own = nanoseconds(wall, words + TIME), nanoseconds(own, words + TIME)
         tape, n_rows = v.get_i64(control + TAPE), v.get_i64(control + N_ROWS)
+        n_threads = v.get_i64(control + N_ACTIVE)
         for i in range(n_rows):
             row = tape + i * 24
-            v.call_kernel(v.get_i64(row), thread, n_threads, control + COUNTER, v.get_i64(row + 8))
-            if v.get_i64(row + 16):
+            v.call_kernel(v.get_i64(row), place, n_threads, control + COUNTER, v.get_i64(row + 8))
+            if v.get_i64(row + 16) and i < n_rows - 1:
                 barrier(control, n_threads)
+        # before the last barrier, after which another job may be on its way
+        v.put_i64(words + WALL_NS, v.get_i64(words + WALL_NS) + nanoseconds(wall, words + TIME) - began_wall)
+        v.put_i64(words + OWN_NS, v.get_i64(words + OWN_NS) + nanoseconds(own, words + TIME) - began_own)
+        barrier(control, n_threads)
 
     return run
 
 
 def publish_cpu() -> Any:
-    """Announces a job and notes which threads sleep and must be woken. Args: control, tape, n_rows."""
+    """Announces a job and notes which of its threads sleep and must be woken.
+
+    Args: control, tape, n_rows, n_active, the threads that take part (thread 0 first; n_active words).
+    """
     from ..cpu import vector_ops as v
 
     def kernel(thread: int, n_threads: int, counter: int, args: int) -> None:
-        control = v.get_i64(args)
+        control, n_active = v.get_i64(args), v.get_i64(args + 24)
         v.put_i64(control + TAPE, v.get_i64(args + 8))
         v.put_i64(control + N_ROWS, v.get_i64(args + 16))
-        v.atomic_add(control + JOB, 1)
+        v.put_i64(control + N_ACTIVE, n_active)
         for t in range(1, n_threads):
-            parked = control + THREADS + 16 * t
-            v.put_i64(parked + 8, v.atomic_swap(parked, 0))
+            v.put_i64(control + THREADS + THREAD_BYTES * t + WAKE, 0)
+        job = v.atomic_add(control + JOB, 1) + 1
+        for place in range(1, n_active):
+            words = control + THREADS + THREAD_BYTES * v.get_i64(args + 32 + 8 * place)
+            v.atomic_store(words + TICKET, job * PLACES + place)
+            v.put_i64(words + WAKE, v.atomic_swap(words + PARKED, 0))
 
     return kernel
 
@@ -86,14 +110,14 @@ def lead_cpu() -> Any:
 
     def kernel(thread: int, n_threads: int, counter: int, args: int) -> None:
         control = v.get_i64(args)
-        run(0, n_threads, control)
+        run(0, 0, control)
         v.atomic_store(control + LED, v.atomic_load(control + JOB))
 
     return kernel
 
 
 def follow_cpu() -> Any:
-    """Runs jobs until there was none for a while. Args: control, job (the last one this thread ran; updated).
+    """Runs jobs until there was none for a while. Args: control, ticket (the last one used; updated).
 
     Returns with the thread marked as parked, or with a wake-up already promised to it: either way the caller
     must wait to be woken, unless QUIT is set.
@@ -104,14 +128,15 @@ def follow_cpu() -> Any:
 
     def kernel(thread: int, n_threads: int, counter: int, args: int) -> None:
         control = v.get_i64(args)
-        parked = control + THREADS + 16 * thread
+        words = control + THREADS + THREAD_BYTES * thread
         idle = 0
         while True:
-            if v.atomic_load(control + JOB) != v.get_i64(args + 8):
-                v.put_i64(args + 8, v.get_i64(args + 8) + 1)
+            ticket = v.atomic_load(words + TICKET)
+            if ticket != v.get_i64(args + 8):
+                v.put_i64(args + 8, ticket)
                 if v.atomic_load(control + QUIT):
                     return
-                run(thread, n_threads, control)
+                run(thread, ticket % PLACES, control)
                 idle = 0
                 continue
             idle += 1
@@ -120,10 +145,10 @@ def follow_cpu() -> Any:
             elif idle < SPINS + IDLE_YIELDS:
                 v.sched_yield()
             else:
-                v.atomic_swap(parked, 1)
+                v.atomic_swap(words + PARKED, 1)
                 # a job published meanwhile either saw the mark, and wakes us, or did not, and we take the
                 # mark back
-                if v.atomic_load(control + JOB) != v.get_i64(args + 8) and v.atomic_swap(parked, 0):
+                if v.atomic_load(words + TICKET) != v.get_i64(args + 8) and v.atomic_swap(words + PARKED, 0):
                     idle = 0
                     continue
                 return
