@@ -57,6 +57,7 @@ def test_score(team: KernelTeam, case: tuple[str, int, int, bool]) -> None:
         factor = head_dim**-0.5
         arguments = (logits, logits.strides[0], maxima, q, means, number(factor), blocks, blocks.strides[0])
         arguments += (n_heads, count(n), tables, mean_tables, scratch, scratch.strides[0])
+        arguments += (group * logits.strides[0],)
         team.run("higgs_score", "higgs_score_cpu", case, *arguments)
         assert np.isnan(logits[:, n_logits:]).all()
         for head in range(n_heads):

@@ -130,8 +130,8 @@ def higgs_score_cpu(kind: str, head_dim: int, group: int, signs: bool) -> Any:
     """Logits of the queries of several heads. Threads share the blocks of every head.
 
     Args: logits, logits_stride (between queries), maxima, q, means, factor*, blocks, head_stride (of blocks),
-    n_heads, n_tokens*, tables, mean_tables, scratch, scratch_stride.
-    Shapes: logits float32 [n_heads * G][64 B], maxima float32 [n_heads][threads][G], q float32
+    n_heads, n_tokens*, tables, mean_tables, scratch, scratch_stride, logits_head_stride.
+    Shapes: logits float32 [n_heads][G][64 B], maxima float32 [n_heads][threads][G], q float32
     [n_heads][G][D], means float32 [n_heads][D] or 0. Scratch of a thread: G * query_bytes + 8 D bytes.
     """
     from ..cpu import vector_ops as v
@@ -147,7 +147,7 @@ def higgs_score_cpu(kind: str, head_dim: int, group: int, signs: bool) -> Any:
         n_tokens = v.get_i64(v.get_i64(args + 72))
         tables, mean_tables = v.get_i64(args + 80), v.get_i64(args + 88)
         queries = v.get_i64(args + 96) + thread * v.get_i64(args + 104)
-        scratch = queries + group * record_bytes
+        scratch, logits_head_stride = queries + group * record_bytes, v.get_i64(args + 112)
         n_blocks = (n_tokens + BLOCK_TOKENS - 1) // BLOCK_TOKENS
         first, last = v.share(n_blocks, thread, n_threads, 0)
         for head in range(n_heads):
@@ -161,7 +161,7 @@ def higgs_score_cpu(kind: str, head_dim: int, group: int, signs: bool) -> Any:
                 first,
                 last,
                 n_tokens,
-                logits + head * group * logits_stride,
+                logits + head * logits_head_stride,
                 logits_stride,
                 maxima + (head * n_threads + thread) * group * 4,
                 tables,
