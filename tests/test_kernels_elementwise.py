@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from kernel_team import KernelTeam, count, number, poisoned
 
-from yakvrt.kernels.embed import take_rows_ref
 from yakvrt.kernels.kv_append import kv_append_ref
 from yakvrt.kernels.rms_norm import rms_norm_ref
 from yakvrt.kernels.rope import rope_ref, rope_table_ref
@@ -73,13 +72,6 @@ def test_nan_passes_through_silu(team: KernelTeam) -> None:
     team.run("silu_mul", "silu_mul_cpu", (), out, gate, up, 64, 16, count(1))
     assert np.isnan(out[0, 3])
     assert np.isfinite(np.delete(out[0], 3)).all()
-
-
-def test_take_rows(team: KernelTeam) -> None:
-    x, rows = normal(9, 32), np.array([8, 0, 3, 3])
-    out = poisoned(4, 32)
-    team.run("embed", "take_rows_cpu", (), out, out.strides[0], x, x.strides[0], 32, rows, count(4))
-    np.testing.assert_array_equal(out, take_rows_ref(x, rows))
 
 
 def bits(x: np.ndarray, kind: str) -> np.ndarray:

@@ -11,6 +11,7 @@ import time
 import numpy as np
 import pytest
 from kernel_team import KernelTeam, count
+from take_rows import TAKE_ROWS
 
 from yakvrt.cpu.kernel_cache import KernelCache, read_object, write_object
 from yakvrt.cpu.kernel_spec import kernel
@@ -26,7 +27,7 @@ def chain(team: KernelTeam, buffers: list[np.ndarray]) -> Tape:
         width = source.shape[1]
         strides = (target.strides[0], source.strides[0])
         tape.add(
-            kernel("embed", "take_rows_cpu"),
+            TAKE_ROWS,
             target,
             strides[0],
             source,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .chunk_size import DEFAULT_CHUNK, MAX_CHUNK
-from .memory_plan import activation_bytes, available_memory, choose_context
+from .memory_plan import activation_bytes, available_memory, choose_context, hidden_bytes
 from .ops import ELEMENT_BYTES
 from .runner import Runner
 from .sampler import SamplingParams
@@ -194,7 +194,7 @@ def load(
         context = choose_context(
             weight_bytes=weight_bytes(config, source.tensors, dtype),
             workspace_bytes=activation_bytes(config, ubatch_size),
-            kv_bytes_per_token=n_slots * full_kv_bytes(config, 16, cache_type) // 16,
+            kv_bytes_per_token=n_slots * full_kv_bytes(config, 16, cache_type) // 16 + hidden_bytes(config),
             ctx_size=ctx_size,
             model_context=config.context_len,
             available_bytes=available_memory(),

@@ -33,6 +33,11 @@ def activation_bytes(config: ModelConfig, chunk: int) -> int:
     return int(4 * (row * (chunk + logits_chunk) + config.vocab_size * logits_chunk * 2))
 
 
+def hidden_bytes(config: ModelConfig) -> int:
+    """Bytes per token of the hidden states that a prompt carries from layer to layer."""
+    return 4 * config.hidden_dim
+
+
 def choose_context(
     *,
     weight_bytes: int,

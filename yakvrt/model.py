@@ -13,39 +13,59 @@ if TYPE_CHECKING:
     from .weights import LayerWeights, Weights
 
 Attend = Callable[[int, AttentionInput, Buffer], None]
+Layer = Callable[[int], None]
 
 
-def prefill(ops: Ops, config: ModelConfig, weights: Weights, kv: KvMethod) -> Buffer:
-    """Records one chunk of one slot's prompt; returns the logits [n_logits, V]."""
+def decode(ops: Ops, config: ModelConfig, weights: Weights, kv: KvMethod) -> Buffer:
+    """Records one token of every slot in the batch; returns the logits [B, V]."""
+
+    def attend(layer: int, attention: AttentionInput, out: Buffer) -> None:
+        kv.decode(ops, layer, attention, out)
+
+    x = ops.buffer(config.hidden_dim)
+    record_layer = _make_layer(ops, config, weights, x, attend)
+    ops.embed(x, weights.token_embd)
+    for layer in range(config.n_layers):
+        record_layer(layer)
+    return head(ops, config, weights, x)
+
+
+def prefill(ops: Ops, config: ModelConfig, weights: Weights, kv: KvMethod) -> tuple[Buffer, Layer]:
+    """Records the embedding of one chunk of a prompt into the hidden states x [B, E].
+
+    Returns: x, and a function that records one layer: x becomes the layer's output.
+    """
 
     def attend(layer: int, attention: AttentionInput, out: Buffer) -> None:
         rows = kv.prefill(ops, layer, attention)
         ops.attend_prefill(out, attention.q, rows)
 
-    return _transformer(ops, config, weights, attend)
+    x = ops.buffer(config.hidden_dim)
+    ops.embed(x, weights.token_embd)
+    return x, _make_layer(ops, config, weights, x, attend)
 
 
-def decode(ops: Ops, config: ModelConfig, weights: Weights, kv: KvMethod) -> Buffer:
-    """Records one token of every slot in the batch; returns the logits [n_logits, V]."""
+def head(ops: Ops, config: ModelConfig, weights: Weights, x: Buffer) -> Buffer:
+    """Records the logits [B, V] of the last layer's hidden states."""
+    h, logits = ops.buffer(config.hidden_dim), ops.buffer(config.vocab_size)
+    ops.rms_norm(h, x, weights.output_norm, config.norm_eps)
+    ops.matmul((logits,), (weights.output,), h)
+    return logits
 
-    def attend(layer: int, attention: AttentionInput, out: Buffer) -> None:
-        kv.decode(ops, layer, attention, out)
 
-    return _transformer(ops, config, weights, attend)
-
-
-def _transformer(ops: Ops, config: ModelConfig, weights: Weights, attend: Attend) -> Buffer:
+def _make_layer(ops: Ops, config: ModelConfig, weights: Weights, x: Buffer, attend: Attend) -> Layer:
+    """The function that records a layer; all layers share their buffers."""
     eps = config.norm_eps
     q_dim, kv_dim = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
-    x, h, out = ops.buffer(config.hidden_dim), ops.buffer(config.hidden_dim), ops.buffer(q_dim)
+    h, out = ops.buffer(config.hidden_dim), ops.buffer(q_dim)
     q_plain, q = ops.buffer(q_dim), ops.buffer(q_dim)
     k_plain, k, v = ops.buffer(kv_dim), ops.buffer(kv_dim), ops.buffer(kv_dim)
     q_proj, k_proj = (ops.buffer(q_dim), ops.buffer(kv_dim)) if config.qk_norm else (q_plain, k_plain)
     attention = AttentionInput(h, q_plain, k_plain, q, k, v)
     feed_forward = _make_feed_forward(ops, config)
 
-    ops.embed(x, weights.token_embd)
-    for layer, w in enumerate(weights.layers):
+    def record_layer(layer: int) -> None:
+        w = weights.layers[layer]
         ops.rms_norm(h, x, w.attn_norm, eps)
         ops.matmul((q_proj, k_proj, v), (w.attn_q, w.attn_k, w.attn_v), h)
         if config.qk_norm:
@@ -57,12 +77,8 @@ def _transformer(ops: Ops, config: ModelConfig, weights: Weights, attend: Attend
         ops.matmul((x,), (w.attn_output,), out, add=True)
         ops.rms_norm(h, x, w.ffn_norm, eps)
         feed_forward(x, h, w)
-    last = ops.buffer(config.hidden_dim, for_logits=True)
-    logits = ops.buffer(config.vocab_size, for_logits=True)
-    ops.take_logit_rows(last, x)
-    ops.rms_norm(last, last, weights.output_norm, eps)
-    ops.matmul((logits,), (weights.output,), last)
-    return logits
+
+    return record_layer
 
 
 def _make_feed_forward(ops: Ops, config: ModelConfig) -> Callable[[Buffer, Buffer, LayerWeights], None]:

@@ -6,7 +6,7 @@ replays lives in the small state arrays of a Batch, which the ops read when they
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,22 +22,20 @@ Matrix = Any
 class Batch:
     """The rows of one step: row i is token tokens[i] at positions[i] of KV slot slots[i].
 
-    logit_rows[: n_logits] are the rows whose logits are wanted. All arrays are int64 and owned by the step.
+    All arrays are int64 and owned by the step.
     """
 
     tokens: np.ndarray
     positions: np.ndarray
     slots: np.ndarray
     n_rows: np.ndarray
-    logit_rows: np.ndarray
-    n_logits: np.ndarray
 
     @classmethod
     def empty(cls, capacity: int) -> Batch:
         def array(n: int) -> np.ndarray:
             return np.zeros(n, np.int64)
 
-        return cls(array(capacity), array(capacity), array(capacity), array(1), array(capacity), array(1))
+        return cls(array(capacity), array(capacity), array(capacity), array(1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +64,11 @@ class Ops(Protocol):
     @property
     def batch(self) -> Batch: ...
 
-    def buffer(self, width: int, *, for_logits: bool = False) -> Buffer:
-        """Memory for the rows of the batch, or for the rows whose logits are wanted."""
+    def buffer(self, width: int) -> Buffer:
+        """Memory for the rows of the batch."""
+
+    def call(self, function: Callable[[], None]) -> None:
+        """Runs plain Python between the ops: what a method does not do in kernels."""
 
     def embed(self, out: Buffer, table: Matrix) -> None: ...
 
@@ -106,5 +107,3 @@ class Ops(Protocol):
 
     def attend_decode(self, out: Buffer, q: Buffer, k: Buffer, v: Buffer, rows: KvRows) -> None:
         """Appends the row of every slot, then attends over each slot's rows."""
-
-    def take_logit_rows(self, out: Buffer, x: Buffer) -> None: ...

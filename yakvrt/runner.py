@@ -1,8 +1,8 @@
-"""Token ids in, logits out: the recorded steps of one model over one KV cache."""
+"""Token ids in, hidden states and logits out: the recorded steps of one model over one KV cache."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 class Runner:
     """Records the steps a model needs, when first needed, and fills in their batches. Not thread-safe.
 
-    `chunk` is the number of prompt tokens per prefill step.
+    `chunk` is the number of prompt tokens per prefill step. No method checks ids, slots and positions against
+    their limits; Session does.
     """
 
     def __init__(
@@ -40,60 +41,104 @@ class Runner:
         # bounds the logits of all rows, which a large vocabulary makes large
         self.logits_chunk = min(chunk, DEFAULT_CHUNK)
         self._inv_freq, self._rope_scale = rope_frequencies(config, rope_factors)
-        self._steps: dict[tuple[str, int, int], Step] = {}
+        self._steps: dict[tuple[str, int], tuple[Step, Buffer, Buffer]] = {}
 
     def warm_up(self) -> None:
         """Records what every generation uses; the kernels that are missing compile together."""
-        keys = [("prefill", self.chunk, 1), ("decode", 1, 1)]
+        keys = [("prefill", self.chunk), ("head", 1), ("decode", 1)]
         recorded = [self._record(*key) for key in keys]
-        self._backend.prepare([spec for recorder, _ in recorded for spec in recorder.tape.specs])
-        for key, (recorder, logits) in zip(keys, recorded, strict=True):
-            self._steps[key] = self._backend.finish(recorder, logits, self._config.vocab_size)
+        self._backend.prepare([spec for recorder, _, _ in recorded for spec in recorder.specs])
+        for key, (recorder, x, logits) in zip(keys, recorded, strict=True):
+            self._steps[key] = self._backend.finish(recorder), x, logits
 
-    def prefill(self, slot: int, start: int, ids: Sequence[int], *, all_logits: bool = False) -> np.ndarray:
-        """One chunk of at most `chunk` (or `logits_chunk`) tokens at positions start, start+1, ... of a slot.
+    def prefill(
+        self, slot: int, start: int, ids: Sequence[int], progress: Callable[[int, int], None] | None = None
+    ) -> np.ndarray:
+        """Takes in the tokens at positions start, start+1, ... of a slot, layer by layer, so that a KV method
+        needs exact rows of one layer at a time.
 
-        Neither this nor decode() checks ids, slots and positions against their limits; Session does.
-
-        Returns: float32 logits of the last token [1, V], or of all [len(ids), V]; valid until the next call.
+        Returns: hidden states float32 [len(ids), E] of the last layer.
         """
-        n = len(ids)
-        capacity = self.logits_chunk if all_logits else self.chunk
-        step = self._step("prefill", capacity, capacity if all_logits else 1)
-        batch = step.batch
-        batch.tokens[:n] = ids
-        batch.positions[:n] = np.arange(start, start + n)
-        batch.slots[:n] = slot
-        batch.n_rows[0] = n
-        batch.n_logits[0] = n if all_logits else 1
-        batch.logit_rows[: batch.n_logits[0]] = np.arange(n) if all_logits else n - 1
-        return step.run()
+        step, x, _ = self._step("prefill", self.chunk)
+        batch, n_layers = step.batch, self._config.n_layers
+        chunks = [(at, min(at + self.chunk, len(ids))) for at in range(0, len(ids), self.chunk)]
+        hidden = np.empty((len(ids), x.data.shape[1]), np.float32)
+        batch.slots[:] = slot
+
+        def run(part: int, first: int, last: int) -> None:
+            n = last - first
+            batch.positions[:n] = np.arange(start + first, start + last)
+            batch.n_rows[0] = n
+            if part == 0:
+                batch.tokens[:n] = ids[first:last]
+            elif len(chunks) > 1:
+                x.data[:n] = hidden[first:last]
+            step.run(part)
+            if len(chunks) > 1 or part == n_layers:
+                hidden[first:last] = x.data[:n]
+
+        for first, last in chunks:
+            run(0, first, last)
+        for layer in range(n_layers):
+            self._kv.restore(layer, slot, start)
+            for i, (first, last) in enumerate(chunks):
+                run(1 + layer, first, last)
+                if progress:
+                    done = (layer * len(chunks) + i + 1) / (n_layers * len(chunks))
+                    progress(int(done * len(ids)), len(ids))
+            self._kv.store(layer, slot, start, len(ids))
+        return hidden
+
+    def logits(self, hidden: np.ndarray) -> np.ndarray:
+        """The logits of one hidden state, or of at most `logits_chunk`.
+
+        Shapes: hidden states [B, E] -> float32 logits [B, V], valid until the next call.
+        """
+        n = len(hidden)
+        step, x, logits = self._step("head", 1 if n == 1 else self.logits_chunk)
+        step.batch.n_rows[0] = n
+        x.data[:n] = hidden
+        step.run()
+        return self._rows(logits, n)
 
     def decode(self, slots: Sequence[int], positions: Sequence[int], tokens: Sequence[int]) -> np.ndarray:
         """One token for each of several slots. Returns: float32 logits [B, V], valid until the next call."""
         n = len(tokens)
-        step = self._step("decode", n, n)
+        step, _, logits = self._step("decode", n)
         batch = step.batch
         batch.tokens[:n], batch.positions[:n], batch.slots[:n] = tokens, positions, slots
-        batch.n_rows[0] = batch.n_logits[0] = n
-        batch.logit_rows[:n] = np.arange(n)
-        return step.run()
+        batch.n_rows[0] = n
+        step.run()
+        return self._rows(logits, n)
 
-    def _step(self, phase: str, capacity: int, n_logits: int) -> Step:
-        key = (phase, capacity, n_logits)
+    def _rows(self, logits: Buffer, n: int) -> np.ndarray:
+        rows: np.ndarray = logits.data[:n, : self._config.vocab_size]
+        return rows
+
+    def _step(self, phase: str, capacity: int) -> tuple[Step, Buffer, Buffer]:
+        key = (phase, capacity)
         if key not in self._steps:
-            recorder, logits = self._record(*key)
-            self._steps[key] = self._backend.finish(recorder, logits, self._config.vocab_size)
+            recorder, x, logits = self._record(*key)
+            self._steps[key] = self._backend.finish(recorder), x, logits
         return self._steps[key]
 
-    def _record(self, phase: str, capacity: int, n_logits: int) -> tuple[Recorder, Buffer]:
+    def _record(self, phase: str, capacity: int) -> tuple[Recorder, Buffer, Buffer]:
+        """The recorded step, its hidden states and its logits; prefill has a part per layer and no logits."""
         config = self._config
         recorder = self._backend.record(
             capacity,
-            n_logits=n_logits,
             inv_freq=self._inv_freq,
             rope_scale=self._rope_scale,
             heads=(config.n_heads, config.n_kv_heads, config.head_dim),
         )
-        record = model.prefill if phase == "prefill" else model.decode
-        return recorder, record(recorder, config, self._weights, self._kv)
+        if phase == "decode":
+            logits = model.decode(recorder, config, self._weights, self._kv)
+            return recorder, logits, logits
+        if phase == "head":
+            x = recorder.buffer(config.hidden_dim)
+            return recorder, x, model.head(recorder, config, self._weights, x)
+        x, record_layer = model.prefill(recorder, config, self._weights, self._kv)
+        for layer in range(config.n_layers):
+            recorder.next_part()
+            record_layer(layer)
+        return recorder, x, x

@@ -255,6 +255,7 @@ class Sequence:
         shared = min(len(held), len(self.prompt_ids) - 1)
         self._cache_n = next((i for i in range(shared) if held[i] != self.prompt_ids[i]), shared)
         self._session.truncate(self._cache_n)
+        self._cache_n = len(self._session.ids)
         logits = self._session.prefill(self.prompt_ids[self._cache_n :], self._progress)
         self._prompt_s = time.perf_counter() - started
         return logits

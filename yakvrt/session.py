@@ -20,8 +20,8 @@ Progress = Callable[[int, int], None]
 class Session:
     """A sequence under evaluation: feed it tokens, get logits. Close it to free its slot.
 
-    Sessions of one engine take turns, chunk by chunk, so threads may each use their own. Threads that share
-    a session get their tokens in the order in which they come.
+    Sessions of one engine take turns, call by call, so threads may each use their own. Threads that share a
+    session get their tokens in the order in which they come.
     """
 
     def __init__(self, runner: Runner, kv: KvMethod, ctx_size: int, vocab_size: int, lock: RLock) -> None:
@@ -45,20 +45,19 @@ class Session:
 
         Raises: ValueError for no tokens, ids outside the vocabulary, or more tokens than still fit.
         """
-        self._check(ids)
-        logits = np.empty(0, np.float32)
-        for start in range(0, len(ids), self._runner.chunk):
-            part = ids[start : start + self._runner.chunk]
-            logits = self._prefill_chunk(part, all_logits=False)[0]
-            if progress:
-                progress(start + len(part), len(ids))
+        with self._lock:
+            hidden = self._take_in(ids, progress)
+            logits: np.ndarray = self._runner.logits(hidden[-1:])[0].copy()
         return logits
 
     def all_logits(self, ids: IdSequence[int]) -> Iterator[np.ndarray]:
         """Appends tokens. Yields: float32 logits [chunk, V] of all in order. Raises: as prefill()."""
-        self._check(ids)
+        with self._lock:
+            hidden = self._take_in(ids)
         for start in range(0, len(ids), self._runner.logits_chunk):
-            yield self._prefill_chunk(ids[start : start + self._runner.logits_chunk], all_logits=True)
+            with self._lock:
+                logits = self._runner.logits(hidden[start : start + self._runner.logits_chunk]).copy()
+            yield logits
 
     def decode(self, token: int) -> np.ndarray:
         """Appends one token. Returns: float32 logits [V]. Raises: as prefill()."""
@@ -69,11 +68,14 @@ class Session:
         return logits
 
     def truncate(self, n: int) -> None:
-        """Forgets all but the first n tokens. Raises: ValueError when there are fewer."""
+        """Forgets all but the first n tokens; a KV method that cannot keep these forgets more (see `ids`).
+
+        Raises: ValueError when there are fewer.
+        """
         with self._lock:
             if not 0 <= n <= len(self._ids):
                 raise ValueError(f"cannot keep {n} tokens of {len(self._ids)}")
-            del self._ids[n:]
+            del self._ids[self._kv.truncate(self.slot, n) :]
 
     def close(self) -> None:
         """Frees the slot; further calls do nothing."""
@@ -90,14 +92,17 @@ class Session:
     ) -> None:
         self.close()
 
-    def _prefill_chunk(self, part: IdSequence[int], *, all_logits: bool) -> np.ndarray:
-        with self._lock:
-            self._check(part)
-            logits: np.ndarray = self._runner.prefill(
-                self.slot, len(self._ids), part, all_logits=all_logits
-            ).copy()
-            self._ids.extend(int(token) for token in part)
-        return logits
+    def _take_in(self, ids: IdSequence[int], progress: Progress | None = None) -> np.ndarray:
+        """The last layer's hidden states [len(ids), E]. Tokens whose prefill is interrupted are forgotten."""
+        self._check(ids)
+        held = len(self._ids)
+        try:
+            hidden = self._runner.prefill(self.slot, held, ids, progress)
+            self._ids.extend(int(token) for token in ids)
+        finally:
+            if len(self._ids) == held:
+                self.truncate(held)
+        return hidden
 
     @property
     def slot(self) -> int:

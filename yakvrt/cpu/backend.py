@@ -8,12 +8,12 @@ import numpy as np
 
 from ..kernels.team import MAX_THREADS
 from ..kernels.tile_layout import ROWS
-from ..ops import ELEMENT_BYTES, Batch, Buffer, KvRows
+from ..ops import ELEMENT_BYTES, Batch, KvRows
 from .affinity import Affinity, place_threads, usable
 from .kernel_cache import KernelCache, Progress
 from .kernel_spec import KernelSpec, kernel
 from .memory import ROW_FLOATS, aligned, aligned_array, padded, reserved
-from .recorder import Recorder
+from .recorder import Piece, Recorder
 from .tape import Tape
 from .team import Team, check_threads
 from .tiled_matrix import TiledMatrix, tiled_bytes
@@ -21,18 +21,18 @@ from .topology import machine_topology
 
 
 class Step:
-    """A recorded step: fill `batch`, call run(), read `logits`."""
+    """A recorded step: fill `batch`, then run its parts."""
 
-    def __init__(self, team: Team, tape: Tape, batch: Batch, logits: Buffer, vocab_size: int) -> None:
-        self._team, self._tape = team, tape
+    def __init__(self, team: Team, parts: list[list[Piece]], batch: Batch) -> None:
+        self._team, self._parts = team, parts
         self.batch = batch
-        self._logits = logits.data[:, :vocab_size]
 
-    def run(self) -> np.ndarray:
-        """Logits float32 [n_logits, V], valid until the next run."""
-        self._team.run(self._tape, evenly=len(self.batch.tokens) == 1)
-        wanted: np.ndarray = self._logits[: int(self.batch.n_logits[0])]
-        return wanted
+    def run(self, part: int = 0) -> None:
+        for piece in self._parts[part]:
+            if isinstance(piece, Tape):
+                self._team.run(piece, evenly=len(self.batch.tokens) == 1)
+            else:
+                piece()
 
 
 class CpuBackend:
@@ -141,18 +141,22 @@ class CpuBackend:
         self,
         capacity: int,
         *,
-        n_logits: int,
         inv_freq: np.ndarray,
         rope_scale: float,
         heads: tuple[int, int, int],
     ) -> Recorder:
         """A recorder for steps of up to `capacity` rows. heads: (n_heads, n_kv_heads, head_dim)."""
-        return Recorder(self.n_threads, capacity, n_logits, inv_freq, rope_scale, heads)
+        return Recorder(self.n_threads, capacity, inv_freq, rope_scale, heads)
 
-    def finish(self, recorder: Recorder, logits: Buffer, vocab_size: int) -> Step:
+    def finish(self, recorder: Recorder) -> Step:
         """Compiles and links what was recorded."""
-        recorder.tape.finish(self._cache.load(recorder.tape.specs, self._progress))
-        return Step(self.team, recorder.tape, recorder.batch, logits, vocab_size)
+        addresses = self._cache.load(recorder.specs, self._progress)
+        parts = [[p for p in part if not (isinstance(p, Tape) and p.is_empty)] for part in recorder.parts]
+        for part in parts:
+            for piece in part:
+                if isinstance(piece, Tape):
+                    piece.finish(addresses)
+        return Step(self.team, parts, recorder.batch)
 
     def _run(self, tape: Tape) -> None:
         tape.finish(self._cache.load(tape.specs, self._progress))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from ..kernels.pack_size import pack_size
 from ..kernels.tile_layout import LAYOUTS
 from ..ops import Batch, Buffer, KvRows
-from .kernel_spec import kernel
+from .kernel_spec import KernelSpec, kernel
 from .memory import ALIGNMENT, ROW_FLOATS, aligned_array, padded
 from .record_attention import record_decode_attention, record_prefill_attention
 from .record_experts import record_experts
@@ -21,39 +21,60 @@ if TYPE_CHECKING:
     from .tiled_matrix import TiledMatrix
 
 
+Piece = Tape | Callable[[], None]
+
+
 class Recorder:
-    """One step under recording (ops.Ops). See StepMemory for what threads compute each for themselves."""
+    """A step under recording (ops.Ops), in parts that run one at a time over the same buffers.
+
+    See StepMemory for what threads compute each for themselves.
+    """
 
     def __init__(
         self,
         n_threads: int,
         capacity: int,
-        n_logits: int,
         inv_freq: np.ndarray,
         rope_scale: float,
         heads: tuple[int, int, int],
     ) -> None:
-        self.tape = Tape()
+        self.parts: list[list[Piece]] = []
         self.batch = Batch.empty(capacity)
-        self.capacity, self._n_logits = capacity, n_logits
+        self.capacity = capacity
         self.n_heads, self.n_kv_heads, self.head_dim = heads
         self.memory = StepMemory(n_threads)
         self._rope_table = aligned_array((capacity, self.head_dim), np.float32)
+        self._inv_freq, self._rope_scale = inv_freq.astype(np.float32), self.memory.number(rope_scale)
+        self.next_part()
+
+    @property
+    def specs(self) -> list[KernelSpec]:
+        """The kernels of all parts."""
+        return [
+            spec for part in self.parts for piece in part if isinstance(piece, Tape) for spec in piece.specs
+        ]
+
+    def next_part(self) -> None:
+        """What follows is recorded into a part of its own."""
+        self.tape = Tape()
+        self.parts.append([self.tape])
         self.tape.add(
             kernel("rope", "rope_table_cpu"),
             self._rope_table,
             self.batch.positions,
-            inv_freq.astype(np.float32),
+            self._inv_freq,
             self.head_dim // 2,
             self.batch.n_rows,
-            self.memory.number(rope_scale),
-            barrier=False,  # the embedding that follows does not read it
+            self._rope_scale,
+            barrier=False,  # a matmul, which ends in a barrier, comes before the first rotation
         )
 
-    def buffer(self, width: int, *, for_logits: bool = False) -> Buffer:
-        capacity = self._n_logits if for_logits else self.capacity
-        rows = self.batch.n_logits if for_logits else self.batch.n_rows
-        return self.memory.buffer(padded(capacity, pack_size(capacity)), width, rows)
+    def call(self, function: Callable[[], None]) -> None:
+        self.tape = Tape()
+        self.parts[-1] += [function, self.tape]
+
+    def buffer(self, width: int) -> Buffer:
+        return self.memory.buffer(padded(self.capacity, pack_size(self.capacity)), width, self.batch.n_rows)
 
     def embed(self, out: Buffer, table: TiledMatrix) -> None:
         self.memory.write_shared(out)
@@ -231,18 +252,3 @@ class Recorder:
 
     def attend_decode(self, out: Buffer, q: Buffer, k: Buffer, v: Buffer, rows: KvRows) -> None:
         record_decode_attention(self, out, q, k, v, rows)
-
-    def take_logit_rows(self, out: Buffer, x: Buffer) -> None:
-        out_copy = self.memory.write_private(out)
-        self.tape.add(
-            kernel("embed", "take_rows_cpu"),
-            out.data,
-            out.data.strides[0],
-            x.data,
-            x.data.strides[0],
-            x.width,
-            self.batch.logit_rows,
-            out.n_rows,
-            out_copy,
-            barrier=not out_copy,
-        )

@@ -44,6 +44,10 @@ class Tape:
         self._rows[-1] = (spec, block, False)
 
     @property
+    def is_empty(self) -> bool:
+        return not self._rows
+
+    @property
     def specs(self) -> list[KernelSpec]:
         return [spec for spec, _, _ in self._rows]
 

@@ -38,33 +38,3 @@ def embed_cpu(format_name: str) -> Any:
             read_row(tile + piece * unit_bytes, token % 16, target)
 
     return kernel
-
-
-def take_rows_ref(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Shapes: x [B, E], rows [B'] -> [B', E]."""
-    return x[rows]
-
-
-def take_rows_cpu() -> Any:
-    """Args: out, out_stride, x, x_stride, width (multiple of 16), rows (int64), n_rows*, out_copy (see
-    rms_norm_cpu).
-    """
-    from ..cpu import vector_ops as v
-
-    def kernel(thread: int, n_threads: int, counter: int, args: int) -> None:
-        out, out_stride, x, x_stride = (
-            v.get_i64(args),
-            v.get_i64(args + 8),
-            v.get_i64(args + 16),
-            v.get_i64(args + 24),
-        )
-        width, rows, n_rows = v.get_i64(args + 32), v.get_i64(args + 40), v.get_i64(v.get_i64(args + 48))
-        out_copy = v.get_i64(args + 56)
-        out += thread * out_copy
-        first, last = v.share(n_rows, thread, n_threads, out_copy)
-        for row in range(first, last):
-            source = x + v.get_i64(rows + row * 8) * x_stride
-            for i in range(0, width * 4, 64):
-                v.store_f32(out + row * out_stride + i, v.load_f32(source + i))
-
-    return kernel

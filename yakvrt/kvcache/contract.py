@@ -1,6 +1,7 @@
-"""What a KV method is: five verbs over slots. A slot holds the keys and values of one sequence.
+"""What a KV method is: verbs over slots. A slot holds the keys and values of one sequence.
 
-prefill() and decode() are called while a step is recorded; slots and positions come from the step's Batch.
+A prompt is taken in layer by layer: restore(), then a prefill step per chunk, then store(). prefill() and
+decode() are called while a step is recorded; slots and positions come from the step's Batch.
 """
 
 from __future__ import annotations
@@ -36,13 +37,27 @@ class KvMethod(Protocol):
         none is free.
         """
 
-    def prefill(self, ops: Ops, layer: int, attention: AttentionInput) -> KvRows:
-        """Records: take in the rows of a prompt chunk. Returns where the exact rows so far lie, for the
-        model's attention.
+    def restore(self, layer: int, slot: int, n_held: int) -> None:
+        """Before a layer's chunks: makes the rows that prefill() names hold the slot's n_held tokens, as well
+        as the method still knows them.
         """
+
+    def prefill(self, ops: Ops, layer: int, attention: AttentionInput) -> KvRows:
+        """Records: write the rows of a chunk. Returns where the exact rows so far lie, for the model's
+        attention.
+        """
+
+    def store(self, layer: int, slot: int, n_held: int, n_new: int) -> None:
+        """After a layer's chunks: takes over the n_new exact rows behind the first n_held."""
 
     def decode(self, ops: Ops, layer: int, attention: AttentionInput, out: Buffer) -> None:
         """Records: take in one token per slot and attend over each slot's history into out [B, Hq*D]."""
+
+    def truncate(self, slot: int, n: int) -> int:
+        """Forgets all but the first n tokens, also those of an interrupted prompt.
+
+        Returns: how many are still held, at most n.
+        """
 
     def release(self, slot: int) -> None: ...
 

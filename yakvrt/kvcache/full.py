@@ -39,13 +39,22 @@ class FullKv:
             raise RuntimeError(f"all {self._n_slots} slots are in use; close a session or raise n_slots")
         return self._free.pop()
 
+    def restore(self, layer: int, slot: int, n_held: int) -> None:
+        pass  # the rows are where they always are
+
     def prefill(self, ops: Ops, layer: int, attention: AttentionInput) -> KvRows:
         rows = self._layers[layer]
         ops.kv_append(rows, attention.k, attention.v)
         return rows
 
+    def store(self, layer: int, slot: int, n_held: int, n_new: int) -> None:
+        pass
+
     def decode(self, ops: Ops, layer: int, attention: AttentionInput, out: Buffer) -> None:
         ops.attend_decode(out, attention.q, attention.k, attention.v, self._layers[layer])
+
+    def truncate(self, slot: int, n: int) -> int:
+        return n
 
     def release(self, slot: int) -> None:
         self._free.append(slot)
