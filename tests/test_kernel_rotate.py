@@ -31,9 +31,7 @@ def test_a_size_without_rotation_is_refused(head_dim: int) -> None:
         rotation(head_dim)
 
 
-@pytest.mark.parametrize(
-    ("head_dim", "signs"), [*((size, False) for size in SIZES), (48, True), (128, True)]
-)
+@pytest.mark.parametrize(("head_dim", "signs"), [*((size, False) for size in SIZES), (48, True), (128, True)])
 @pytest.mark.parametrize("inverse", [False, True])
 def test_rotate(team: KernelTeam, head_dim: int, inverse: bool, signs: bool) -> None:
     matrix = rotation(head_dim, signs)

@@ -19,7 +19,7 @@ def choose(ctx_size: int, available: int) -> int:
     return choose_context(
         weight_bytes=GIB,
         workspace_bytes=GIB // 4,
-        kv_bytes_per_token=100_000,
+        kv_bytes=lambda n: 100_000 * n,
         ctx_size=ctx_size,
         model_context=131_072,
         available_bytes=available,

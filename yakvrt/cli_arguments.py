@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from yakvrt.chunk_size import DEFAULT_CHUNK, MAX_CHUNK
 from yakvrt.cli_parsing import kind
+from yakvrt.kvcache import METHODS
 from yakvrt.prompt_text import unescape
 from yakvrt.terminal import Bar, UsageError, note
 
@@ -51,6 +52,13 @@ def _bias(text: str) -> tuple[int, float]:
     return int(match[1]), float(match[2] + match[3])
 
 
+def _key_values(text: str) -> dict[str, str]:
+    pairs = [part.split("=") for part in text.split(",") if part.strip()]
+    if not all(len(pair) == 2 and pair[0].strip() and pair[1].strip() for pair in pairs):
+        raise ValueError(text)
+    return {name.strip(): value.strip() for name, value in pairs}
+
+
 def _object(text: str) -> dict[str, Any]:
     value = json.loads(text)
     if not isinstance(value, dict):
@@ -60,6 +68,7 @@ def _object(text: str) -> dict[str, Any]:
 
 token_ids = kind("a list of token ids like 1,2,3", _ids)
 real = kind("a number", float)
+key_values = kind("a list like sparse_budget=0.05,recent=128", _key_values)
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, *, ctx_size: int = 0) -> None:
@@ -101,7 +110,14 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, ctx_size: int = 0) -
         choices=("f32", "f16", "bf16"),
         help="the same; may not differ from -ctk",
     )
-    add("--kv", choices=("full",), default="full", help="KV cache method")
+    add("--kv", choices=tuple(METHODS), default="full", help="KV cache method (full)")
+    add(
+        "--kv-args",
+        type=key_values,
+        default={},
+        metavar="K=V,...",
+        help="the method's parameters, as in sparse_budget=0.05,recent=128",
+    )
     add("--load-format", choices=("auto", "dummy"), default="auto", help="dummy: random weights")
     add("--offline", action="store_true", help="use no network")
     add("-v", "--verbose", action="store_true", help="say on stderr what is used")
@@ -210,6 +226,7 @@ def load_engine(args: argparse.Namespace) -> Engine:
             threads=args.threads if args.threads and args.threads > 0 else None,
             dtype=args.dtype,
             kv=args.kv,
+            kv_args=args.kv_args,
             load_format=args.load_format,
             offline=args.offline,
             progress=bar.loading,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .chunk_size import DEFAULT_CHUNK, MAX_CHUNK
-from .memory_plan import activation_bytes, available_memory, choose_context, hidden_bytes
+from .memory_plan import activation_bytes, available_memory, choose_context, kv_bytes
 from .ops import ELEMENT_BYTES
 from .runner import Runner
 from .sampler import SamplingParams
@@ -152,6 +152,7 @@ def load(
     dtype: str = "auto",
     cache_type: str = "f16",
     kv: str = "full",
+    kv_args: Mapping[str, str] | None = None,
     n_slots: int = 1,
     ubatch_size: int = DEFAULT_CHUNK,
     load_format: str = "auto",
@@ -163,15 +164,16 @@ def load(
 
     ctx_size 0 takes the model's context, or what fits in memory. threads None takes the physical cores. dtype
     "auto" computes on the stored formats, "f32" is the exact path, "bf16", "q8_0" and "q4_0" convert at load.
-    cache_type is the number format of the KV cache: "f32", "f16" or "bf16". load_format "dummy" makes random
+    cache_type is the number format of exact KV rows: "f32", "f16" or "bf16". kv names a KV method, kv_args
+    its parameters as text. load_format "dummy" makes random
     weights from the configuration alone.
 
     Raises: ValueError and RuntimeError with a sentence that says what to do.
     """
-    from .kvcache import METHODS
+    from .kvcache import open_method
+    from .kvcache.contract import KvSetting
 
-    if kv not in METHODS:
-        raise ValueError(f"KV method {kv!r} is not known; choose one of {', '.join(METHODS)}")
+    method, parameters = open_method(kv, kv_args or {})
     if cache_type not in ELEMENT_BYTES:
         raise ValueError(
             f"KV cache type {cache_type!r} is not known; choose one of {', '.join(ELEMENT_BYTES)}"
@@ -181,7 +183,6 @@ def load(
     if ctx_size < 0 or not 1 <= n_slots <= 4096:
         raise ValueError(f"--ctx-size {ctx_size} with {n_slots} slots is out of range; 0 or more, 1 to 4096")
     from .cpu.backend import CpuBackend
-    from .kvcache.full import FullKv, full_kv_bytes
     from .model_source import open_model
     from .weights import DTYPES, check_tensors, load_weights, weight_bytes
 
@@ -194,7 +195,7 @@ def load(
         context = choose_context(
             weight_bytes=weight_bytes(config, source.tensors, dtype),
             workspace_bytes=activation_bytes(config, ubatch_size),
-            kv_bytes_per_token=n_slots * full_kv_bytes(config, 16, cache_type) // 16 + hidden_bytes(config),
+            kv_bytes=lambda n: kv_bytes(method.pools(config, parameters, cache_type, n), config, n_slots, n),
             ctx_size=ctx_size,
             model_context=config.context_len,
             available_bytes=available_memory(),
@@ -218,7 +219,9 @@ def load(
                 if progress is None
                 else lambda done, total: progress("loading weights", done, total),
             )
-            cache = FullKv(backend, config, n_slots, context, cache_type)
+            cache: KvMethod = method.build(
+                KvSetting(backend, config, weights, n_slots, context, cache_type), parameters
+            )
             runner = Runner(
                 backend, config, weights, cache, chunk=ubatch_size, rope_factors=source.rope_factors()
             )

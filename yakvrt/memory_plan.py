@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from bisect import bisect_right
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +13,9 @@ from .control_group import control_group_directories
 
 if TYPE_CHECKING:
     from .config import ModelConfig
+    from .kvcache.contract import Pools
 
+MAX_CONTEXT = 1 << 31
 FIXED_BYTES = 250 << 20  # interpreter, libraries, kernels, tokenizer, one tensor on its way in
 
 
@@ -33,26 +37,31 @@ def activation_bytes(config: ModelConfig, chunk: int) -> int:
     return int(4 * (row * (chunk + logits_chunk) + config.vocab_size * logits_chunk * 2))
 
 
-def hidden_bytes(config: ModelConfig) -> int:
-    """Bytes per token of the hidden states that a prompt carries from layer to layer."""
-    return 4 * config.hidden_dim
+def kv_bytes(pools: Pools, config: ModelConfig, n_slots: int, n_tokens: int) -> int:
+    """Bytes of all slots and of one prompt of n_tokens under way: what the method needs meanwhile, and the
+    hidden states between two layers.
+    """
+    return n_slots * pools.slot_bytes + sum(pools.transient.values()) + 4 * config.hidden_dim * n_tokens
 
 
 def choose_context(
     *,
     weight_bytes: int,
     workspace_bytes: int,
-    kv_bytes_per_token: int,
+    kv_bytes: Callable[[int], int],
     ctx_size: int,
     model_context: int,
     available_bytes: int,
 ) -> int:
     """The context in tokens: ctx_size, or for 0 the model's own, or what fits of it.
 
+    kv_bytes(n) is what a context of n tokens takes.
+
     Raises: ValueError when the weights, or the context asked for, do not fit.
     """
     left = available_bytes - weight_bytes - workspace_bytes - FIXED_BYTES
-    largest = max(0, left // kv_bytes_per_token // 16 * 16)
+    # in runs of 16 tokens; memory never falls as the context grows
+    largest = 16 * bisect_right(range(16, MAX_CONTEXT, 16), left, key=kv_bytes)
     if largest == 0:
         raise ValueError(
             f"the weights take {_gib(weight_bytes)}, the work on them {_gib(workspace_bytes + FIXED_BYTES)}, "
@@ -61,7 +70,7 @@ def choose_context(
         )
     if ctx_size > largest:
         raise ValueError(
-            f"a context of {ctx_size} tokens needs {_gib(ctx_size * kv_bytes_per_token)} for its KV cache "
+            f"a context of {ctx_size} tokens needs {_gib(kv_bytes(ctx_size))} for its KV cache "
             f"beside {_gib(weight_bytes)} of weights, {_gib(available_bytes)} is free; "
             f"the largest that fits is --ctx-size {largest}"
         )

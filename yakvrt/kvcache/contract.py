@@ -8,9 +8,41 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from ..ops import Buffer, KvRows, Ops
+
+if TYPE_CHECKING:
+    from ..config import ModelConfig
+    from ..cpu.backend import CpuBackend
+    from ..weights import Weights
+
+
+@dataclass(frozen=True, slots=True)
+class KvSetting:
+    """What a method is built for: n_slots slots of ctx_size tokens; exact rows are numbers of `kind`."""
+
+    backend: CpuBackend
+    config: ModelConfig
+    weights: Weights
+    n_slots: int
+    ctx_size: int
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pools:
+    """Bytes of one slot by what they hold, on the device and on the host; and what a prompt needs while it is
+    taken in.
+    """
+
+    device: Mapping[str, int]
+    host: Mapping[str, int]
+    transient: Mapping[str, int]
+
+    @property
+    def slot_bytes(self) -> int:
+        return sum(self.device.values()) + sum(self.host.values())
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,41 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..ops import ELEMENT_BYTES, Buffer, KvRows, Ops
-from .contract import AttentionInput
+from .contract import AttentionInput, KvSetting, Pools
+from .slots import SlotList
 
 if TYPE_CHECKING:
     from ..config import ModelConfig
-    from ..cpu.backend import CpuBackend
 
 
-def full_kv_bytes(config: ModelConfig, n_tokens: int, kind: str) -> int:
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """Full attention has none."""
+
+
+def pools(config: ModelConfig, parameters: Parameters, kind: str, n_tokens: int) -> Pools:
     """Bytes: 2 * L * Hk * D * element size per token, tokens rounded up to tiles of 16."""
     padded = -(-n_tokens // 16) * 16
-    return 2 * config.n_layers * config.n_kv_heads * config.head_dim * ELEMENT_BYTES[kind] * padded
+    n_bytes = 2 * config.n_layers * config.n_kv_heads * config.head_dim * ELEMENT_BYTES[kind] * padded
+    return Pools({"keys and values": n_bytes}, {}, {})
+
+
+def build(setting: KvSetting, parameters: Parameters) -> FullKv:
+    return FullKv(setting)
 
 
 class FullKv:
-    """Pre-sized exact KV of n_slots slots of ctx_size tokens each."""
+    """Pre-sized exact KV."""
 
-    def __init__(
-        self, backend: CpuBackend, config: ModelConfig, n_slots: int, ctx_size: int, kind: str
-    ) -> None:
-        self._ctx_size, self._kind, self._config = ctx_size, kind, config
-        self._n_slots = n_slots
-        self._layers = backend.kv_rows(
-            config.n_layers, n_slots, config.n_kv_heads, ctx_size, config.head_dim, kind
+    def __init__(self, setting: KvSetting) -> None:
+        config = setting.config
+        self._setting, self._slots = setting, SlotList(setting)
+        self._layers = setting.backend.kv_rows(
+            config.n_layers,
+            setting.n_slots,
+            config.n_kv_heads,
+            setting.ctx_size,
+            config.head_dim,
+            setting.kind,
         )
-        self._free = list(range(n_slots))[::-1]
 
     def open(self, n_tokens: int) -> int:
-        if n_tokens > self._ctx_size:
-            raise ValueError(f"{n_tokens} tokens asked for, a slot holds {self._ctx_size}; raise --ctx-size")
-        if not self._free:
-            raise RuntimeError(f"all {self._n_slots} slots are in use; close a session or raise n_slots")
-        return self._free.pop()
+        return self._slots.take(n_tokens)
 
     def restore(self, layer: int, slot: int, n_held: int) -> None:
         pass  # the rows are where they always are
@@ -57,14 +66,15 @@ class FullKv:
         return n
 
     def release(self, slot: int) -> None:
-        self._free.append(slot)
+        self._slots.give_back(slot)
 
     def stats(self) -> Mapping[str, float | str]:
-        n_bytes = self._n_slots * full_kv_bytes(self._config, self._ctx_size, self._kind)
+        setting = self._setting
+        n_bytes = pools(setting.config, Parameters(), setting.kind, setting.ctx_size).slot_bytes
         return {
             "method": "full",
-            "type": self._kind,
-            "ctx_size": self._ctx_size,
-            "n_slots": self._n_slots,
-            "bytes": n_bytes,
+            "type": setting.kind,
+            "ctx_size": setting.ctx_size,
+            "n_slots": setting.n_slots,
+            "bytes": setting.n_slots * n_bytes,
         }
