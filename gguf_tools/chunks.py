@@ -61,12 +61,15 @@ def stored_chunks(tensor: Tensor, n_bytes: int = STORED_BYTES) -> Iterator[NDArr
     tensor.release()
 
 
-def decoded(some: NDArray[np.uint8], fmt: Format, *, compiled: bool = False) -> NDArray[np.floating[Any]]:
+def decoded(
+    some: NDArray[np.uint8], fmt: Format, *, compiled: bool = False, room: NDArray[np.float32] | None = None
+) -> NDArray[np.floating[Any]]:
     """Blocks as a flat run of numbers: float32, or float64 for the types that float32 would round.
 
-    `compiled` as for dequantize.
+    `compiled` as for dequantize; float32 goes into the start of `room` where that is given.
     Raises: ValueError for a type that cannot be decoded here.
     """
     if fmt.name in _WIDE:
         return np.ascontiguousarray(some).reshape(-1).view(fmt.block)["x"].reshape(-1).astype(np.float64)
-    return dequantize(some, fmt.name, compiled=compiled).reshape(-1)
+    out = None if room is None else room[: len(some) * fmt.block_len].reshape(len(some), fmt.block_len)
+    return dequantize(some, fmt.name, out=out, compiled=compiled).reshape(-1)

@@ -65,7 +65,7 @@ class Difference:
         return self.sum_ab / product if product else 0.0
 
     def add(self, a: F64, b: F64) -> None:
-        """Counts values of the same places in."""
+        """Counts values of the same places in; a is used up."""
         aa, bb = _dot(a, a), _dot(b, b)
         # Sums of squares of float32 stay finite in float64 unless a value is not; the mask is rarely needed.
         if not math.isfinite(aa + bb):
@@ -80,7 +80,7 @@ class Difference:
         self.sum_aa += aa
         self.sum_bb += bb
         self.sum_ab += _dot(a, b)
-        d = np.subtract(a, b)
+        d = np.subtract(a, b, out=a)
         np.abs(d, out=d)
         self.largest = max(self.largest, float(d.max()))
         self.sum_abs += float(d.sum())
@@ -109,12 +109,15 @@ def difference(
         found.identical = True
         found.n_values = a_blocks.shape[0] * a.format.block_len
     else:
+        # Made once: new arrays for every piece cost more than the arithmetic.
+        decoded_room, (mine, theirs) = np.empty(DECODED_LEN, np.float32), np.empty((2, DECODED_LEN))
         for i in range(-(-len(a_blocks) // a_step)):
             piece = a_blocks[i * a_step : (i + 1) * a_step]
             other = b_blocks[i * b_step : (i + 1) * b_step]
-            mine = decoded(piece, a.format, compiled=compiled)
-            theirs = decoded(other, b.format, compiled=compiled)
-            found.add(mine.astype(np.float64, copy=False), theirs.astype(np.float64, copy=False))
+            n_values = len(piece) * a.format.block_len
+            mine[:n_values] = decoded(piece, a.format, compiled=compiled, room=decoded_room)
+            theirs[:n_values] = decoded(other, b.format, compiled=compiled, room=decoded_room)
+            found.add(mine[:n_values], theirs[:n_values])
             progress(piece.nbytes)
     a.release()
     b.release()
