@@ -22,15 +22,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .cpu.affinity import Affinity
     from .engine import Engine, load
     from .sampler import SamplingParams
     from .sequence import Sequence
     from .session import Session
 
 __version__ = "0.1.0"
-__all__ = ["Engine", "SamplingParams", "Sequence", "Session", "load"]
+__all__ = ["Affinity", "Engine", "SamplingParams", "Sequence", "Session", "load"]
 
 _HOME = {
+    "Affinity": "cpu.affinity",
     "Engine": "engine",
     "SamplingParams": "sampler",
     "Sequence": "sequence",

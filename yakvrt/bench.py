@@ -14,6 +14,7 @@ from yakvrt import terminal
 from yakvrt.bench_arguments import Setup, Test, build_parser, plan, shown_columns
 from yakvrt.bench_records import FORMATS, Record
 from yakvrt.cli_parsing import parse
+from yakvrt.machine_arguments import machine_keywords
 
 if TYPE_CHECKING:
     from yakvrt.session import Session
@@ -71,6 +72,7 @@ def records_of(setup: Setup, tests: Sequence[Test], args: argparse.Namespace) ->
         ubatch_size=n_ubatch,
         load_format=args.load_format,
         offline=args.offline,
+        **machine_keywords(args),
     ) as engine:
         if args.load_format == "dummy":
             path, facts = setup.model, dummy_facts(engine)

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from yakvrt.chunk_size import DEFAULT_CHUNK, MAX_CHUNK
 from yakvrt.cli_parsing import kind
 from yakvrt.kvcache import METHODS
+from yakvrt.machine_arguments import add_machine_arguments, machine_keywords
 from yakvrt.prompt_text import unescape
-from yakvrt.terminal import Bar, UsageError, note
+from yakvrt.terminal import Bar, UsageError, counted, note
 
 if TYPE_CHECKING:
     from yakvrt.engine import Engine
@@ -121,6 +122,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, ctx_size: int = 0) -
     add("--load-format", choices=("auto", "dummy"), default="auto", help="dummy: random weights")
     add("--offline", action="store_true", help="use no network")
     add("-v", "--verbose", action="store_true", help="say on stderr what is used")
+    add_machine_arguments(parser)
 
 
 def add_prompt_arguments(parser: argparse.ArgumentParser, *, ids_flag: str | None = "--prompt-ids") -> None:
@@ -233,7 +235,10 @@ def load_engine(args: argparse.Namespace) -> Engine:
             download_progress=True,
             cache_type=chosen_type,
             ubatch_size=min(args.ubatch_size, args.batch_size or args.ubatch_size),
+            **machine_keywords(args),
         )
+    if args.threads and args.threads > engine.n_threads:
+        note(f"note: -t {args.threads} is more than the CPUs here; {counted(engine.n_threads, 'thread')} run")
     if args.ctx_size > engine.config.context_len:
         note(
             f"warning: --ctx-size {args.ctx_size} is beyond the {engine.config.context_len} tokens the model "

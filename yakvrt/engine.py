@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as IdSequence
 from dataclasses import fields, replace
+from functools import partial
 from threading import RLock
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -22,11 +23,13 @@ from .session import Session
 
 if TYPE_CHECKING:
     from .config import ModelConfig
+    from .cpu.affinity import Affinity
     from .cpu.backend import CpuBackend
     from .kvcache.contract import KvMethod
     from .model_source import ModelSource
     from .no_tokenizer import NoTokenizer
     from .tokenizer import Tokenizer
+    from .weights import Weights
 
 LoadProgress = Callable[[str, int, int], None]  # what, done, total
 Message = Mapping[str, Any]
@@ -157,6 +160,10 @@ def load(
     ubatch_size: int = DEFAULT_CHUNK,
     load_format: str = "auto",
     offline: bool = False,
+    affinity: Affinity | None = None,
+    tile_cache: bool = False,
+    mmap: bool = True,
+    mlock: bool = False,
     progress: LoadProgress | None = None,
     download_progress: bool = False,
 ) -> Engine:
@@ -165,8 +172,10 @@ def load(
     ctx_size 0 takes the model's context, or what fits in memory. threads None takes the physical cores. dtype
     "auto" computes on the stored formats, "f32" is the exact path, "bf16", "q8_0" and "q4_0" convert at load.
     cache_type is the number format of exact KV rows: "f32", "f16" or "bf16". kv names a KV method, kv_args
-    its parameters as text. load_format "dummy" makes random
-    weights from the configuration alone.
+    its parameters as text. load_format "dummy" makes random weights from the configuration alone. affinity
+    says which CPUs and NUMA nodes the threads run on. tile_cache keeps the repacked weights on disk, as many
+    bytes again as the model, and maps them at the next start (reads them, without mmap). mlock keeps the
+    weights in memory when it gets short.
 
     Raises: ValueError and RuntimeError with a sentence that says what to do.
     """
@@ -184,7 +193,7 @@ def load(
         raise ValueError(f"--ctx-size {ctx_size} with {n_slots} slots is out of range; 0 or more, 1 to 4096")
     from .cpu.backend import CpuBackend
     from .model_source import open_model
-    from .weights import DTYPES, check_tensors, load_weights, weight_bytes
+    from .weights import DTYPES, check_tensors, weight_bytes
 
     if dtype != "auto" and dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is not known; choose auto, {', '.join(DTYPES)}")
@@ -207,18 +216,10 @@ def load(
             def compile_progress(done: int, total: int, symbol: str) -> None:
                 report(f"compiling kernels (first run only): {symbol}", done, total)
 
-        backend = CpuBackend(threads, compile_progress)
+        backend = CpuBackend(threads, compile_progress, affinity)
         try:
-            weights = load_weights(
-                backend,
-                config,
-                source.tensors,
-                dtype=dtype,
-                interleaved_rope=source.interleaved_rope,
-                progress=None
-                if progress is None
-                else lambda done, total: progress("loading weights", done, total),
-            )
+            loading = partial(progress, "loading weights") if progress else None
+            weights = _weights(backend, source, dtype, loading, tile_cache=tile_cache, mmap=mmap, mlock=mlock)
             cache: KvMethod = method.build(
                 KvSetting(backend, config, weights, n_slots, context, cache_type), parameters
             )
@@ -231,3 +232,41 @@ def load(
             raise
         load_ms = (time.perf_counter() - started) * 1e3
         return Engine(source, backend, runner, cache, context, load_ms, weights.n_bytes)
+
+
+def _weights(
+    backend: CpuBackend,
+    source: ModelSource,
+    dtype: str,
+    progress: Callable[[int, int], None] | None,
+    *,
+    tile_cache: bool,
+    mmap: bool,
+    mlock: bool,
+) -> Weights:
+    """Repacks the weights, or finds them repacked on disk."""
+    from .cpu.tile_cache import TileCache, files_identity
+    from .cpu.tile_memory import TileMemory
+    from .weights import load_weights, tile_bytes
+
+    n_bytes = tile_bytes(source.config, source.tensors, dtype)
+    cache, memory = None, None
+    if tile_cache and source.weight_files:
+        made_of = repr((source.config, dtype, source.interleaved_rope)).encode()
+        cache = TileCache(files_identity(source.weight_files) + made_of, n_bytes)
+        memory = cache.open(mapped=mmap)
+    memory = memory or TileMemory.empty(n_bytes)
+    weights = load_weights(
+        backend,
+        source.config,
+        source.tensors,
+        memory,
+        dtype=dtype,
+        interleaved_rope=source.interleaved_rope,
+        progress=progress,
+    )
+    if cache and not memory.filled:
+        cache.keep(memory)
+    if mlock:
+        memory.lock()
+    return weights

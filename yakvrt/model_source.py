@@ -37,6 +37,7 @@ class ModelSource:
     tokenizer: Tokenizer | NoTokenizer
     sampling_defaults: SamplingParams
     interleaved_rope: bool = False
+    weight_files: tuple[Path, ...] = ()  # none where the weights are random
 
     def rope_factors(self) -> np.ndarray | None:
         """The divisors of the rotary frequencies that some files store as a tensor."""
@@ -74,6 +75,7 @@ def open_model(
                 _gguf_tokenizer(file.metadata, config),
                 SamplingParams(),
                 interleaved_rope=architecture == "llama",
+                weight_files=tuple(files.weights),
             )
         return
     source = SafetensorsSource(files.weights)
@@ -95,7 +97,9 @@ def _from_safetensors(files: ModelFiles, source: SafetensorsSource) -> ModelSour
     else:
         tokenizer = _no_tokenizer(generation, config)
     defaults = SamplingParams.from_generation_config(generation)
-    return ModelSource(files.name, config, source.tensors, tokenizer, defaults)
+    return ModelSource(
+        files.name, config, source.tensors, tokenizer, defaults, weight_files=tuple(files.weights)
+    )
 
 
 def _gguf_tokenizer(metadata: Mapping[str, Any], config: ModelConfig) -> Tokenizer | NoTokenizer:

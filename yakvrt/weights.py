@@ -1,9 +1,8 @@
 """Tensors from files -> weight records on a backend: checked, reordered, converted where asked, repacked.
 
 Formats computed natively (repacked without loss of the stored values): F32 F16 BF16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0
-Q2_K Q3_K
-Q4_K Q5_K Q6_K. Every other type is decoded to float32 and stored as BF16, by the `gguf` library where that
-extra is installed.
+Q2_K Q3_K Q4_K Q5_K Q6_K. Every other type is decoded to float32 and stored as BF16, by the `gguf` library
+where that extra is installed.
 """
 
 from __future__ import annotations
@@ -18,6 +17,8 @@ from gguf_tools.dequantize import dequantize
 
 from .config import ModelConfig
 from .cpu.backend import CpuBackend
+from .cpu.memory import ALIGNMENT, padded
+from .cpu.tile_memory import TileMemory
 from .cpu.tiled_matrix import TiledMatrix, tiled_bytes
 from .kernels.tile_layout import LAYOUTS
 
@@ -153,38 +154,52 @@ def target_format(name: str, stored: str, n_cols: int, dtype: str) -> str:
     return wanted
 
 
+def tile_bytes(config: ModelConfig, tensors: Mapping[str, SourceTensor], dtype: str) -> int:
+    """Bytes all matrices take in a TileMemory."""
+    return sum(
+        padded(
+            tiled_bytes(
+                target_format(name, tensors[name].format, shape[-1], dtype),
+                shape[-2],
+                shape[-1],
+                shape[0] if len(shape) == 3 else 1,
+            ),
+            ALIGNMENT,
+        )
+        for name, shape in tensor_shapes(config)
+        if len(shape) > 1
+    )
+
+
 def weight_bytes(config: ModelConfig, tensors: Mapping[str, SourceTensor], dtype: str) -> int:
     """Bytes the weights take on the backend."""
-    total = 0
-    for name, shape in tensor_shapes(config):
-        if len(shape) > 1:
-            kind = target_format(name, tensors[name].format, shape[-1], dtype)
-            total += tiled_bytes(kind, shape[-2], shape[-1], shape[0] if len(shape) == 3 else 1)
-        else:
-            total += 4 * shape[0]
-    return total
+    vectors = sum(4 * shape[0] for _, shape in tensor_shapes(config) if len(shape) == 1)
+    return tile_bytes(config, tensors, dtype) + vectors
 
 
 def load_weights(
     backend: CpuBackend,
     config: ModelConfig,
     tensors: Mapping[str, SourceTensor],
+    memory: TileMemory,
     *,
     dtype: str = "auto",
     interleaved_rope: bool = False,
     progress: Progress | None = None,
 ) -> Weights:
-    """Repacks all weights. interleaved_rope: Q and K rows come in pairs (2i, 2i+1) and are reordered to
-    halves.
+    """Repacks all matrices into `memory`, of tile_bytes(), unless it holds them already.
+
+    interleaved_rope: Q and K rows come in pairs (2i, 2i+1) and are reordered to halves.
 
     Raises: WeightsError.
     """
     shapes = dict(tensor_shapes(config))
-    backend.prepare_formats(
-        target_format(name, tensors[name].format, shape[-1], dtype)
-        for name, shape in shapes.items()
-        if len(shape) > 1
-    )
+    if not memory.filled:
+        backend.prepare_formats(
+            target_format(name, tensors[name].format, shape[-1], dtype)
+            for name, shape in shapes.items()
+            if len(shape) > 1
+        )
     done = 0
 
     def finished() -> None:
@@ -204,19 +219,21 @@ def load_weights(
     def matrix(stem: str) -> TiledMatrix:
         name = stem + ".weight"
         tensor = tensors[name]
-        order = (
-            _row_order(config, stem, tensor.shape[-2]) if interleaved_rope else np.arange(tensor.shape[-2])
-        )
+        n_rows, n_cols = tensor.shape[-2:]
+        n_experts = tensor.shape[0] if len(tensor.shape) == 3 else 1
+        order = _row_order(config, stem, n_rows) if interleaved_rope else np.arange(n_rows)
         bias = None
         if config.qkv_bias and stem.rpartition(".")[2] in ("attn_q", "attn_k", "attn_v"):
-            bias = vector(stem + ".bias")[order]
-        kind = target_format(name, tensor.format, tensor.shape[-1], dtype)
-        try:
-            data = _convert(tensor, kind)
-            result = backend.matrix(kind, data, tensor.shape[-1], order, bias)
-        except ValueError as error:
-            raise WeightsError(f"tensor {name}: {error}") from error
-        tensor.release()
+            bias = backend.vector(vector(stem + ".bias")[order])
+        kind = target_format(name, tensor.format, n_cols, dtype)
+        tiles = memory.take(tiled_bytes(kind, n_rows, n_cols, n_experts))
+        result = TiledMatrix(kind, n_rows, n_cols, n_experts, tiles, bias)
+        if not memory.filled:
+            try:
+                backend.repack(result, _convert(tensor, kind), order)
+            except ValueError as error:
+                raise WeightsError(f"tensor {name}: {error}") from error
+            tensor.release()
         finished()
         return result
 

@@ -12,11 +12,11 @@ from ..ops import ELEMENT_BYTES, Batch, KvRows
 from .affinity import Affinity, place_threads, usable
 from .kernel_cache import KernelCache, Progress
 from .kernel_spec import KernelSpec, kernel
-from .memory import ROW_FLOATS, aligned, aligned_array, padded, reserved
+from .memory import ROW_FLOATS, aligned_array, padded, reserved
 from .recorder import Piece, Recorder
 from .tape import Tape
 from .team import Team, check_threads
-from .tiled_matrix import TiledMatrix, tiled_bytes
+from .tiled_matrix import TiledMatrix
 from .topology import machine_topology
 
 
@@ -26,11 +26,14 @@ class Step:
     def __init__(self, team: Team, parts: list[list[Piece]], batch: Batch) -> None:
         self._team, self._parts = team, parts
         self.batch = batch
+        self._threads = team.everyone
 
     def run(self, part: int = 0) -> None:
+        if part == 0 and len(self.batch.tokens) == 1:  # one token: the work is shared out evenly
+            self._threads = self._team.attending()  # kept to the end, as threads keep values of their own
         for piece in self._parts[part]:
             if isinstance(piece, Tape):
-                self._team.run(piece, evenly=len(self.batch.tokens) == 1)
+                self._team.run(piece, self._threads)
             else:
                 piece()
 
@@ -53,9 +56,9 @@ class CpuBackend:
         topology = usable(affinity, machine_topology())
         if n_threads is None:
             n_threads = min(topology.best_threads, MAX_THREADS)
-        elif not affinity.strict:
-            n_threads = min(n_threads, topology.most_threads)
         check_threads(n_threads)
+        if not affinity.strict:
+            n_threads = min(n_threads, topology.most_threads)
         places = place_threads(affinity, topology, n_threads)
         self._cache = KernelCache()
         self._progress = progress
@@ -76,49 +79,33 @@ class CpuBackend:
         """Compiles what repacks these weight formats."""
         self.prepare(kernel("repack", "repack_cpu", name) for name in sorted(set(format_names)))
 
-    def matrix(
-        self,
-        format_name: str,
-        data: np.ndarray,
-        n_cols: int,
-        row_index: np.ndarray,
-        bias: np.ndarray | None = None,
-    ) -> TiledMatrix:
-        """Repacks GGUF rows into tiles; row i of the matrix is row row_index[i] of the data.
+    def repack(self, matrix: TiledMatrix, data: np.ndarray, row_index: np.ndarray) -> None:
+        """Fills the tiles from GGUF rows; row i of the matrix is row row_index[i] of the data.
+
+        Each thread writes, and so gets near it, the tiles that it reads when one token is decoded.
 
         Shapes: data uint8 [rows, row bytes] or [experts, rows, row bytes] (contiguous); row_index int64
         [rows].
         Raises: ValueError when a scale or weight is NaN or infinite.
         """
-        n_experts = data.shape[0] if data.ndim == 3 else 1
-        n_rows = len(row_index)
-        result = TiledMatrix(
-            format_name,
-            n_rows,
-            n_cols,
-            n_experts,
-            aligned(tiled_bytes(format_name, n_rows, n_cols, n_experts)),
-            None if bias is None else self.vector(bias),
-        )
-        index = np.full((n_experts, result.n_tiles * ROWS), -1, np.int64)
-        index[:, :n_rows] = row_index + np.arange(n_experts)[:, None] * data.shape[-2]
+        index = np.full((matrix.n_experts, matrix.n_tiles * ROWS), -1, np.int64)
+        index[:, : matrix.n_rows] = row_index + np.arange(matrix.n_experts)[:, None] * data.shape[-2]
         bad = np.zeros(1, np.int64)
         tape = Tape()
         zeros = [0] * 32  # the source of padding rows, behind the arguments
         tape.add(
-            kernel("repack", "repack_cpu", format_name),
-            result.tiles,
+            kernel("repack", "repack_cpu", matrix.format),
+            matrix.tiles,
             np.ascontiguousarray(data),
             index,
-            n_experts * result.n_tiles,
-            n_cols,
+            matrix.n_experts * matrix.n_tiles,
+            matrix.n_cols,
             bad,
             *zeros,
         )
         self._run(tape)
         if bad[0]:
             raise ValueError("the weights hold NaN or infinite values; fetch the model again")
-        return result
 
     def vector(self, values: np.ndarray) -> np.ndarray:
         """float32 values on a cache line, padded with zeros to whole tiles."""

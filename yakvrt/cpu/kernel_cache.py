@@ -10,15 +10,15 @@ import os
 import subprocess
 import sys
 import tempfile
+import weakref
 from collections.abc import Callable, Iterable
-from importlib.metadata import version
 from pathlib import Path
 from threading import Thread
 
 import llvmlite.binding as llvm
 
-from ..cache_directory import cache_directory
 from .features import host_features
+from .kernel_directory import default_directory, hold, prune
 from .kernel_spec import KernelSpec
 from .topology import default_threads
 
@@ -37,13 +37,15 @@ class KernelCache:
     """
 
     def __init__(self, directory: Path | None = None) -> None:
-        self._directory = directory or _default_directory()
+        self._directory = directory or default_directory()
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         try:
-            self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            weakref.finalize(self, os.close, hold(self._directory))
             writable = os.access(self._directory, os.W_OK)
         except OSError:
             writable = False
+        if writable and directory is None:
+            prune(self._directory)
         if not writable:
             print(
                 f"yakvrt: {self._directory} is not writable; kernels are compiled for this run only",
@@ -149,20 +151,6 @@ def _compile_cost(spec: KernelSpec) -> int:
                 max((p for p in spec.parameters if type(p) is int), default=0) > 1
             )
     return 0
-
-
-def _default_directory() -> Path:
-    """One directory per state of the kernel sources, compiler and CPU: an edit or another machine never meets
-    old code.
-    """
-    package = Path(__file__).parent.parent
-    digest = hashlib.sha256()
-    for source in sorted([*package.glob("kernels/*.py"), *package.glob("cpu/*.py")]):
-        digest.update(source.name.encode() + b"\0" + source.read_bytes())
-    features = host_features()
-    for part in (version("numba"), version("llvmlite"), sys.version, features.cpu_name, features.flags):
-        digest.update(part.encode() + b"\0")
-    return cache_directory() / "kernels" / digest.hexdigest()[:24]
 
 
 def write_object(path: Path, code: bytes) -> None:

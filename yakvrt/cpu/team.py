@@ -126,11 +126,8 @@ class Team:
         self._callers_mask = threading.local()
         self._close = weakref.finalize(self, self._crew.quit)
 
-    def run(self, tape: Tape, *, evenly: bool = False) -> None:
-        """Replays the tape; returns when every thread is done.
-
-        evenly: its work is shared out evenly, so that a thread on a busy core had better not take part.
-        """
+    def run(self, tape: Tape, threads: np.ndarray | None = None) -> None:
+        """Replays the tape on some threads, or on all; returns when they are done."""
         if os.getpid() != self._process:
             raise RuntimeError("the threads of a model do not survive a fork; load the model after forking")
         with self._caller:
@@ -139,32 +136,38 @@ class Team:
             crew = self._crew
             crew.finish_interrupted()
             self._tape = tape
-            active = self._attending() if evenly else crew.everyone
+            threads = self.everyone if threads is None else threads
             mask = self._mask()
             try:
                 if mask:
-                    crew.pin(int(active[0]))
-                crew.announce(tape.address, tape.n_rows, active)
+                    crew.pin(int(threads[0]))
+                crew.announce(tape.address, tape.n_rows, threads)
                 crew.complete()
             finally:
                 if mask:
                     with contextlib.suppress(OSError):
                         os.sched_setaffinity(0, mask)
 
+    @property
+    def everyone(self) -> np.ndarray:
+        """All threads, as run() takes them: by their places, of which the caller gets the first."""
+        return self._crew.everyone
+
+    def attending(self) -> np.ndarray:
+        """The threads for a step whose work is shared out evenly: those whose cores nothing else uses."""
+        crew = self._crew
+        if self._attendance is None:
+            return crew.everyone
+        now_ns = time.perf_counter_ns()
+        if self._attendance.is_due(int(crew.wall_ns[0]), now_ns):
+            self._attendance.update(crew.wall_ns, crew.own_ns, now_ns)
+        return self._attendance.active
+
     def close(self) -> None:
         """Ends the threads; further calls do nothing."""
         with self._caller:
             if os.getpid() == self._process:
                 self._close()
-
-    def _attending(self) -> np.ndarray:
-        """The threads of the next job, by their places; the caller has the place of the first."""
-        if self._attendance is None:
-            return self._crew.everyone
-        now_ns = time.perf_counter_ns()
-        if self._attendance.is_due(int(self._crew.wall_ns[0]), now_ns):
-            self._attendance.update(self._crew.wall_ns, self._crew.own_ns, now_ns)
-        return self._attendance.active
 
     def _mask(self) -> set[int] | None:
         """The calling thread's affinity, read once: later it might be what an interrupted run left."""
