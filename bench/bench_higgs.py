@@ -1,9 +1,9 @@
-"""HIGGS kernels: rows encoded per second, time to decode a row, scoring against a plain read, top-k selection.
+"""HIGGS kernels: rows encoded per second, time to decode a row, scoring against a plain read, selection.
 
     python bench/bench_higgs.py --threads 2 --out bench/results/NAME.json
 
-Scoring runs over codes larger than the caches, in turn with a read of the same bytes; all heads write the same
-logits, as the layers of a model do.
+Scoring runs over codes larger than the caches, in turn with a read of the same bytes; all heads write the
+same logits, as the layers of a model do.
 """
 
 from __future__ import annotations

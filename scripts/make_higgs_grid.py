@@ -5,7 +5,9 @@
 Lloyd's method on fresh samples: every step moves each point towards the mean of the samples nearest to it,
 too far at first (which shakes the points out of poor arrangements), then ever less (which averages the noise
 of the samples away). The best of several seeds is rounded to float16 and written to yakvrt/data/NAME.npy as
-float32 [n, d]. Source: HIGGS, arXiv 2411.17525; CLVQ, Pages & Printems 2003.
+float32 [n, d]. The grids that kernels look up are symmetric, the second half being -1 times the first: they
+search and hold one half only. That costs less than half a percent in error. Source: HIGGS, arXiv 2411.17525;
+CLVQ, Pages & Printems 2003.
 """
 
 from __future__ import annotations
@@ -30,15 +32,16 @@ class Recipe:
     n_seeds: int
     n_steps: int
     n_samples: int  # per step
+    symmetric: bool = False
 
 
 RECIPES = {
     "higgs_d2n16": Recipe(2, 16, 0.1080, 16, 150, 100_000),
     "higgs_d4n16": Recipe(4, 16, 0.3440, 16, 150, 100_000),
-    "higgs_d2n64": Recipe(2, 64, 0.0298, 4, 300, 200_000),
-    "higgs_d4n256": Recipe(4, 256, 0.0967, 2, 250, 400_000),
-    "higgs_d8n256": Recipe(8, 256, 0.3235, 2, 200, 200_000),
-    "higgs_d2n256": Recipe(2, 256, 0.0078, 3, 900, 400_000),
+    "higgs_d2n64": Recipe(2, 64, 0.0298, 4, 300, 200_000, symmetric=True),
+    "higgs_d4n256": Recipe(4, 256, 0.0967, 2, 250, 400_000, symmetric=True),
+    "higgs_d8n256": Recipe(8, 256, 0.3235, 2, 200, 200_000, symmetric=True),
+    "higgs_d2n256": Recipe(2, 256, 0.0078, 3, 900, 400_000, symmetric=True),
     "higgs_d8n4096": Recipe(8, 4096, 0.1690, 1, 120, 1_000_000),
 }
 
@@ -92,14 +95,22 @@ def lloyd(recipe: Recipe, seed: int) -> np.ndarray:
     """One run from random points."""
     rng = np.random.default_rng([recipe.dim, recipe.n_points, seed])
     grid = rng.standard_normal((recipe.n_points, recipe.dim), np.float32)
+    if recipe.symmetric:
+        grid[recipe.n_points // 2 :] = -grid[: recipe.n_points // 2]
     for step in range(recipe.n_steps):
         x = samples(rng, recipe.dim, recipe.n_samples)
         codes, _ = nearest(x, grid)
         counts = np.bincount(codes, minlength=recipe.n_points)
         sums = np.stack([np.bincount(codes, x[j], recipe.n_points) for j in range(recipe.dim)], axis=1)
+        half = recipe.n_points // 2
+        if recipe.symmetric:  # a point and its mirror image are one
+            counts[:half] += counts[half:]
+            sums[:half] -= sums[half:]
         means = sums / np.maximum(counts, 1)[:, None]
         empty = counts == 0
         means[empty] = rng.standard_normal((int(empty.sum()), recipe.dim))
+        if recipe.symmetric:
+            means[half:] = -means[:half]
         progress = step / recipe.n_steps
         # too far for a half, then plain steps, then averaging over ever more samples
         gain = 1.8 - 1.2 * progress if progress < 0.6 else 0.6 / (1 + 40 * (progress - 0.6))
@@ -131,9 +142,10 @@ def make(name: str) -> None:
     error = mean_squared_error(best, 4_000_000)
     if error > recipe.limit:
         raise SystemExit(f"{name}: the error {error:.6f} is above {recipe.limit}")
-    order = np.lexsort(best.T[::-1])
+    half = best[: recipe.n_points // 2] if recipe.symmetric else best
+    half = half[np.lexsort(half.T[::-1])]
     DATA.mkdir(exist_ok=True)
-    np.save(DATA / f"{name}.npy", best[order])
+    np.save(DATA / f"{name}.npy", np.concatenate([half, -half]) if recipe.symmetric else half)
     print(f"{name}: mean squared error {error:.6f} (limit {recipe.limit})", flush=True)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from yakvrt import higgs_grids
 from yakvrt.higgs_grids import GRIDS, load_grid
-from yakvrt.kernels.higgs_layout import GridTables, int8_grid, pack_tables
+from yakvrt.kernels.higgs_layout import GridTables, byte_grid, pack_tables
 
 LIMITS = {
     "d2n256": 0.00780,
@@ -57,20 +57,24 @@ def test_unknown_and_damaged_grids(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         load_grid("d2n16")
 
 
-@pytest.mark.parametrize("name", ["d2n256", "d2n16", "d4n256", "d8n256"])
+@pytest.mark.parametrize("name", ["d2n256", "d2n64", "d4n256", "d8n256"])
 def test_tables(name: str) -> None:
     grid = load_grid(name)
     n_points, dim = grid.shape
     tables, memory = GridTables(dim, n_points), pack_tables(grid)
-    search = memory[: n_points * (dim + 1) * 4].view(np.float32).reshape(n_points, dim + 1)
-    np.testing.assert_array_equal(search[:, :dim], grid)
+    half = n_points // 2
+    search = memory[: half * (dim + 1) * 4].view(np.float32).reshape(half, dim + 1)
+    np.testing.assert_array_equal(search[:, :dim], grid[:half])
     planes = memory[tables.planes :][: n_points * dim * 2].view(np.float16).reshape(dim, n_points)
     np.testing.assert_array_equal(planes.T, grid)
-    signed, step = int8_grid(grid)
-    assert memory[tables.scale :][:4].view(np.float32)[0] == step
-    bytes8 = memory[tables.bytes8 : tables.words8].reshape(dim, 256)
-    np.testing.assert_array_equal(bytes8[:, :n_points].astype(int) - 128, signed.T)
+    codes, step = byte_grid(grid)
+    assert memory[tables.step :][:4].view(np.float32)[0] == step
+    assert np.abs((codes - 127.5) * step - grid).max() <= 0.501 * step
+    bytes8 = memory[tables.bytes8 : tables.words8].reshape(dim, 128)
+    np.testing.assert_array_equal(bytes8[:, :half], codes[:half].T)
     with pytest.raises(ValueError, match="4096 points has no byte codes"):
         pack_tables(load_grid("d8n4096"))
+    with pytest.raises(ValueError, match="mirror images"):
+        pack_tables(np.roll(grid, 1, axis=0))
     with pytest.raises(ValueError, match="exact in float16"):
         pack_tables(grid + np.float32(1e-6))

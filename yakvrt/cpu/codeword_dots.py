@@ -35,12 +35,12 @@ from .simd import (
     splat,
     vmax,
 )
-from .tile_matmul import PREFETCH_AHEAD
 from .tile_reader import dot_codes
 
-HEADER = 64  # bytes of a query record before its codes: factor, offset, -128 * sum of codes
-PLANES = 4  # dimensions whose tables the registers hold at once
-MAX_QUERIES = 8  # accumulators beside them
+PREFETCH_AHEAD = 4096  # bytes
+HEADER = 64  # bytes of a query record before its codes: factor, offset, -127 * and -0.5 * sum of codes
+MAX_QUERIES = 8  # accumulators beside the tables
+REGISTERS = 27  # for accumulators and tables
 
 
 def query_layout(selector: Selector, head_dim: int) -> tuple[int, int, int]:
@@ -51,23 +51,34 @@ def query_layout(selector: Selector, head_dim: int) -> tuple[int, int, int]:
     return HEADER, means, means + (-(-mean_bytes // 64) * 64 if selector.mean_grid else 0)
 
 
-def _look_up(builder: Any, plane: list[Any], codes: Any, high: Any) -> Any:
-    """The table's bytes of 64 codes; `high` says which are 128 or more."""
+def _look_up(builder: Any, plane: list[Any], codes: Any, mirrored: Any) -> Any:
+    """The bytes of 64 codes; `mirrored` is 255 where a code is a mirror image: its byte is 255 - b."""
     fn = declare(builder, "llvm.x86.avx512.vpermi2var.qi.512", V64I8, [V64I8, V64I8, V64I8])
-    low, top = (builder.call(fn, [plane[i], codes, plane[i + 1]]) for i in (0, 2))
-    return builder.select(high, top, low)
+    return builder.xor(builder.call(fn, [plane[0], codes, plane[1]]), mirrored)
 
 
-def _planes(builder: Any, tables: GridTables, memory: Any, dims: range) -> list[list[Any]]:
-    return [[load(builder, memory, V64I8, tables.bytes8 + 256 * d + 64 * i) for i in range(4)] for d in dims]
+class _Table:
+    """The byte form of one grid: its planes in registers, or the address where points are gathered."""
+
+    def __init__(self, builder: Any, dim: int, memory: Any) -> None:
+        self.layout, self.memory = GridTables(dim, 256), memory
+        self.planes = []
+        if FEATURES.avx512_vbmi:
+            first = self.layout.bytes8
+            for plane in range(first, first + 128 * dim, 128):
+                self.planes.append([load(builder, memory, V64I8, plane + i) for i in (0, 64)])
+
+    def step(self, builder: Any) -> Any:
+        return splat(builder, load(builder, self.memory, F32, self.layout.step))
 
 
 class _Sums:
     """Integer accumulators of a few queries, starting at the correction for unsigned codes."""
 
-    def __init__(self, builder: Any, records: list[Any]) -> None:
+    def __init__(self, builder: Any, records: list[Any], dim: int) -> None:
         self.builder = builder
-        self.chains = 2 if len(records) <= 2 else 1
+        # a dot product waits four cycles for the one before it in its chain
+        self.chains = 2 if 2 * len(records) + 2 * dim <= REGISTERS else 1
         self.cells = []
         for record in records:
             start = splat(builder, load(builder, record, I32, 8))
@@ -96,43 +107,26 @@ def _in_every_lane(builder: Any, address: Any, offset: int, word: ir.Type) -> An
 
 
 def _add_by_planes(
-    builder: Any,
-    sums: _Sums,
-    tables: GridTables,
-    memory: Any,
-    n_vectors: int,
-    codes: Any,
-    queries: list[Any],
-    word: ir.Type,
+    builder: Any, sums: _Sums, table: _Table, n_vectors: int, codes: Any, queries: list[Any], word: ir.Type
 ) -> None:
     """Adds n_vectors vectors of codes; a query's codes of one vector and one dimension are one `word`."""
     word_bytes = word.width // 8
-    for first in range(0, tables.dim, PLANES):
-        dims = range(first, min(first + PLANES, tables.dim))
-        planes = _planes(builder, tables, memory, dims)
-        with cgutils.for_range(builder, const_i64(n_vectors)) as loop:
-            vector = load(builder, codes, V64I8, builder.mul(loop.index, const_i64(64)))
-            high = builder.icmp_signed("<", vector, const(V64I8, 0))
-            start = builder.mul(loop.index, const_i64(word_bytes * tables.dim))
-            parts = [builder.add(query, start) for query in queries]
-            for turn, d in enumerate(dims):
-                found = _look_up(builder, planes[turn], vector, high)
-                for g, part in enumerate(parts):
-                    sums.add(g, turn, found, _in_every_lane(builder, part, word_bytes * d, word))
+    with cgutils.for_range(builder, const_i64(n_vectors)) as loop:
+        vector = load(builder, codes, V64I8, builder.mul(loop.index, const_i64(64)))
+        mirrored = builder.sext(builder.icmp_signed("<", vector, const(V64I8, 0)), V64I8)
+        start = builder.mul(loop.index, const_i64(word_bytes * table.layout.dim))
+        parts = [builder.add(query, start) for query in queries]
+        for d, plane in enumerate(table.planes):
+            found = _look_up(builder, plane, vector, mirrored)
+            for g, part in enumerate(parts):
+                sums.add(g, d, found, _in_every_lane(builder, part, word_bytes * d, word))
 
 
 def _add_by_gathers(
-    builder: Any,
-    sums: _Sums,
-    tables: GridTables,
-    memory: Any,
-    n_vectors: int,
-    codes: Any,
-    queries: list[Any],
-    word: ir.Type,
+    builder: Any, sums: _Sums, table: _Table, n_vectors: int, codes: Any, queries: list[Any], word: ir.Type
 ) -> None:
     """The same where a query's codes are in their own order: one `word` per sub-vector and 4 dimensions."""
-    word_bytes, n_words = word.width // 8, max(1, tables.dim // 4)
+    word_bytes, n_words = word.width // 8, max(1, table.layout.dim // 4)
     with cgutils.for_range(builder, const_i64(n_vectors)) as loop:
         vector = load(builder, codes, V16I32, builder.mul(loop.index, const_i64(64)))
         start = builder.mul(loop.index, const_i64(word_bytes * n_words * 4))
@@ -140,8 +134,8 @@ def _add_by_gathers(
         for j in range(4):
             indices = builder.and_(builder.lshr(vector, const(V16I32, 8 * j)), const(V16I32, 255))
             for k in range(n_words):
-                table = builder.add(memory, const_i64(tables.words8 + 4 * k))
-                found = builder.bitcast(gather_words(builder, table, indices, 1 + n_words), V64I8)
+                points = builder.add(table.memory, const_i64(table.layout.words8 + 4 * k))
+                found = builder.bitcast(gather_words(builder, points, indices, 1 + n_words), V64I8)
                 for g, part in enumerate(parts):
                     words = _in_every_lane(builder, part, word_bytes * (n_words * j + k), word)
                     sums.add(g, j, found, words)
@@ -162,26 +156,24 @@ class _Scorer:
 
     def __init__(self, kind: str, head_dim: int, queries: range) -> None:
         self.selector, self.head_dim, self.queries = SELECTORS[kind], head_dim, queries
-        self.tables, self.mean_tables = GridTables(self.selector.dim, 256), GridTables(2, 256)
         self.at_codes, self.at_means, self.query_bytes = query_layout(self.selector, head_dim)
 
     def records(self, builder: Any, queries: Any) -> list[Any]:
         return [builder.add(queries, const_i64(g * self.query_bytes)) for g in self.queries]
 
-    def mean_terms(self, builder: Any, block: Any, records: list[Any], memory: Any) -> list[Any]:
+    def mean_terms(self, builder: Any, block: Any, records: list[Any], table: _Table) -> list[Any]:
         """Per query the logits of the 8 mean rows, row r in lanes 2r and 2r + 1."""
         selector, head_dim = self.selector, self.head_dim
-        sums = _Sums(builder, records)
+        sums = _Sums(builder, records, table.layout.dim)
         codes = builder.add(block, const_i64(selector.mean_codes(head_dim)))
         queries = [builder.add(record, const_i64(self.at_means)) for record in records]
-        _add_codes(builder, sums, self.mean_tables, memory, head_dim // 16, codes, queries, I64)
+        _add_codes(builder, sums, table, head_dim // 16, codes, queries, I64)
         undefined = ir.Constant(V16I32, ir.Undefined)
         halves = load(builder, block, ir.VectorType(I16, 8), selector.mean_scales(head_dim))
         twice = builder.shuffle_vector(
             halves, ir.Constant(halves.type, ir.Undefined), ir.Constant(V16I32, [i // 2 for i in range(16)])
         )
-        step = splat(builder, load(builder, memory, F32, self.mean_tables.scale))
-        scales = builder.fmul(simd.half_to_float(builder, twice), step)
+        scales = builder.fmul(simd.half_to_float(builder, twice), table.step(builder))
         terms = []
         for record, total in zip(records, sums.totals(), strict=True):
             # a row is two lanes, and both began at the correction
@@ -190,25 +182,29 @@ class _Scorer:
             )
             both = builder.sub(builder.add(total, swapped), splat(builder, load(builder, record, I32, 8)))
             factor = builder.fmul(scales, splat(builder, load(builder, record, F32)))
-            terms.append(builder.fmul(builder.sitofp(both, V16F32), factor))
+            terms.append(builder.fmul(_exact(builder, both, record), factor))
         return terms
 
     def tile_scores(
-        self, builder: Any, tile: Any, scales: Any, records: list[Any], memory: Any, means: list[Any]
+        self, builder: Any, tile: Any, scales: Any, records: list[Any], table: _Table, means: list[Any]
     ) -> list[Any]:
         """Per query the logits of 16 tokens."""
-        sums = _Sums(builder, records)
+        sums = _Sums(builder, records, table.layout.dim)
         queries = [builder.add(record, const_i64(self.at_codes)) for record in records]
-        n_vectors = self.selector.tile_vectors(self.head_dim)
-        _add_codes(builder, sums, self.tables, memory, n_vectors, tile, queries, I32)
-        step = splat(builder, load(builder, memory, F32, self.tables.scale))
-        key_scales = builder.fmul(simd.half_to_float(builder, load(builder, scales, V16I16)), step)
+        _add_codes(builder, sums, table, self.selector.tile_vectors(self.head_dim), tile, queries, I32)
+        halves = load(builder, scales, V16I16)
+        key_scales = builder.fmul(simd.half_to_float(builder, halves), table.step(builder))
         scores = []
         for record, total, mean in zip(records, sums.totals(), means, strict=True):
             factor = builder.fmul(key_scales, splat(builder, load(builder, record, F32)))
             offset = builder.fadd(splat(builder, load(builder, record, F32, 4)), mean)
-            scores.append(fmadd(builder, builder.sitofp(total, V16F32), factor, offset))
+            scores.append(fmadd(builder, _exact(builder, total, record), factor, offset))
         return scores
+
+
+def _exact(builder: Any, total: Any, record: Any) -> Any:
+    """Sums of bytes * codes - 127 * codes -> sums of (bytes - 127.5) * codes."""
+    return builder.fadd(builder.sitofp(total, V16F32), splat(builder, load(builder, record, F32, 12)))
 
 
 def _mean_of_tile(builder: Any, term: Any, tile: Any) -> Any:
@@ -253,13 +249,15 @@ def make_block_scores(kind: str, head_dim: int, group: int) -> Any:
             largest = [cgutils.alloca_once_value(builder, lowest) for _ in range(group)]
             terms = [cgutils.alloca_once(builder, V16F32) for _ in range(group)]
             count = builder.trunc(n_tokens, I32)
+            table = _Table(builder, selector.dim, tables)
             with cgutils.for_range(builder, builder.sub(last, first)) as outer:
                 index = builder.add(first, outer.index)
                 block = builder.add(blocks, builder.mul(index, const_i64(block_bytes)))
                 if selector.mean_grid:
+                    mean_table = _Table(builder, 2, mean_tables)
                     for scorer in scorers:
                         records = scorer.records(builder, queries)
-                        found = scorer.mean_terms(builder, block, records, mean_tables)
+                        found = scorer.mean_terms(builder, block, records, mean_table)
                         for g, term in zip(scorer.queries, found, strict=True):
                             builder.store(term, terms[g])
                 with cgutils.for_range(builder, const_i64(BLOCK_TOKENS // TILE_TOKENS)) as inner:
@@ -280,7 +278,7 @@ def make_block_scores(kind: str, head_dim: int, group: int) -> Any:
                             addresses = [builder.ptrtoint(terms[g], I64) for g in scorer.queries]
                             means = [_mean_of_tile(builder, a, inner.index) for a in addresses]
                         records = scorer.records(builder, queries)
-                        scores = scorer.tile_scores(builder, tile, scales, records, tables, means)
+                        scores = scorer.tile_scores(builder, tile, scales, records, table, means)
                         for g, score in zip(scorer.queries, scores, strict=True):
                             score = builder.select(present, score, lowest)
                             target = builder.add(out, builder.mul(logits_stride, const_i64(g)))

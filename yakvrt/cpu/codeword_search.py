@@ -12,6 +12,7 @@ from . import simd
 from .simd import F32, FEATURES, I32, V16F32, V16I8, V16I32, const, const_i64, fmadd, load, splat
 
 UNROLL = 4  # grid points per turn of the loop
+SIGN = -(2**31)
 
 
 def search_vectors(dim: int) -> int:
@@ -39,10 +40,13 @@ def _planes(builder: Any, dim: int, y: Any) -> list[Any]:
 def make_search(dim: int, n_points: int, n_vectors: int) -> Any:
     """An intrinsic f(y, search, codes, scores) for 16 * n_vectors sub-vectors.
 
-    The code is the point with the largest y.g - |g|^2 / 2, the lowest of equal ones; that value is the score.
+    The code is the point with the largest y.g - |g|^2 / 2; that value is the score. Since -g is a point too,
+    the larger of the two is |y.g| - |g|^2 / 2, and the sign of y.g says which it is.
     Shapes: y float32 [16 * n_vectors][dim], search as in GridTables, codes uint8 and scores float32
     [16 * n_vectors].
     """
+
+    half = n_points // 2
 
     @intrinsic
     def search(typing_context: Any, y: Any, table: Any, codes: Any, scores: Any) -> Any:
@@ -52,7 +56,7 @@ def make_search(dim: int, n_points: int, n_vectors: int) -> Any:
             planes = [_planes(builder, dim, builder.add(y, offset)) for offset in offsets]
             best = [cgutils.alloca_once_value(builder, const(V16F32, float("-inf"))) for _ in offsets]
             chosen = [cgutils.alloca_once_value(builder, const(V16I32, 0)) for _ in offsets]
-            with cgutils.for_range(builder, const_i64(n_points // UNROLL)) as loop:
+            with cgutils.for_range(builder, const_i64(half // UNROLL)) as loop:
                 turn = builder.add(table, builder.mul(loop.index, const_i64(UNROLL * 4 * (dim + 1))))
                 first = builder.trunc(builder.mul(loop.index, const_i64(UNROLL)), I32)
                 for u in range(UNROLL):
@@ -62,15 +66,22 @@ def make_search(dim: int, n_points: int, n_vectors: int) -> Any:
                     ]
                     code = splat(builder, builder.add(first, ir.Constant(I32, u)))
                     for i in range(n_vectors):
-                        score = point[dim]
-                        for j in range(dim):
-                            score = fmadd(builder, planes[i][j], point[j], score)
+                        dot = builder.fmul(planes[i][0], point[0])
+                        for j in range(1, dim):
+                            dot = fmadd(builder, planes[i][j], point[j], dot)
+                        bits = builder.bitcast(dot, V16I32)
+                        size = builder.bitcast(builder.and_(bits, const(V16I32, 0x7FFFFFFF)), V16F32)
+                        score = builder.fsub(size, point[dim])
+                        signed = builder.or_(builder.and_(bits, const(V16I32, SIGN)), code)
                         old = builder.load(best[i])
                         better = builder.fcmp_ordered(">", score, old)
                         builder.store(builder.select(better, score, old), best[i])
-                        builder.store(builder.select(better, code, builder.load(chosen[i])), chosen[i])
+                        builder.store(builder.select(better, signed, builder.load(chosen[i])), chosen[i])
             for i in range(n_vectors):
-                simd.store(builder, builder.trunc(builder.load(chosen[i]), V16I8), codes, 16 * i)
+                found = builder.load(chosen[i])
+                mirrored = builder.icmp_signed("<", found, const(V16I32, 0))
+                code = builder.select(mirrored, builder.add(found, const(V16I32, half)), found)
+                simd.store(builder, builder.trunc(code, V16I8), codes, 16 * i)
                 simd.store(builder, builder.load(best[i]), scores, 64 * i)
             return context.get_dummy_value()
 

@@ -149,7 +149,7 @@ def make_find_codes(head_dim: int, dim: int, n_points: int, scale_rule: str) -> 
     n_vectors = search_vectors(dim)
     search = make_search(dim, n_points, n_vectors)
     tables_of = GridTables(dim, n_points)
-    point_bytes, half_square = 4 * (dim + 1), 4 * dim
+    half, point_bytes, half_square = n_points // 2, 4 * (dim + 1), 4 * dim
     per_row = head_dim // dim
     together = 16 * n_vectors
     unbiased, corrected = scale_rule == "unbiased", scale_rule != "norm"
@@ -165,12 +165,13 @@ def make_find_codes(head_dim: int, dim: int, n_points: int, scale_rule: str) -> 
                 total, half_squares = np.float32(0), np.float32(0)
                 for i in range(token * per_row, (token + 1) * per_row):
                     total += v.get_f32(scores + i * 4)
-                    half_squares += v.get_f32(tables + v.get_u8(codes + i) * point_bytes + half_square)
-                along = total - half_squares
+                    point = v.get_u8(codes + i) % half
+                    half_squares += v.get_f32(tables + point * point_bytes + half_square)
+                along = total + half_squares
                 if along > np.float32(0):
                     factor = np.float32(head_dim) / along
                     if not unbiased:
-                        factor = along / (np.float32(-2) * half_squares)
+                        factor = along / (np.float32(2) * half_squares)
                     v.put_f32(scales + token * 4, v.get_f32(scales + token * 4) * factor)
 
     return find_codes

@@ -42,12 +42,13 @@ def _padded(n: int) -> int:
 class GridTables:
     """Where the tables of a grid of up to 256 points lie in one block of memory; offsets in bytes.
 
-    search  float32 [n][d + 1]: the point, then -|point|^2 / 2
+    Grids are symmetric: point n / 2 + i is the mirror image of point i, -1 times it.
+    search  float32 [n / 2][d + 1]: a point of the first half, then |point|^2 / 2
     halves  float16 [n][d]
     planes  float16 [d][n]
-    scale   float32: the step of the int8 forms, max |grid| / 127
-    bytes8  uint8 [d][256]: 128 + int8 form
-    words8  uint8 [256][max(d, 4)]: the same by point
+    step    float32: step of the byte forms, a byte b standing for step * (b - 127.5)
+    bytes8  uint8 [d][128]: the first half of the points; 255 - b mirrors a byte b
+    words8  uint8 [256][max(d, 4)]: all points
     """
 
     dim: int
@@ -55,39 +56,42 @@ class GridTables:
 
     @property
     def halves(self) -> int:
-        return _padded(self.n_points * (self.dim + 1) * 4)
+        return _padded(self.n_points // 2 * (self.dim + 1) * 4)
 
     @property
     def planes(self) -> int:
         return self.halves + _padded(self.n_points * self.dim * 2)
 
     @property
-    def scale(self) -> int:
+    def step(self) -> int:
         return self.planes + _padded(self.n_points * self.dim * 2)
 
     @property
     def bytes8(self) -> int:
-        return self.scale + 64
+        return self.step + 64
 
     @property
     def words8(self) -> int:
-        return self.bytes8 + self.dim * 256
+        return self.bytes8 + self.dim * 128
 
     @property
     def n_bytes(self) -> int:
         return self.words8 + 256 * max(self.dim, 4)
 
 
-def int8_grid(grid: np.ndarray) -> tuple[np.ndarray, np.float32]:
-    """The grid rounded to int8 with one step."""
-    step = np.float32(np.abs(grid).max() / 127)
-    return np.rint(grid / step).astype(np.int8), step
+def byte_grid(grid: np.ndarray) -> tuple[np.ndarray, np.float32]:
+    """A symmetric grid rounded to bytes b and a step: a coordinate is about step * (b - 127.5)."""
+    step = np.float32(np.abs(grid).max() / 127.5)
+    codes = np.clip(np.floor(grid / step) + 128, 0, 255).astype(np.uint8)
+    half = len(grid) // 2
+    codes[half:] = 255 - codes[:half]
+    return codes, step
 
 
 def pack_tables(grid: np.ndarray) -> np.ndarray:
     """The tables of a grid as kernels read them, uint8 on a cache line.
 
-    Raises: ValueError for a grid of more than 256 points or of values beyond float16.
+    Raises: ValueError for a grid of more than 256 points, of values beyond float16, or without symmetry.
     """
     n_points, dim = grid.shape
     if n_points > 256:
@@ -95,19 +99,21 @@ def pack_tables(grid: np.ndarray) -> np.ndarray:
     halves = grid.astype(np.float16)
     if not np.array_equal(halves, grid):
         raise ValueError("a grid's values must be exact in float16: round them before")
+    half = n_points // 2
+    if not np.array_equal(grid[half:], -grid[:half]):
+        raise ValueError("a grid must hold the mirror images of its first half in its second: make it so")
     tables = GridTables(dim, n_points)
     codes = np.zeros((256, max(dim, 4)), np.uint8)
-    signed, step = int8_grid(grid)
-    codes[:n_points, :dim] = (signed.astype(np.int16) + 128).astype(np.uint8)
+    codes[:n_points, :dim], step = byte_grid(grid)
     raw = np.zeros(tables.n_bytes + 64, np.uint8)
     memory = raw[-raw.ctypes.data % 64 :][: tables.n_bytes]
-    squares = -0.5 * (grid.astype(np.float64) ** 2).sum(axis=1, keepdims=True)
+    squares = 0.5 * (grid[:half].astype(np.float64) ** 2).sum(axis=1, keepdims=True)
     parts = {
-        0: np.hstack([grid, squares]).astype(np.float32),
+        0: np.hstack([grid[:half], squares]).astype(np.float32),
         tables.halves: halves,
         tables.planes: halves.T,
-        tables.scale: np.array([step], np.float32),
-        tables.bytes8: codes[:, :dim].T,
+        tables.step: np.array([step], np.float32),
+        tables.bytes8: np.where(np.arange(128)[:, None] < half, codes[:128, :dim], 0).T,
         tables.words8: codes,
     }
     for offset, part in parts.items():

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .higgs_layout import BLOCK_TOKENS, SELECTORS, int8_grid
+from .higgs_layout import BLOCK_TOKENS, SELECTORS, byte_grid
 from .higgs_selector import decode_selector_ref
 from .rotate import make_rotate, rotation
 
@@ -49,8 +49,8 @@ def score_ref(
 
 
 def _rounded(grid: np.ndarray) -> np.ndarray:
-    codes, step = int8_grid(grid)
-    return codes * step.astype(np.float64)
+    codes, step = byte_grid(grid)
+    return (codes - 127.5) * step.astype(np.float64)
 
 
 def query_bytes(kind: str, head_dim: int) -> int:
@@ -108,7 +108,8 @@ def make_quantise_query(kind: str, head_dim: int, signs: bool = False) -> Any:
                     v.put_u8(record + at_means + place, v.get_u8(codes + s * 2 + d))
         v.put_f32(record, step * factor)
         v.put_f32(record + 4, v.hsum(offset) * factor)
-        v.put_i32(record + 8, -128 * total)
+        v.put_i32(record + 8, -127 * total)
+        v.put_f32(record + 12, np.float32(-0.5) * np.float32(total))
 
     return quantise_query
 

@@ -1,7 +1,7 @@
 """The ids of the k largest estimated probabilities of one KV head, shared by its group of queries.
 
-Rules: "sum" ranks by the sum over the group of exp(logit - LSE), "max" by the largest of them, "mean" by the mean
-logit. LSE is each query's normaliser, the log of its sum of exponentials.
+Rules: "sum" ranks by the sum over the group of exp(logit - LSE), "max" by the largest of them, "mean" by the
+mean logit. LSE is each query's normaliser, the log of its sum of exponentials.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def select_scratch_bytes(n: int) -> int:
 def make_weights(rule: str, group: int) -> Any:
     """An inline weights(keys, logits, logits_stride, lse, n): sort keys (int32) of n tokens, then padding.
 
-    Shapes: logits float32, G rows logits_stride bytes apart, readable up to a multiple of 16; lse float32 [G].
-    `keys`: keys_bytes(n) bytes.
+    Shapes: logits float32, G rows logits_stride bytes apart, readable up to a multiple of 16; lse float32
+    [G]. `keys`: keys_bytes(n) bytes.
     """
     from ..cpu import largest
     from ..cpu import vector_ops as v
