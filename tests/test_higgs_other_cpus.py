@@ -1,4 +1,4 @@
-"""The HIGGS kernels as other CPUs would run them: with AVX2 but no AVX-512, with AVX-512 but no VBMI, with SSE2."""
+"""The HIGGS kernels as other CPUs would run them: AVX2 without AVX-512, AVX-512 without VBMI, and SSE2."""
 
 from __future__ import annotations
 

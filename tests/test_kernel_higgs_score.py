@@ -11,6 +11,7 @@ from yakvrt.higgs_grids import load_grid
 from yakvrt.kernels.higgs_layout import BLOCK_TOKENS, SELECTORS, pack_tables
 from yakvrt.kernels.higgs_score import query_bytes, score_ref
 from yakvrt.kernels.higgs_selector import encode_selector_ref
+from yakvrt.kernels.rotate import rotation
 
 RNG = np.random.default_rng(14)
 CASES = [
@@ -28,6 +29,19 @@ CASES = [
 ]
 
 
+def clear_queries(shape: tuple[int, int, int], signs: bool) -> np.ndarray:
+    """Random queries no coordinate of which lies just between two integers once rotated and scaled."""
+    q = np.empty(shape, np.float32)
+    matrix = rotation(shape[2], signs).T.astype(float)
+    for index in np.ndindex(shape[:2]):
+        distance = np.zeros(1)  # from the nearest half
+        while distance.min() < 1e-4:
+            q[index] = RNG.standard_normal(shape[2]) * 3
+            y = q[index].astype(float) @ matrix
+            distance = np.abs(y / np.abs(y).max() * 127 % 1 - 0.5)
+    return q
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
 def test_score(team: KernelTeam, case: tuple[str, int, int, bool]) -> None:
     kind, head_dim, group, signs = case
@@ -42,7 +56,7 @@ def test_score(team: KernelTeam, case: tuple[str, int, int, bool]) -> None:
         blocks = aligned(int(np.prod(shape))).reshape(shape)
         blocks[:] = 0xFF
         means = RNG.standard_normal((n_heads, head_dim)).astype(np.float32)
-        q = (RNG.standard_normal((n_heads, group, head_dim)) * 3).astype(np.float32)
+        q = clear_queries((n_heads, group, head_dim), signs)
         q[0, 0] = 0
         for head in range(n_heads):
             rows = (RNG.standard_normal((n, head_dim)) * 2).astype(np.float32)
@@ -66,11 +80,9 @@ def test_score(team: KernelTeam, case: tuple[str, int, int, bool]) -> None:
             rounded = score_ref(*facts, signs=signs, as_int8=True)
             exact = score_ref(*facts, signs=signs)
             assert (got[:, n:] == -np.inf).all()
-            np.testing.assert_allclose(got[:, :n], rounded[:, :n], rtol=0, atol=0.02)
+            np.testing.assert_allclose(got[:, :n], rounded[:, :n], rtol=1e-5, atol=1e-4)
             if not n:
                 assert (maxima[head] == -np.inf).all()
                 continue
-            # a query coordinate just between two integers may round the other way
-            assert np.median(np.abs(got[:, :n] - rounded[:, :n])) < 2e-5
-            assert np.abs(got[:, :n] - exact[:, :n]).max() < 0.05 * 6  # logits have a deviation of 6
+            assert np.abs(got[:, :n] - exact[:, :n]).max() < 0.08 * 6  # logits have a deviation of 6
             np.testing.assert_array_equal(maxima[head].max(axis=0), got.max(axis=1))
