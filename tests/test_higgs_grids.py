@@ -75,6 +75,6 @@ def test_tables(name: str) -> None:
     with pytest.raises(ValueError, match="4096 points has no byte codes"):
         pack_tables(load_grid("d8n4096"))
     with pytest.raises(ValueError, match="mirror images"):
-        pack_tables(np.roll(grid, 1, axis=0))
+        pack_tables(grid[[1, 0, *range(2, n_points)]])
     with pytest.raises(ValueError, match="exact in float16"):
         pack_tables(grid + np.float32(1e-6))
