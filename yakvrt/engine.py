@@ -179,6 +179,7 @@ def load(
 
     Raises: ValueError and RuntimeError with a sentence that says what to do.
     """
+    from .config import rope_frequencies
     from .kvcache import open_method
     from .kvcache.contract import KvSetting
 
@@ -220,12 +221,12 @@ def load(
         try:
             loading = partial(progress, "loading weights") if progress else None
             weights = _weights(backend, source, dtype, loading, tile_cache=tile_cache, mmap=mmap, mlock=mlock)
+            factors = source.rope_factors()
+            rope = rope_frequencies(config, factors)
             cache: KvMethod = method.build(
-                KvSetting(backend, config, weights, n_slots, context, cache_type), parameters
+                KvSetting(backend, config, weights, n_slots, context, cache_type, *rope), parameters
             )
-            runner = Runner(
-                backend, config, weights, cache, chunk=ubatch_size, rope_factors=source.rope_factors()
-            )
+            runner = Runner(backend, config, weights, cache, chunk=ubatch_size, rope_factors=factors)
             runner.warm_up()
         except BaseException:
             backend.close()

@@ -75,7 +75,7 @@ class Session:
         with self._lock:
             if not 0 <= n <= len(self._ids):
                 raise ValueError(f"cannot keep {n} tokens of {len(self._ids)}")
-            del self._ids[self._kv.truncate(self.slot, n) :]
+            del self._ids[self._kv.truncate(self.slot, len(self._ids), n) :]
 
     def close(self) -> None:
         """Frees the slot; further calls do nothing."""

@@ -23,8 +23,27 @@ class Preset:
     values: Mapping[str, Any] = field(default_factory=dict)
 
 
+# The presets "-equal" are those of the YAKV paper's comparison: the same bytes over the link in a step,
+# before any reuse, as 3.125 % of the rows at 4 bits; with rows of 16 bits that is 1/128 of them, K and V.
 METHODS = {
     "full": Preset("full"),
+    "quest": Preset("quest"),
+    "quest-equal": Preset("quest", {"sparse_budget": 0.0078125, "min_pages": 1, "dense_layers": 0}),
+    "arkvale": Preset("arkvale"),
+    "arkvale-equal": Preset(
+        "arkvale",
+        {"sparse_budget": 0.0078125, "cache_budget": 0, "page": 16, "window": 5, "dense_layers": 0},
+    ),
+    "shadowkv": Preset("shadowkv"),
+    "shadowkv-equal": Preset("shadowkv", {"sparse_budget": 0.015625}),
+    "lrqk": Preset("lrqk"),
+    "lrqk-equal": Preset(
+        "lrqk", {"sparse_budget": 0.0078125, "split_budget": True, "rank": 32, "recent": 64}
+    ),
+    "infinigen": Preset("infinigen"),
+    "infinigen-equal": Preset("infinigen", {"sparse_budget": 0.0078125, "alpha": 99.0, "dense_layers": 0}),
+    "oracle": Preset("oracle"),
+    "oracle-equal": Preset("oracle", {"sparse_budget": 0.0078125}),
 }
 
 

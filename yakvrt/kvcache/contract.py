@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+
 from ..ops import Buffer, KvRows, Ops
 
 if TYPE_CHECKING:
@@ -20,7 +22,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class KvSetting:
-    """What a method is built for: n_slots slots of ctx_size tokens; exact rows are numbers of `kind`."""
+    """What a method is built for: n_slots slots of ctx_size tokens; exact rows are numbers of `kind`.
+
+    RoPE turns pair i by position * inv_freq[i], and scales by rope_scale.
+    """
 
     backend: CpuBackend
     config: ModelConfig
@@ -28,6 +33,8 @@ class KvSetting:
     n_slots: int
     ctx_size: int
     kind: str
+    inv_freq: np.ndarray
+    rope_scale: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +92,8 @@ class KvMethod(Protocol):
     def decode(self, ops: Ops, layer: int, attention: AttentionInput, out: Buffer) -> None:
         """Records: take in one token per slot and attend over each slot's history into out [B, Hq*D]."""
 
-    def truncate(self, slot: int, n: int) -> int:
-        """Forgets all but the first n tokens, also those of an interrupted prompt.
+    def truncate(self, slot: int, n_held: int, n: int) -> int:
+        """Forgets all but the first n of n_held tokens, also those of an interrupted prompt behind them.
 
         Returns: how many are still held, at most n.
         """

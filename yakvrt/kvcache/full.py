@@ -62,7 +62,7 @@ class FullKv:
     def decode(self, ops: Ops, layer: int, attention: AttentionInput, out: Buffer) -> None:
         ops.attend_decode(out, attention.q, attention.k, attention.v, self._layers[layer])
 
-    def truncate(self, slot: int, n: int) -> int:
+    def truncate(self, slot: int, n_held: int, n: int) -> int:
         return n
 
     def release(self, slot: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,12 +16,13 @@ if TYPE_CHECKING:
 TILE = 16  # positions in a tile of keys
 
 
-def element_type(kind: str) -> np.dtype:
+def element_type(kind: str) -> np.dtype[Any]:
     """The NumPy type of a number format of exact rows."""
     if kind == "bf16":
         import ml_dtypes
 
-        return np.dtype(ml_dtypes.bfloat16)
+        wide: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+        return wide
     return np.dtype({"f16": np.float16, "f32": np.float32}[kind])
 
 

@@ -1,0 +1,47 @@
+"""The first layers of a model, where some methods read everything."""
+
+from __future__ import annotations
+
+from ..ops import ELEMENT_BYTES, Buffer, KvRows, Ops
+from .contract import AttentionInput, KvSetting
+from .counters import Counters
+
+
+class DenseLayers:
+    """Full attention in layers 0 to n - 1. With `on_host` their rows are counted as fetched in every step."""
+
+    def __init__(self, setting: KvSetting, n: int, counters: Counters, *, on_host: bool) -> None:
+        config = setting.config
+        self.n = min(n, config.n_layers)
+        self._config, self._counters, self._on_host = config, counters, on_host
+        self._row_bytes = 2 * config.head_dim * ELEMENT_BYTES[setting.kind]
+        self._layers: list[KvRows] = []
+        if self.n:
+            self._layers = setting.backend.kv_rows(
+                self.n,
+                setting.n_slots,
+                config.n_kv_heads,
+                setting.ctx_size,
+                config.head_dim,
+                setting.kind,
+            )
+
+    def prefill(self, ops: Ops, layer: int, attention: AttentionInput) -> KvRows:
+        ops.kv_append(self._layers[layer], attention.k, attention.v)
+        return self._layers[layer]
+
+    def decode(self, ops: Ops, layer: int, attention: AttentionInput, out: Buffer) -> None:
+        """The output goes through a buffer of its own: in the other layers plain Python writes `out`."""
+        attended = ops.buffer(out.width)
+        ops.attend_decode(attended, attention.q, attention.k, attention.v, self._layers[layer])
+        batch, heads = ops.batch, self._config.n_kv_heads
+
+        def run() -> None:
+            n = int(batch.n_rows[0])
+            out.data[:n, : out.width] = attended.data[:n, : out.width]
+            for position in batch.positions[:n]:
+                asked = heads * int(position) if self._on_host else 0
+                read = heads * (int(position) + 1)
+                self._counters.add(layer, read=read, asked=asked, hit=0, row_bytes=self._row_bytes)
+
+        ops.call(run)
