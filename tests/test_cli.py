@@ -160,7 +160,7 @@ USAGE = [
     (generate, "-p a -l 5+inf", "bias like"),
     (generate, "-p a -c -1", "at least 0"),
     (generate, "-p a --stop=", "stop string"),
-    (generate, "-p a --kv quest", "invalid choice"),
+    (generate, "-p a --kv nothing", "invalid choice"),
     (generate, "-p a --tempe 1", "unrecognized"),
     (generate, "-p a --dtype q3", "invalid choice"),
     (chat, "-ctk f16 -ctv f32", "same type"),

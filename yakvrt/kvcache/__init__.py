@@ -28,7 +28,9 @@ class Preset:
 METHODS = {
     "full": Preset("full"),
     "quest": Preset("quest"),
-    "quest-equal": Preset("quest", {"sparse_budget": 0.0078125, "min_pages": 1, "dense_layers": 0}),
+    "quest-equal": Preset(
+        "quest", {"sparse_budget": 0.0078125, "min_pages": 1, "window": 5, "dense_layers": 0}
+    ),
     "arkvale": Preset("arkvale"),
     "arkvale-equal": Preset(
         "arkvale",

@@ -2,7 +2,7 @@
 
 Differs: the paper leaves all rows on the GPU and chooses per query head; here rows rest on the host, so that
 what is read compares with methods that offload, and the heads of a group choose together by `rule`. Generated
-tokens join the pages; the page being filled is always read.
+tokens join the pages; the last pages, the one being filled among them, are always read.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
-    """sparse_budget: tokens, or a share of the prompt, read in whole pages per KV head; at least min_pages.
+    """sparse_budget: tokens, or a share of the prompt, read in whole pages per KV head, rounded up; at least
+    min_pages. window: the last pages, which are read beside them.
 
     Raises: ValueError for a value out of range.
     """
@@ -39,6 +40,7 @@ class Parameters:
     sparse_budget: float = 1024
     page: int = 16
     min_pages: int = 3
+    window: int = 1
     dense_layers: int = 2
     rule: str = "max"
 
@@ -46,6 +48,7 @@ class Parameters:
         check_budget("sparse_budget", self.sparse_budget)
         check_range("page", self.page, 1, 1024)
         check_range("min_pages", self.min_pages, 1, 1 << 20)
+        check_range("window", self.window, 1, 1024)
         check_range("dense_layers", self.dense_layers, 0, 1024)
         check_choice("rule", self.rule, RULES)
 
@@ -64,12 +67,12 @@ def device_bytes_per_token(config: ModelConfig, parameters: Parameters, kind: st
 
 
 def pools(config: ModelConfig, parameters: Parameters, kind: str, n_tokens: int) -> Pools:
-    """Bytes: the bytes per token, and on the device the page being filled."""
+    """Bytes: the bytes per token, and on the device the last pages."""
     row = config.n_kv_heads * 2 * config.head_dim * ELEMENT_BYTES[kind]
     return Pools(
         device={
             "digests and dense layers": int(n_tokens * device_bytes_per_token(config, parameters, kind)),
-            "last page": config.n_layers * row * parameters.page,
+            "last pages": config.n_layers * row * parameters.page * parameters.window,
         },
         host={"keys and values": int(n_tokens * host_bytes_per_token(config, parameters, kind))},
         transient={"staging": staging_bytes(config, kind, n_tokens)},
@@ -82,7 +85,7 @@ def build(setting: KvSetting, parameters: Parameters) -> Quest:
 
 @dataclass(slots=True)
 class _Slot:
-    """`last` holds the page being filled, by position modulo the page; budget in pages."""
+    """`last` holds the last pages, by position modulo their size; budget in pages."""
 
     rows: ExactRows
     last: ExactRows
@@ -95,6 +98,7 @@ class Quest:
 
     def __init__(self, setting: KvSetting, parameters: Parameters) -> None:
         self._setting, self._parameters = setting, parameters
+        self._window = parameters.page * parameters.window
         self._free, self._slots = SlotList(setting), dict[int, _Slot]()
         self._staging = Staging(setting)
         self._counters = Counters(setting.config.n_layers)
@@ -108,7 +112,7 @@ class Quest:
         digests = reserved((*shape, max(1, n_tokens // page), 2 * config.head_dim * dtype.itemsize))
         self._slots[slot] = _Slot(
             ExactRows(*shape, n_tokens, config.head_dim, kind),
-            ExactRows(*shape, page, config.head_dim, kind),
+            ExactRows(*shape, self._window, config.head_dim, kind),
             digests.view(dtype),
         )
         return slot
@@ -129,10 +133,20 @@ class Quest:
         held, n, page = self._slots[slot], n_held + n_new, self._parameters.page
         held.rows.write(layer, n_held, *self._staging.read(n_held, n))
         self._digest(held, layer, n_held // page, n // page)
-        filled = n // page * page
-        held.last.write(layer, 0, *held.rows.read(layer, filled, n))
+        self._settle(held, layer, n)
         tokens = budget_tokens(self._parameters.sparse_budget, n)
-        held.budget = max(self._parameters.min_pages, tokens // page)
+        held.budget = max(self._parameters.min_pages, -(-tokens // page))
+
+    def _settle(self, held: _Slot, layer: int, n: int) -> None:
+        """Loads the last pages of n tokens."""
+        page = self._parameters.page
+        for first in range(self._window_start(n) * page, n, page):
+            rows = held.rows.read(layer, first, min(n, first + page))
+            held.last.write(layer, first % self._window, *rows)
+
+    def _window_start(self, position: int) -> int:
+        """The first of the last pages when the token at `position` comes."""
+        return max(0, position // self._parameters.page - self._parameters.window + 1)
 
     def decode(self, ops: Ops, layer: int, attention: AttentionInput, out: Buffer) -> None:
         if layer < self._dense.n:
@@ -149,9 +163,10 @@ class Quest:
     ) -> np.ndarray:
         page, dim = self._parameters.page, self._setting.config.head_dim
         held.rows.write(layer, position, k[:, None], v[:, None])
-        held.last.write(layer, position % page, k[:, None], v[:, None])
-        full = position // page  # pages before the one being filled
-        keys, values = held.last.read(layer, 0, position % page + 1)
+        held.last.write(layer, position % self._window, k[:, None], v[:, None])
+        full = self._window_start(position)
+        places = np.arange(full * page, position + 1) % self._window
+        keys, values = held.last.take(layer, np.broadcast_to(places, (len(q), len(places))))
         n_pages = min(held.budget, full)
         if n_pages:
             bounds = page_scores(q, held.digests[layer, :, :full]) * np.float32(dim**-0.5)
@@ -160,7 +175,7 @@ class Quest:
             keys = np.concatenate([fetched[0], keys], axis=1)
             values = np.concatenate([fetched[1], values], axis=1)
         if (position + 1) % page == 0:
-            self._digest(held, layer, full, full + 1)
+            self._digest(held, layer, position // page, position // page + 1)
         asked = len(q) * n_pages * page
         row_bytes = 2 * dim * ELEMENT_BYTES[self._setting.kind]
         self._counters.add(layer, read=len(q) * keys.shape[1], asked=asked, hit=0, row_bytes=row_bytes)
@@ -173,9 +188,8 @@ class Quest:
         held.digests[layer, :, first:last] = page_digests(k, page, centred=False)
 
     def truncate(self, slot: int, n_held: int, n: int) -> int:
-        held, page = self._slots[slot], self._parameters.page
         for layer in range(self._dense.n, self._setting.config.n_layers):
-            held.last.write(layer, 0, *held.rows.read(layer, n // page * page, n))
+            self._settle(self._slots[slot], layer, n)
         return n
 
     def release(self, slot: int) -> None:

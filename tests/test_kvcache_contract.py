@@ -1,0 +1,286 @@
+"""What every KV method must do, whatever it keeps and chooses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+from golden_values import tiny_cases, tiny_dir
+from kv_slots import KvSlots
+
+import yakvrt
+from yakvrt.kvcache import METHODS, open_method
+
+# Parameters under which a method reads every row, and how far its logits may then be from full attention's:
+# what it stores other than exactly.
+EVERYTHING: Mapping[str, tuple[Mapping[str, str], float]] = {
+    "full": ({}, 1e-3),
+    "quest": ({"sparse_budget": "4096", "dense_layers": "1"}, 1e-3),
+    "arkvale": ({"sparse_budget": "4096", "page": "16", "dense_layers": "1"}, 1e-3),
+    "shadowkv": ({"sparse_budget": "4096", "rank": "4096", "outliers": "32"}, 0.5),
+    "lrqk": ({"sparse_budget": "4096"}, 1e-3),
+    "infinigen": ({"sparse_budget": "4096", "alpha": "1e6", "dense_layers": "1"}, 1e-3),
+    "oracle": ({"sparse_budget": "4096"}, 1e-3),
+}
+# Parameters under which a method chooses few of some hundred rows.
+LITTLE: Mapping[str, Mapping[str, str]] = {
+    "full": {},
+    "quest": {"sparse_budget": "32", "min_pages": "1", "window": "2", "dense_layers": "0"},
+    "arkvale": {"sparse_budget": "32", "cache_budget": "0", "page": "16", "dense_layers": "0"},
+    "shadowkv": {"sparse_budget": "32", "outliers": "16"},
+    "lrqk": {"sparse_budget": "32"},
+    "infinigen": {"sparse_budget": "32", "alpha": "1e6", "dense_layers": "0"},
+    "oracle": {"sparse_budget": "32"},
+}
+BUDGET = 32
+# Positions that are read in every step, of n: counted from the start, or from the end where negative.
+ALWAYS: Mapping[str, tuple[int, ...]] = {
+    "full": (0, 100, -1),
+    "quest": (-1, -16),
+    "arkvale": (0, 31, -1, -16),
+    "shadowkv": (-1, -32),
+    "lrqk": (-1, -15),
+    "infinigen": (),
+    "oracle": (0, 3, -1, -62),
+}
+MODULES = tuple(EVERYTHING)
+
+
+def engine(family: str, kv: str, args: Mapping[str, str], **settings: object) -> yakvrt.Engine:
+    values = {"dtype": "f32", "cache_type": "f32", "ctx_size": 384, "ubatch_size": 64, "threads": 1}
+    return yakvrt.load(str(tiny_dir(family)), kv=kv, kv_args=args, **{**values, **settings})  # type: ignore[arg-type]
+
+
+def ids_of(family: str, n: int) -> list[int]:
+    return tiny_cases(family)[3].ids[:n]
+
+
+def test_every_module_is_under_contract() -> None:
+    assert {preset.module for preset in METHODS.values()} == set(MODULES) == set(LITTLE) == set(ALWAYS)
+
+
+def scripted(loaded: yakvrt.Engine, family: str) -> np.ndarray:
+    """Logits of prompts, decode steps, a cut and a further prompt."""
+    ids = ids_of(family, 260)
+    with loaded.session() as session:
+        session.prefill(ids[:130])
+        found = [session.decode(token) for token in ids[130:150]]
+        found.append(session.prefill(ids[150:191]))
+        found += [session.decode(token) for token in ids[191:200]]
+        session.truncate(100)  # a method may forget more
+        held = len(session.ids)
+        found.append(session.prefill(ids[held:121]))
+        found += [session.decode(token) for token in ids[121:126]]
+    return np.array(found)
+
+
+@pytest.fixture(scope="module")
+def full_logits() -> Mapping[str, np.ndarray]:
+    found = {}
+    for family in ("llama3", "qwen2", "qwen3"):
+        with engine(family, "full", {}) as loaded:
+            found[family] = scripted(loaded, family)
+    return found
+
+
+@pytest.mark.parametrize("family", ["llama3", "qwen2", "qwen3"])
+@pytest.mark.parametrize("name", MODULES)
+def test_a_budget_of_everything_is_full_attention(
+    name: str, family: str, full_logits: Mapping[str, np.ndarray]
+) -> None:
+    args, tolerance = EVERYTHING[name]
+    with engine(family, name, args) as loaded:
+        difference = np.abs(scripted(loaded, family) - full_logits[family]).max(axis=1)
+    assert difference.max() < tolerance, difference
+
+
+@pytest.mark.parametrize("kind", ["f16", "bf16"])
+@pytest.mark.parametrize("name", MODULES)
+def test_rows_of_16_bits(name: str, kind: str) -> None:
+    found = []
+    for kv, args in (("full", {}), (name, EVERYTHING[name][0])):
+        with engine("qwen3", kv, args, cache_type=kind) as loaded:
+            found.append(scripted(loaded, "qwen3"))
+    largest = np.abs(found[0]).max()
+    assert np.abs(found[0] - found[1]).max() < largest * (0.01 if kind == "f16" else 0.05)
+
+
+def activations(rng: np.random.Generator, n: int, slots: KvSlots) -> tuple[np.ndarray, ...]:
+    config = slots.config
+    q = rng.standard_normal((n, config.n_heads, config.head_dim), np.float32)
+    k, v = rng.standard_normal((2, n, config.n_kv_heads, config.head_dim), np.float32)
+    return 0.1 * q, k, v
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_lasting_rows_are_always_read(name: str) -> None:
+    """A row's value shows in the output only when the row is read."""
+    n, n_new = 300, 3
+    with KvSlots(name, LITTLE[name]) as slots:
+        for place in (*ALWAYS[name], n + n_new):
+            rng = np.random.default_rng(5)
+            q, k, v = activations(rng, n + n_new + 1, slots)
+            v[place] += 1e4
+            slot = slots.kv.open(512)
+            slots.prefill(slot, 0, q[:n], k[:n], v[:n])
+            for position in range(n, n + n_new + 1):
+                out = slots.decode(slot, position, q[position], k[position], v[position])
+            assert (np.abs(out) > 1).all(), place
+            slots.kv.release(slot)
+
+
+@pytest.mark.parametrize("heads", [(4, 2, 16), (9, 3, 48), (8, 1, 80), (2, 2, 256)])
+@pytest.mark.parametrize("name", MODULES)
+def test_a_planted_key_is_found(name: str, heads: tuple[int, int, int]) -> None:
+    n = 300
+    with KvSlots(name, LITTLE[name], heads=heads) as slots:
+        for place in (65, 131, 222):
+            rng = np.random.default_rng(place)
+            q, k, v = activations(rng, n + 2, slots)
+            k *= 0.3
+            aim = rng.standard_normal((heads[1], heads[2]), np.float32)
+            aim *= heads[2] ** 0.5 / np.linalg.norm(aim, axis=-1, keepdims=True)
+            k[place], v[place] = 5 * aim, 100
+            q[n:] = np.repeat(5 * aim, heads[0] // heads[1], axis=0)
+            slot = slots.kv.open(512)
+            slots.prefill(slot, 0, q[:n], k[:n], v[:n])
+            for position in (n, n + 1):
+                out = slots.decode(slot, position, q[position], k[position], v[position])
+                np.testing.assert_allclose(out, 100, atol=1)
+            slots.kv.release(slot)
+
+
+def decoded(session: yakvrt.Session, ids: list[int]) -> list[np.ndarray]:
+    return [session.decode(token) for token in ids]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_slots_do_not_mix_and_come_back(name: str) -> None:
+    prompts = [ids_of("qwen2", 200)[:150], ids_of("qwen2", 260)[60:173]]
+    new = ids_of("qwen2", 300)[260:270]
+    with engine("qwen2", name, LITTLE[name], n_slots=2) as loaded:
+        apart = []
+        for prompt in prompts:
+            with loaded.session() as session:
+                apart.append([session.prefill(prompt), *decoded(session, new)])
+        with loaded.session() as first, loaded.session() as second:
+            with pytest.raises(RuntimeError, match="all 2 slots are in use"):
+                loaded.session()
+            mixed = [[first.prefill(prompts[0])], [second.prefill(prompts[1])]]
+            for token in new:
+                mixed[0].append(first.decode(token))
+                mixed[1].append(second.decode(token))
+        np.testing.assert_array_equal(mixed, apart)
+        batch = loaded.runner.decode  # both slots in one step
+        with loaded.session() as first, loaded.session() as second:
+            for session, prompt in ((first, prompts[0]), (second, prompts[1])):
+                session.prefill(prompt)
+            for i, token in enumerate(new):
+                positions = [len(prompt) + i for prompt in prompts]
+                found = batch([first.slot, second.slot], positions, [token, token])
+                expected = [apart[0][1 + i], apart[1][1 + i]]
+                np.testing.assert_allclose(found, expected, rtol=0, atol=2e-3 * np.abs(expected).max())
+        loaded.session().close()  # nothing leaked a slot
+
+
+@pytest.mark.parametrize("n", [0, 1, BUDGET - 1, BUDGET, BUDGET + 1, 77])
+@pytest.mark.parametrize("name", MODULES)
+def test_lengths_around_the_budget(name: str, n: int) -> None:
+    """Up to the budget everything is read. Values of one make any attention of read rows one."""
+    with KvSlots(name, LITTLE[name]) as slots:
+        q, k, v = activations(np.random.default_rng(n), n + 20, slots)
+        v[:] = 1
+        slot = slots.kv.open(512)
+        if n:
+            slots.prefill(slot, 0, q[:n], k[:n], v[:n])
+        for position in range(n, n + 20):
+            out = slots.decode(slot, position, q[position], k[position], v[position])
+            np.testing.assert_allclose(out, 1, atol=0.02)
+        assert slots.kv.truncate(slot, n + 20, 0) == 0
+        slots.prefill(slot, 0, q[:5], k[:5], v[:5])
+        np.testing.assert_allclose(slots.decode(slot, 5, q[5], k[5], v[5]), 1, atol=0.02)
+
+
+def test_counters_are_the_closed_forms() -> None:
+    """At equal bytes the methods fetch 1/32 byte per token, head and channel of the prompt (METHODS, rows of
+    16 bits), before reuse.
+    """
+    n, steps = 2048, 3
+    ids = (ids_of("llama3", 700) * 3)[: n + steps]
+    presets = [name for name in METHODS if name.endswith("-equal")]
+    assert len(presets) == 6
+    for name in presets:
+        with (
+            engine("llama3", name, {}, cache_type="f16", ctx_size=n + 16, ubatch_size=512) as loaded,
+            loaded.session() as session,
+        ):
+            session.prefill(ids[:n])
+            decoded(session, ids[n:])
+            kv, config = session.kv, loaded.config
+        width = config.n_kv_heads * config.head_dim
+        assert kv["steps"] == steps
+        assert kv["gross_bytes"] == steps * config.n_layers * n * width // 32, name
+        assert kv["moved_bytes"] == round(kv["gross_bytes"] * (1 - kv["hit_rate"]))
+        row_bytes = 2 * config.n_layers * width * 2
+        assert kv["host_bytes_per_token"] == row_bytes
+        per_token = {
+            "quest-equal": row_bytes / 16,
+            "arkvale-equal": row_bytes / 16,
+            "shadowkv-equal": config.n_layers * (2 * min(160, width) + (2 * width + 8) / 8),
+            "lrqk-equal": config.n_layers * config.n_heads * min(32, config.head_dim) * 2,
+            "infinigen-equal": config.n_layers * config.n_kv_heads * int(0.2 * config.head_dim) * 2,
+            "oracle-equal": 0,
+        }
+        assert kv["device_bytes_per_token"] == per_token[name]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_pools_hold_what_is_said_per_token(name: str) -> None:
+    with KvSlots(name, {}) as slots:
+        method, parameters = open_method(name, {})
+        small, large = (method.pools(slots.config, parameters, "f16", n) for n in (100_000, 200_000))
+        stats = slots.kv.stats()
+        assert large.slot_bytes >= small.slot_bytes > 0
+        for key in ("method", "type", "ctx_size", "n_slots", "bytes"):
+            assert key in stats
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name != "full"])
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ({"sparse_budget": "0"}, "sparse_budget=0 is no budget"),
+        ({"sparse_budget": "-3"}, "sparse_budget=-3 is no budget"),
+        ({"sparse_budget": "1.5"}, "sparse_budget=1.5 is no budget"),
+        ({"sparse_budget": "nan"}, "sparse_budget=nan is no budget"),
+        ({"sparse_budget": "inf"}, "sparse_budget=inf is no budget"),
+        ({"sparse_budget": "much"}, "sparse_budget=much is not a number"),
+        ({"sparse_budgit": "3"}, "did you mean sparse_budget"),
+    ],
+)
+def test_wrong_parameters(name: str, args: Mapping[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        open_method(name, args)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "message"),
+    [
+        ("quest", {"page": "0"}, "page=0 is out of range; 1 to 1024"),
+        ("quest", {"rule": "most"}, "rule='most' is not known; choose one of sum, max, mean"),
+        ("arkvale", {"cache_budget": "-1"}, "cache_budget=-1 is no budget"),
+        ("arkvale", {"window": "0"}, "window=0 is out of range"),
+        ("shadowkv", {"rank": "0"}, "rank=0 is out of range"),
+        ("shadowkv", {"chunk": "many"}, "chunk=many is not a whole number"),
+        ("lrqk", {"init": "zeros"}, "init='zeros' is not known"),
+        ("lrqk", {"split_budget": "maybe"}, "split_budget=maybe is neither on nor off"),
+        ("infinigen", {"partial": "2"}, "partial=2 is out of range"),
+        ("oracle", {"recent": "0"}, "recent=0 is out of range"),
+        ("nothing", {}, "KV method 'nothing' is not known; choose one of full"),
+    ],
+)
+def test_other_wrong_parameters(name: str, args: Mapping[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        open_method(name, args)
