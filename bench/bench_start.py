@@ -4,6 +4,7 @@
 
 Each sample is a process of its own, timed from outside: interpreter, imports, loading, repacking, prefill of
 a short chat prompt, one token, shutdown. The first run has an empty kernel cache; the model file is there.
+Warm runs take turns with runs that map the repacked weights (--tile-cache).
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ import result_file
 PROMPT = "What is the capital of France?"
 
 
-def run(model: str, n_tokens: int, environment: dict[str, str]) -> dict[str, Any]:
+def run(model: str, n_tokens: int, environment: dict[str, str], *flags: str) -> dict[str, Any]:
     """One process; seconds from outside, its own time to first token, its peak memory."""
     command = [sys.executable, "-m", "yakvrt.generate", "--model", model, "-p", PROMPT]
-    command += ["-n", str(n_tokens), "--temp", "0", "--json", "--offline"]
+    command += ["-n", str(n_tokens), "--temp", "0", "--json", "--offline", *flags]
     started = time.perf_counter()
     with tempfile.TemporaryFile("w+") as out:
         child = subprocess.Popen(command, stdout=out, stderr=subprocess.DEVNULL, env=environment)
@@ -60,12 +61,26 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as empty:
         (Path(empty) / "models").symlink_to(cache_directory() / "models")
         first = run(args.model, 1, {**os.environ, "YAKVRT_CACHE": empty})
-    warm = [run(args.model, 1, dict(os.environ)) for _ in range(args.reps)]
-    median = {key: statistics.median(sample[key] for sample in warm) for key in warm[0]}
+    warm, mapped = [], []
+    run(args.model, 1, dict(os.environ), "--tile-cache")  # writes it
+    for _ in range(args.reps):  # in turn
+        warm.append(run(args.model, 1, dict(os.environ)))
+        mapped.append(run(args.model, 1, dict(os.environ), "--tile-cache"))
+    median, median_mapped = (
+        {key: statistics.median(sample[key] for sample in samples) for key in samples[0]}
+        for samples in (warm, mapped)
+    )
     print(f"first run {first['wall_s']} s; warm {median['wall_s']} s, of it prefill {median['ttft_ms']} ms")
+    ratio = statistics.median(a["wall_s"] / b["wall_s"] for a, b in zip(warm, mapped, strict=True))
+    print(f"with --tile-cache {median_mapped['wall_s']} s, {ratio:.2f} times as fast (median of pairs)")
     print(f"peak memory {median['peak_mb']} MB beside a model file of {model_mb:.1f} MB")
     result = {"bench": "start", **result_file.facts(), "model": args.model, "model_mb": round(model_mb, 1)}
     result |= {"first_run": first, "warm_median": median, "warm": warm}
+    result |= {
+        "tile_cache_median": median_mapped,
+        "tile_cache": mapped,
+        "tile_cache_speedup": round(ratio, 3),
+    }
     if args.out:
         result_file.write(args.out, result)
     print(json.dumps(result))

@@ -7,9 +7,9 @@ import itertools
 import numpy as np
 import pytest
 from kernel_team import KernelTeam, count
+from take_rows import TAKE_ROWS
 
 from yakvrt.cpu.attendance import REST_NS, WINDOW_NS, Attendance
-from yakvrt.cpu.kernel_spec import kernel
 from yakvrt.cpu.tape import Tape
 
 
@@ -59,10 +59,20 @@ def test_of_two_threads_one_may_rest() -> None:
     assert Threads(2).work([0.7, 1.0]) == [0, 1]
 
 
+def test_where_all_are_busy_one_is_left() -> None:
+    assert Threads(2).work([0.5, 0.4], 16) == [0]
+    threads = Threads(8)
+    parts = [0.5, 0.4, 0.5, 0.4, 0.3, 0.3, 0.6, 0.5]
+    assert [len(threads.work(parts, 16)) for _ in range(4)] == [4, 2, 1, 1]
+    assert threads.work(parts, 1) == [6]
+    threads.work([1.0] * 8, steps=REST_NS // 2_000_000 + 40)
+    assert threads.work([1.0] * 8) == list(range(8))
+
+
 def test_where_most_are_busy_all_stay() -> None:
-    assert Threads(2).work([0.5, 0.5]) == [0, 1]
     assert Threads(8).work([0.5] * 6 + [1.0] * 2) == list(range(8))
     assert Threads(8).work([0.1] * 6 + [1.0] * 2) == [6, 7]
+    assert Threads(3).work([0.8, 0.8, 0.8]) == [0, 1, 2]
 
 
 def test_a_short_disturbance_is_none() -> None:
@@ -80,7 +90,7 @@ def test_any_subset_gives_the_same_result() -> None:
     rows = np.arange(37)[::-1].copy()
     for source, target in itertools.pairwise(buffers):
         arguments = (target, target.strides[0], source, source.strides[0], 32, rows, count(37))
-        tape.add(kernel("embed", "take_rows_cpu"), *arguments)
+        tape.add(TAKE_ROWS, *arguments)
     tape.finish(team.cache.load(tape.specs))
     crew = team.team._crew
     rng = np.random.default_rng(5)

@@ -16,8 +16,9 @@ class Attendance:
 
     A step whose work is shared out evenly is as fast as its slowest thread, and one that has half a core
     halves them all. Without it the others are slower by its part of the work at most, and where memory is the
-    limit by less: so it rests, and is tried again from time to time. Where many are crowded they stay, since
-    half of all cores is more than the few that are free.
+    limit by less: so it rests, and is tried again from time to time. Where few cores are free all stay, since
+    half of every core is more. Where none is, threads that hardly ever run at the same time wait for each
+    other most of all: the more crowded half rests, down to one thread, which waits for nobody.
     """
 
     def __init__(self, n_threads: int) -> None:
@@ -44,8 +45,12 @@ class Attendance:
             return
         threads = [0, *self.active[1:]]
         missing = 1 - spent_own[threads] / np.maximum(spent_wall[threads], 1)
-        free = self.active[missing < CROWDED]
+        stay = self.active[missing < CROWDED]
+        if len(stay) == 0:
+            stay = self.active[np.sort(np.argsort(missing)[: (len(self.active) + 1) // 2])]
         # four fifths: less work for each thread is rarely less speed in proportion
-        if 0 < len(free) < len(self.active) and len(free) / len(self.active) >= 0.8 * (1 - missing.max()):
-            self.active = free
+        elif len(stay) / len(self.active) < 0.8 * (1 - missing.max()):
+            return
+        if len(stay) < len(self.active):
+            self.active = stay
             self._rest_until_ns = now_ns + REST_NS

@@ -8,6 +8,7 @@ import os
 import threading
 import time
 import weakref
+from collections.abc import Set
 
 import numpy as np
 
@@ -27,6 +28,13 @@ def check_threads(n_threads: int) -> None:
     """Raises: ValueError for a number of threads out of range."""
     if not 1 <= n_threads <= protocol.MAX_THREADS:
         raise ValueError(f"{n_threads} threads asked for; -t takes 1 to {protocol.MAX_THREADS}")
+
+
+def _bind(cpus: Set[int]) -> None:
+    """Binds the calling thread to these CPUs; to none means that it stays free."""
+    if cpus:
+        with contextlib.suppress(OSError):  # a sandbox may forbid it; it only makes things faster
+            os.sched_setaffinity(0, cpus)
 
 
 class _Crew:
@@ -82,13 +90,12 @@ class _Crew:
             if thread is not threading.current_thread():
                 thread.join()
 
-    def pin(self, place: int) -> None:
-        if self.places[place]:
-            with contextlib.suppress(OSError):  # a sandbox may forbid it; it only makes things faster
-                os.sched_setaffinity(0, self.places[place])
+    def lead_from(self, threads: np.ndarray) -> None:
+        """Puts the calling thread where a job's first thread belongs, or anywhere when it is alone."""
+        _bind(frozenset().union(*self.places) if len(threads) == 1 else self.places[threads[0]])
 
     def _work(self, thread: int) -> None:
-        self.pin(thread)
+        _bind(self.places[thread])
         arguments = np.array([self.control.ctypes.data, 0], np.int64)
         while True:
             self.follow(thread, self.n_threads, 0, arguments.ctypes.data)
@@ -140,13 +147,12 @@ class Team:
             mask = self._mask()
             try:
                 if mask:
-                    crew.pin(int(threads[0]))
+                    crew.lead_from(threads)
                 crew.announce(tape.address, tape.n_rows, threads)
                 crew.complete()
             finally:
                 if mask:
-                    with contextlib.suppress(OSError):
-                        os.sched_setaffinity(0, mask)
+                    _bind(mask)
 
     @property
     def everyone(self) -> np.ndarray:
