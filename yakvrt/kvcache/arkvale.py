@@ -12,7 +12,7 @@ tokens join the pages. The mean over a group's query heads is the paper's rule.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -114,8 +114,8 @@ class _Slot:
     resident: ExactRows
     digests: np.ndarray
     recalled: np.ndarray
-    wanted: int = field(default=1)
-    places: int = field(default=1)
+    wanted: int = 1
+    places: int = 1
 
 
 class ArkVale:

@@ -13,7 +13,7 @@ the host.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -100,7 +100,7 @@ class _Slot:
     rows: ExactRows
     partial: np.ndarray
     skew: np.ndarray
-    budget: int = field(default=1)
+    budget: int = 1
 
 
 class InfiniGen:

@@ -11,7 +11,7 @@ the ring for the host.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -110,7 +110,7 @@ class _Slot:
     chosen: np.ndarray
     proxies: np.ndarray
     factors: list[Factors]
-    places: int = field(default=1)
+    places: int = 1
 
 
 class Lrqk:

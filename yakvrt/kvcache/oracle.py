@@ -7,7 +7,7 @@ tokens leave the window like the prompt's.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -70,7 +70,7 @@ class _Slot:
 
     rows: ExactRows
     resident: ExactRows
-    budget: int = field(default=1)
+    budget: int = 1
 
 
 class Oracle:

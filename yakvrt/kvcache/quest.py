@@ -8,7 +8,7 @@ tokens join the pages; the last pages, the one being filled among them, are alwa
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -90,7 +90,7 @@ class _Slot:
     rows: ExactRows
     last: ExactRows
     digests: np.ndarray
-    budget: int = field(default=1)
+    budget: int = 1
 
 
 class Quest:
