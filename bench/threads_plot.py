@@ -37,7 +37,8 @@ def plot(result: dict[str, Any], target: Path) -> None:
             panel.plot(at, limit, "--", color="C2", label="a plain read of the same bytes")
         if len(held) < len(rows):
             panel.axvspan(len(held) + 0.5, asked[-1] + 0.5, color="0.92", label="more than the CPUs")
-        panel.set(title=title, xlabel="threads asked for (-t)", ylabel="tokens/s", ylim=(0, None))
+        panel.set(title=title, xlabel="threads asked for (-t)", ylabel="tokens/s")
+        panel.set_ylim(0, 1.15 * panel.get_ylim()[1])
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.legend(fontsize="small", loc="lower right")
     figure.suptitle(f"{result['model']} on {result['cpu']}, {result['n_cpus']} CPUs ({result['date'][:10]})")
