@@ -14,6 +14,9 @@ import numpy as np
 
 ELEMENT_BYTES = {"f32": 4, "f16": 2, "bf16": 2}  # of the number formats that keys and values may rest in
 
+# A layer's rows under YAKV, exact and as codes, in the backend's own layout.
+YakvRows = Any
+
 # A weight matrix, or a stack of experts' matrices, with its bias if it has one, in the backend's own layout.
 Matrix = Any
 
@@ -107,3 +110,6 @@ class Ops(Protocol):
 
     def attend_decode(self, out: Buffer, q: Buffer, k: Buffer, v: Buffer, rows: KvRows) -> None:
         """Appends the row of every slot, then attends over each slot's rows."""
+
+    def attend_yakv(self, out: Buffer, q: Buffer, k: Buffer, v: Buffer, rows: YakvRows) -> None:
+        """Appends the row of every slot, then attends over its exact rows, the selected ones and the tail."""

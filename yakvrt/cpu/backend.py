@@ -8,6 +8,7 @@ import numpy as np
 
 from ..kernels.team import MAX_THREADS
 from ..kernels.tile_layout import ROWS
+from ..kernels.yakv_layout import YakvShape
 from ..ops import ELEMENT_BYTES, Batch, KvRows
 from .affinity import Affinity, place_threads, usable
 from .kernel_cache import KernelCache, Progress
@@ -18,6 +19,7 @@ from .tape import Tape
 from .team import Team, check_threads
 from .tiled_matrix import TiledMatrix
 from .topology import machine_topology
+from .yakv_pools import Budget, YakvPools
 
 
 class Step:
@@ -123,6 +125,21 @@ class CpuBackend:
         shape = (n_layers, n_slots, n_kv_heads, head_bytes)
         k, v = reserved(shape), reserved(shape)
         return [KvRows(k[i], v[i], n_kv_heads * head_bytes, head_bytes, kind) for i in range(n_layers)]
+
+    def yakv_pools(
+        self,
+        n_layers: int,
+        n_slots: int,
+        n_kv_heads: int,
+        n_tokens: int,
+        shape: YakvShape,
+        budget: Budget,
+        staging: KvRows,
+    ) -> YakvPools:
+        """Pools for slots of n_tokens tokens; `staging` are the exact rows of one layer of a prompt."""
+        return YakvPools(
+            self._run, self.n_threads, n_layers, n_slots, n_kv_heads, n_tokens, shape, budget, staging
+        )
 
     def record(
         self,

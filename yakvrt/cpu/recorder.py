@@ -14,11 +14,13 @@ from .kernel_spec import KernelSpec, kernel
 from .memory import ALIGNMENT, ROW_FLOATS, aligned_array, padded
 from .record_attention import record_decode_attention, record_prefill_attention
 from .record_experts import record_experts
+from .record_yakv import record_yakv
 from .step_memory import StepMemory
 from .tape import Tape
 
 if TYPE_CHECKING:
     from .tiled_matrix import TiledMatrix
+    from .yakv_pools import YakvRows
 
 
 Piece = Tape | Callable[[], None]
@@ -252,3 +254,6 @@ class Recorder:
 
     def attend_decode(self, out: Buffer, q: Buffer, k: Buffer, v: Buffer, rows: KvRows) -> None:
         record_decode_attention(self, out, q, k, v, rows)
+
+    def attend_yakv(self, out: Buffer, q: Buffer, k: Buffer, v: Buffer, rows: YakvRows) -> None:
+        record_yakv(self, out, q, k, v, rows)

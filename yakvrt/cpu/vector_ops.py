@@ -64,6 +64,20 @@ def get_f16(b: Any, p: Any) -> Any:
     return b.extract_element(lanes, ir.Constant(I32, 0))
 
 
+@op(f32, addr)
+def get_bf16(b: Any, p: Any) -> Any:
+    return b.bitcast(b.shl(b.zext(simd.load(b, p, I16), I32), ir.Constant(I32, 16)), F32)
+
+
+@op(v16f32, addr)
+def load_bf16(b: Any, p: Any) -> Any:
+    return simd.load_floats(b, "bf16", p)
+
+
+LOAD = {"f32": load_f32, "f16": load_f16, "bf16": load_bf16}
+GET = {"f32": get_f32, "f16": get_f16, "bf16": get_bf16}
+
+
 @op(types.void, addr, v16f32)
 def store_i8(b: Any, p: Any, v: Any) -> None:
     """Rounds to nearest even; values must lie within int8."""
@@ -173,6 +187,25 @@ def vexp(b: Any, x: Any) -> Any:
 @op(f32, f32)
 def scalar_exp(b: Any, x: Any) -> Any:
     return b.extract_element(simd.exponential(b, simd.splat(b, x)), ir.Constant(I32, 0))
+
+
+@op(f32, f32)
+def scalar_log(b: Any, x: Any) -> Any:
+    """The natural logarithm of a normal positive number, 1e-6 absolute: exponent, and 2 artanh of the mantissa."""
+
+    def number(value: float) -> Any:
+        return ir.Constant(F32, value)
+
+    bits = b.bitcast(x, I32)
+    exponent = b.sitofp(b.sub(b.ashr(bits, ir.Constant(I32, 23)), ir.Constant(I32, 127)), F32)
+    mantissa = b.or_(b.and_(bits, ir.Constant(I32, 0x7FFFFF)), ir.Constant(I32, 0x3F800000))
+    m = b.bitcast(mantissa, F32)
+    t = b.fdiv(b.fsub(m, number(1.0)), b.fadd(m, number(1.0)))
+    square = b.fmul(t, t)
+    series = number(1 / 11)
+    for n in (9, 7, 5, 3, 1):
+        series = b.fadd(b.fmul(series, square), number(1 / n))
+    return b.fadd(b.fmul(exponent, number(0.6931471805599453)), b.fmul(b.fmul(number(2.0), t), series))
 
 
 @op(v16f32, v16f32)

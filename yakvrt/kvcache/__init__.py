@@ -27,6 +27,8 @@ class Preset:
 # before any reuse, as 3.125 % of the rows at 4 bits; with rows of 16 bits that is 1/128 of them, K and V.
 METHODS = {
     "full": Preset("full"),
+    "yakv": Preset("yakv"),
+    "yakv-1.5bit": Preset("yakv", {"selector": "1.5bit"}),
     "quest": Preset("quest"),
     "quest-equal": Preset(
         "quest", {"sparse_budget": 0.0078125, "min_pages": 1, "window": 5, "dense_layers": 0}

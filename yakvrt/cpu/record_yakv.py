@@ -1,0 +1,115 @@
+"""Records a decode step's attention under YAKV: score, select, attend, merge."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..kernels.higgs_score import query_bytes
+from ..kernels.yakv_attend import attend_rows_scratch_bytes
+from ..kernels.yakv_layout import MAX_PARTIALS
+from ..kernels.yakv_score import BLOCKS_PER_RUN, score_scratch_bytes
+from ..kernels.yakv_select import select_rows_scratch_bytes
+from ..ops import Buffer
+from .kernel_spec import kernel
+from .memory import padded
+
+if TYPE_CHECKING:
+    from .recorder import Recorder
+    from .yakv_pools import YakvRows
+
+
+def record_yakv(recorder: Recorder, out: Buffer, q: Buffer, k: Buffer, v: Buffer, rows: YakvRows) -> None:
+    """See Ops.attend_yakv."""
+    memory, batch, tape, shape = recorder.memory, recorder.batch, recorder.tape, rows.shape
+    group, head_dim, n_tokens = shape.group, shape.head_dim, 64 * rows.n_blocks
+    units = recorder.capacity * recorder.n_kv_heads
+    n_runs = -(-rows.n_blocks // BLOCKS_PER_RUN)
+    logits = memory.shared("yakv_logits", units * group * n_tokens * 4)
+    run_stats = memory.shared("yakv_run_stats", units * n_runs * group * 8)
+    sums = memory.shared("split_sums", units * group * MAX_PARTIALS * head_dim * 4)
+    stats = memory.shared("split_stats", units * group * MAX_PARTIALS * 8)
+    ids = memory.shared("yakv_ids", units * n_tokens * 4)
+    counts = memory.shared("yakv_counts", units * 8)
+    scale = memory.number(head_dim**-0.5)
+    per_thread = padded(
+        max(
+            score_scratch_bytes(group, head_dim, query_bytes(shape.selector, head_dim)),
+            select_rows_scratch_bytes(group, head_dim, n_tokens),
+            attend_rows_scratch_bytes(group, head_dim),
+        ),
+        64,
+    )
+    scratch = memory.shared("yakv_scratch", per_thread * memory.n_threads), per_thread
+    q_copy, k_copy = memory.copy_bytes(q), memory.copy_bytes(k)
+    tape.add(
+        kernel("yakv_score", "yakv_score_cpu", *shape.parameters),
+        rows.table,
+        q.data,
+        k.data,
+        v.data,
+        q.data.strides[0],
+        k.data.strides[0],
+        batch.slots,
+        batch.positions,
+        batch.n_rows,
+        scale,
+        logits,
+        n_tokens * 4,
+        run_stats,
+        n_runs,
+        sums,
+        stats,
+        *scratch,
+        q_copy,
+        k_copy,
+    )
+    tape.add(
+        kernel("yakv_select", "yakv_select_cpu", *shape.parameters),
+        rows.table,
+        batch.slots,
+        batch.positions,
+        batch.n_rows,
+        logits,
+        n_tokens * 4,
+        run_stats,
+        n_runs,
+        sums,
+        stats,
+        ids,
+        n_tokens * 4,
+        counts,
+        rows.budget.ratio,
+        rows.budget.at_least,
+        rows.budget.min_len,
+        *scratch,
+    )
+    tape.add(
+        kernel("yakv_attend", "yakv_attend_cpu", *shape.parameters),
+        rows.table,
+        q.data,
+        q.data.strides[0],
+        batch.slots,
+        batch.n_rows,
+        scale,
+        sums,
+        stats,
+        ids,
+        n_tokens * 4,
+        counts,
+        *scratch,
+        q_copy,
+    )
+    out_copy = memory.write_private(out)
+    tape.add(
+        kernel("yakv_attend", "merge_partials_cpu", group, head_dim),
+        out.data,
+        out.data.strides[0],
+        sums,
+        stats,
+        counts,
+        recorder.n_heads,
+        batch.n_rows,
+        memory.shared("split_factors", memory.n_threads * 64),
+        out_copy,
+        barrier=not out_copy,
+    )

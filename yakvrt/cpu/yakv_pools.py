@@ -1,0 +1,141 @@
+"""YAKV's pools on the CPU, and the jobs that move rows between them and a prompt's exact rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..higgs_grids import load_grid
+from ..kernels.higgs_layout import BLOCK_TOKENS, ROW_FORMATS, SELECTORS, pack_tables, row_bytes
+from ..kernels.yakv_layout import POOL_WORDS, YakvShape
+from ..kernels.yakv_store import store_scratch_bytes
+from ..ops import ELEMENT_BYTES, KvRows
+from .kernel_spec import kernel
+from .memory import aligned, padded, reserved
+from .tape import Tape
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Rows selected per head: `ratio` / 2^20 of the tokens and at least `at_least`; all up to min_len tokens."""
+
+    ratio: int
+    at_least: int
+    min_len: int
+
+
+@dataclass(frozen=True, slots=True)
+class YakvRows:
+    """One layer. `table` holds what kernels need to know of the pools (yakv_layout.POOL_WORDS)."""
+
+    table: np.ndarray
+    shape: YakvShape
+    budget: Budget
+    n_blocks: int  # of the longest slot
+
+    @property
+    def rows_read(self) -> int:
+        """Selected rows of all heads since the start."""
+        return int(self.table[-1])
+
+
+def pool_bytes(shape: YakvShape, n_blocks: int) -> dict[str, int]:
+    """Bytes of one layer, slot and kv head by pool."""
+    ring = shape.ring_places * shape.head_dim * ELEMENT_BYTES[shape.kind]
+    return {
+        "ring": ring,
+        "selectors": n_blocks * SELECTORS[shape.selector].block_bytes(shape.head_dim),
+        "rows": n_blocks * BLOCK_TOKENS * row_bytes(shape.head_dim, shape.k_format, shape.v_format),
+        "scales": n_blocks * BLOCK_TOKENS * 4,
+        "values": n_blocks * shape.head_dim * 2,
+        "means": shape.head_dim * 4,
+    }
+
+
+class YakvPools:
+    """The pools of all layers and slots. Owns: their memory, whose pages are taken when first written.
+
+    `run` replays a tape; `staging` are the exact rows of the prompt under way.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[Tape], None],
+        n_threads: int,
+        n_layers: int,
+        n_slots: int,
+        n_kv_heads: int,
+        n_tokens: int,
+        shape: YakvShape,
+        budget: Budget,
+        staging: KvRows,
+    ) -> None:
+        self._run = run
+        n_blocks = max(1, -(-(n_tokens - shape.n_sinks) // BLOCK_TOKENS))
+        sizes = {name: padded(n, 64) for name, n in pool_bytes(shape, n_blocks).items()}
+        self._pools = {
+            name: reserved((n_layers, n_slots, n_kv_heads, sizes["ring" if name in "kv" else name]))
+            for name in ("k", "v", "selectors", "rows", "scales", "values", "means")
+        }
+        selector = SELECTORS[shape.selector]
+        grids = (
+            selector.grid,
+            selector.mean_grid,
+            ROW_FORMATS[shape.k_format].grid,
+            ROW_FORMATS[shape.v_format].grid,
+        )
+        self._tables = {name: pack_tables(load_grid(name)) for name in set(grids) if name}
+        words = [self._tables[name].ctypes.data if name else 0 for name in grids]
+        self.layers = []
+        for layer in range(n_layers):
+            at = {name: int(pool[layer].ctypes.data) for name, pool in self._pools.items()}
+            values = {"ring_k": at["k"], "ring_v": at["v"], "n_kv_heads": n_kv_heads, **at}
+            values |= dict(
+                zip(("selector_tables", "mean_tables", "k_tables", "v_tables"), words, strict=True)
+            )
+            for name, size in sizes.items():
+                values |= {f"{name}_slot": n_kv_heads * size, f"{name}_head": size}
+            table = np.array([values.get(name, 0) for name in POOL_WORDS], np.int64)
+            self.layers.append(YakvRows(table, shape, budget, n_blocks))
+        self._numbers = {name: np.zeros(1, np.int64) for name in ("slot", "held", "total", "first", "last")}
+        stride = padded(store_scratch_bytes(shape.head_dim), 64)
+        self._scratch = aligned(n_threads * stride)
+        self._staging = staging
+        number = self._numbers
+        target = (staging.k, staging.v, staging.head_bytes, number["slot"], number["held"])
+        scratch = (self._scratch, stride)
+        span = (number["first"], number["last"])
+        store = kernel("yakv_store", "yakv_store_cpu", *shape.parameters)
+        recall = kernel("yakv_store", "yakv_recall_cpu", *shape.parameters)
+        self._store: list[Tape] = []
+        self._restore: list[Tape] = []
+        self._refill: list[Tape] = []
+        for layer_rows in self.layers:
+            tapes = Tape(), Tape(), Tape()
+            for phase in (0, 1):
+                tapes[0].add(store, layer_rows.table, *target, number["total"], *scratch, phase)
+            tapes[1].add(recall, layer_rows.table, *target, *span, 0, *scratch)
+            tapes[2].add(recall, layer_rows.table, *target, *span, 1, *scratch)
+            for tape, kept in zip(tapes, (self._store, self._restore, self._refill), strict=True):
+                kept.append(tape)
+
+    def store(self, layer: int, slot: int, n_held: int, n_tokens: int) -> None:
+        """Takes over the exact rows at positions n_held .. n_tokens - 1 of the prompt under way."""
+        self._set(slot=slot, held=n_held, total=n_tokens)
+        self._run(self._store[layer])
+
+    def restore(self, layer: int, slot: int, n_held: int) -> None:
+        """Writes the first n_held rows where a prompt's exact rows lie, indexed ones as their codes tell."""
+        self._set(slot=slot, held=n_held, first=0, last=n_held)
+        self._run(self._restore[layer])
+
+    def refill(self, layer: int, slot: int, n_held: int, first: int, last: int) -> None:
+        """Indexed positions first .. last - 1 of a slot of n_held tokens return to the ring."""
+        self._set(slot=slot, held=n_held, first=first, last=last)
+        self._run(self._refill[layer])
+
+    def _set(self, **values: int) -> None:
+        for name, value in values.items():
+            self._numbers[name][0] = value

@@ -1,0 +1,111 @@
+"""Where YAKV keeps the rows of a slot, as plain functions of lengths, and how kernels find the pools.
+
+Positions of a slot that holds n tokens: sinks [0, n_sinks) and the recent window are exact and lie in a ring;
+between them whole blocks of 64 tokens are indexed, [n_sinks, indexed_end(n)). A block leaves the window when
+it is complete, so the window holds `window` to window + 63 tokens, one more while a step runs.
+
+Ring of one head: the sinks, padded to 16, then window + 64 places; keys in tiles, values in rows, as in
+kv_append. Indexed rows: selector blocks and mean values on the device, K and V codes on the host
+(higgs_layout).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from .higgs_layout import BLOCK_TOKENS
+
+# int64 words of a layer's pool table: addresses, and strides in bytes
+POOL_WORDS = (
+    *("ring_k", "ring_v", "ring_slot", "ring_head"),
+    *("selectors", "selectors_slot", "selectors_head"),
+    *("rows", "rows_slot", "rows_head"),
+    *("scales", "scales_slot", "scales_head"),
+    *("values", "values_slot", "values_head"),
+    *("means", "means_slot", "means_head"),
+    *("selector_tables", "mean_tables", "k_tables", "v_tables"),
+    *("n_kv_heads", "rows_read"),
+)
+MAX_PARTIALS = 16  # of one query head: the ring, the tail, then runs of selected rows; lanes of a vector
+FIRST_RUN = 2
+
+
+def pool_word(name: str) -> int:
+    """Byte offset of a word in the pool table."""
+    return 8 * POOL_WORDS.index(name)
+
+
+@dataclass(frozen=True, slots=True)
+class YakvShape:
+    """What the kernels are compiled for. `kind` is the number format of exact rows, `centred` subtracts the mean
+    key before encoding, `tail` adds the estimated mass of the rows that were not selected.
+    """
+
+    group: int
+    head_dim: int
+    kind: str
+    selector: str
+    k_format: str
+    v_format: str
+    n_sinks: int
+    window: int
+    rule: str
+    centred: bool
+    tail: bool
+
+    @property
+    def parameters(self) -> tuple[str | int | bool, ...]:
+        return tuple(getattr(self, name) for name in self.__slots__)
+
+    @property
+    def sink_places(self) -> int:
+        return -(-self.n_sinks // 16) * 16
+
+    @property
+    def ring_places(self) -> int:
+        return self.sink_places + self.window + BLOCK_TOKENS
+
+
+def indexed_end(n: int, n_sinks: int, window: int) -> int:
+    """The end of the indexed positions of a slot of n tokens. Plain Python for the method and its tests, compiled
+    into the kernels.
+    """
+    return n_sinks + max(0, n - n_sinks - window) // 64 * 64
+
+
+def ring_place(position: int, n_sinks: int, sink_places: int, ring_len: int) -> int:
+    """The place of an exact position; ring_len = window + 64."""
+    return position if position < n_sinks else sink_places + (position - n_sinks) % ring_len
+
+
+def run_len(n_selected: int) -> int:
+    """Selected rows per run: a multiple of 16, so that the runs of a head find room beside ring and tail."""
+    return max(32, (n_selected + 16 * 14 - 1) // (16 * 14) * 16)
+
+
+def make_pool_addresses(shape: YakvShape) -> tuple[Any, ...]:
+    """Inline functions of (pools, slot, head): where the ring's keys and values, the selector blocks, the host rows,
+    their scales, the mean values of blocks and the mean key of a head begin.
+    """
+    from ..cpu import vector_ops as v
+
+    def address(name: str, slot_name: str, head_name: str) -> Any:
+        base_at, slot_at, head_at = pool_word(name), pool_word(slot_name), pool_word(head_name)
+
+        @v.inline
+        def address_of(pools: int, slot: int, head: int) -> int:
+            base, slot_stride = v.get_i64(pools + base_at), v.get_i64(pools + slot_at)
+            return base + slot * slot_stride + head * v.get_i64(pools + head_at)
+
+        return address_of
+
+    return (
+        address("ring_k", "ring_slot", "ring_head"),
+        address("ring_v", "ring_slot", "ring_head"),
+        address("selectors", "selectors_slot", "selectors_head"),
+        address("rows", "rows_slot", "rows_head"),
+        address("scales", "scales_slot", "scales_head"),
+        address("values", "values_slot", "values_head"),
+        address("means", "means_slot", "means_head"),
+    )

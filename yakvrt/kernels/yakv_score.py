@@ -1,0 +1,200 @@
+"""First pass of a YAKV decode step: the new row goes into the ring, the ring is attended to, and every indexed key
+is scored from its selector code.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .attend import CHUNK
+from .yakv_layout import MAX_PARTIALS, YakvShape, indexed_end, make_pool_addresses, pool_word, ring_place
+from .yakv_store import store_scratch_bytes
+
+BLOCKS_PER_RUN = 32  # scored by one thread at a time
+
+
+def score_scratch_bytes(group: int, head_dim: int, record_bytes: int) -> int:
+    """Scratch of a thread: quantised queries, one row; queries, sums and scores of attention; a block to encode."""
+    queries = -(-group * record_bytes // 64) * 64 + 8 * head_dim
+    attention = group * (2 * head_dim + CHUNK + 16) * 4
+    return -(-queries // 64) * 64 + -(-attention // 64) * 64 + store_scratch_bytes(head_dim)
+
+
+def make_put_partial(group: int, head_dim: int) -> Any:
+    """An inline put_partial(sums, stats, row, head, n_heads, index, state): the softmax state of a group of queries
+    becomes one of the partial results of their heads. See merge_partials_cpu.
+    """
+    from ..cpu import vector_ops as v
+
+    head_bytes = head_dim * 4
+
+    @v.inline
+    def put_partial(
+        sums: int, stats: int, row: int, head: int, n_kv_heads: int, index: int, state: int
+    ) -> None:
+        n_heads = n_kv_heads * group
+        for g in range(group):
+            unit = head * group + g
+            target = sums + ((row * MAX_PARTIALS + index) * n_heads + unit) * head_bytes
+            for j in range(0, head_bytes, 64):
+                v.store_f32(target + j, v.load_f32(state + g * head_bytes + j))
+            maxima = stats + (row * n_heads + unit) * MAX_PARTIALS * 8
+            running = state + group * head_bytes + g * 8
+            v.put_f32(maxima + index * 4, v.get_f32(running))
+            v.put_f32(maxima + (MAX_PARTIALS + index) * 4, v.get_f32(running + 4))
+
+    return put_partial
+
+
+def yakv_score_cpu(*parameters: Any) -> Any:
+    """Threads share (kv head, the ring or a run of blocks).
+
+    Args: pools, q, k, v, q_stride, kv_stride, slots, positions, n_rows*, scale*, logits, logits_stride, run_stats,
+    n_runs, sums, stats, scratch, scratch_stride, q_copy, k_copy (see rms_norm_cpu).
+    Shapes: logits float32 [B, Hq, logits_stride / 4], run_stats float32 [B, Hk, n_runs, G, 2]: maximum and sum of
+    exponentials of a run of blocks; sums and stats as in merge_partials_cpu, of which the ring is partial 0.
+    """
+    from ..cpu import vector_ops as v
+    from ..cpu.attention_tiles import make_scores, make_weighted_sum
+    from ..cpu.simd import ELEMENT_BYTES
+    from .attend import make_accumulate
+    from .higgs_score import make_quantise_query, make_score_blocks, query_bytes
+    from .kv_append import make_append
+    from .yakv_store import make_encode_block, make_mean_key
+
+    shape = YakvShape(*parameters)
+    group, head_dim, kind = shape.group, shape.head_dim, shape.kind
+    n_sinks, window, sink_places, ring_len = shape.n_sinks, shape.window, shape.sink_places, shape.window + 64
+    centred = shape.centred
+    scores_of, add_values = make_scores(group, head_dim, kind), make_weighted_sum(group, head_dim, kind)
+    reset, fold = make_accumulate(group, head_dim)
+    append, put_partial = make_append(head_dim, kind), make_put_partial(group, head_dim)
+    encode_block, mean_key = make_encode_block(shape), make_mean_key(shape)
+    quantise_query = make_quantise_query(shape.selector, head_dim)
+    score_blocks = make_score_blocks(shape.selector, head_dim, group)
+    ring_k, ring_v, selector_of, _, _, _, mean_of = make_pool_addresses(shape)
+    end_of, place_of = v.inline(indexed_end), v.inline(ring_place)
+    heads_at, tables_at, mean_tables_at = (
+        pool_word("n_kv_heads"),
+        pool_word("selector_tables"),
+        pool_word("mean_tables"),
+    )
+    record_bytes = query_bytes(shape.selector, head_dim)
+    at_row = -(-group * record_bytes // 64) * 64
+    at_attention = -(-(at_row + 8 * head_dim) // 64) * 64
+    at_encode = at_attention + -(-group * (2 * head_dim + CHUNK + 16) * 4 // 64) * 64
+    head_bytes, place_bytes = head_dim * 4, head_dim * ELEMENT_BYTES[kind]
+
+    @v.inline
+    def attend(k_cache: int, v_cache: int, place: int, n: int, queries: int, state: int, scores: int) -> None:
+        """Folds n rows from `place`, a multiple of 16, on into the state."""
+        for chunk in range(0, n, CHUNK):
+            n_positions = min(CHUNK, n - chunk)
+            n_lanes = (n_positions + 15) // 16 * 16
+            start = (place + chunk) * place_bytes
+            scores_of(k_cache + start, n_lanes // 16, queries, scores, CHUNK * 4)
+            for g in range(group):
+                fold(scores + g * CHUNK * 4, n_positions, n_lanes, state, g)
+            add_values(v_cache + start, n_positions, scores, CHUNK * 4, state)
+
+    @v.inline
+    def attend_ring(
+        pools: int,
+        slot: int,
+        head: int,
+        position: int,
+        q: int,
+        k: int,
+        values: int,
+        scale: float,
+        scratch: int,
+    ) -> None:
+        """Appends the row; leaves the ring's softmax state in the scratch; then encodes what left the window."""
+        k_cache, v_cache = ring_k(pools, slot, head), ring_v(pools, slot, head)
+        append(k_cache, v_cache, k, values, place_of(position, n_sinks, sink_places, ring_len))
+        queries = scratch + at_attention
+        state = queries + group * head_bytes
+        scores = state + group * (head_bytes + 16)
+        factor = v.splat(scale)
+        for j in range(0, group * head_bytes, 64):
+            v.store_f32(queries + j, v.mul(v.load_f32(q + j), factor))
+        reset(state)
+        begin = end_of(position, n_sinks, window)
+        attend(k_cache, v_cache, 0, min(position + 1, n_sinks), queries, state, scores)
+        n_recent = max(0, position + 1 - begin)
+        first = (begin - n_sinks) % ring_len
+        before_wrap = min(n_recent, ring_len - first)
+        attend(k_cache, v_cache, sink_places + first, before_wrap, queries, state, scores)
+        attend(k_cache, v_cache, sink_places, n_recent - before_wrap, queries, state, scores)
+        if end_of(position + 1, n_sinks, window) > begin:
+            if centred and begin == n_sinks:
+                mean_key(mean_of(pools, slot, head), k_cache, sink_places, n_recent)
+            block = (begin - n_sinks) // 64
+            encode_block(pools, slot, head, block, k_cache, v_cache, sink_places + first, scratch + at_encode)
+
+    def kernel(thread: int, n_threads: int, counter: int, args: int) -> None:
+        pools = v.get_i64(args)
+        q = v.get_i64(args + 8) + thread * v.get_i64(args + 144)
+        k, values = v.get_i64(args + 16) + thread * v.get_i64(args + 152), v.get_i64(args + 24)
+        q_stride, kv_stride = v.get_i64(args + 32), v.get_i64(args + 40)
+        slots, positions, n_rows = (
+            v.get_i64(args + 48),
+            v.get_i64(args + 56),
+            v.get_i64(v.get_i64(args + 64)),
+        )
+        scale = v.get_f32(v.get_i64(args + 72))
+        logits, logits_stride = v.get_i64(args + 80), v.get_i64(args + 88)
+        run_stats, max_runs = v.get_i64(args + 96), v.get_i64(args + 104)
+        sums, stats = v.get_i64(args + 112), v.get_i64(args + 120)
+        scratch = v.get_i64(args + 128) + thread * v.get_i64(args + 136)
+        n_heads = v.get_i64(pools + heads_at)
+        tables, mean_tables = v.get_i64(pools + tables_at), v.get_i64(pools + mean_tables_at)
+        for row in range(n_rows):
+            position, slot = v.get_i64(positions + row * 8), v.get_i64(slots + row * 8)
+            n_indexed = end_of(position, n_sinks, window) - n_sinks
+            n_blocks = n_indexed // 64
+            per_head = 1 + (n_blocks + BLOCKS_PER_RUN - 1) // BLOCKS_PER_RUN
+            first, last = v.share(n_heads * per_head, thread, n_threads, 0)
+            quantised = -1
+            for unit in range(first, last):
+                head, run = unit // per_head, unit % per_head - 1
+                queries = q + row * q_stride + head * group * head_bytes
+                if run < 0:
+                    new = row * kv_stride + head * head_bytes
+                    attend_ring(pools, slot, head, position, queries, k + new, values + new, scale, scratch)
+                    state = scratch + at_attention + group * head_bytes
+                    put_partial(sums, stats, row, head, n_heads, 0, state)
+                else:
+                    if quantised != head:
+                        mean = mean_of(pools, slot, head) if centred else 0
+                        for g in range(group):
+                            record = scratch + g * record_bytes
+                            quantise_query(record, queries + g * head_bytes, mean, scale, scratch + at_row)
+                        quantised = head
+                    out = logits + (row * n_heads + head) * group * logits_stride
+                    begin, end = run * BLOCKS_PER_RUN, min((run + 1) * BLOCKS_PER_RUN, n_blocks)
+                    maxima = scratch + at_attention
+                    blocks = selector_of(pools, slot, head)
+                    score_blocks(
+                        scratch,
+                        blocks,
+                        begin,
+                        end,
+                        n_indexed,
+                        out,
+                        logits_stride,
+                        maxima,
+                        tables,
+                        mean_tables,
+                    )
+                    for g in range(group):
+                        negative = v.splat(-v.get_f32(maxima + g * 4))
+                        total = v.zero()
+                        for j in range(begin * 256, end * 256, 64):
+                            piece = v.load_f32(out + g * logits_stride + j)
+                            total = v.add(total, v.vexp(v.add(piece, negative)))
+                        cell = run_stats + (((row * n_heads + head) * max_runs + run) * group + g) * 8
+                        v.put_f32(cell, v.get_f32(maxima + g * 4))
+                        v.put_f32(cell + 4, v.hsum(total))
+
+    return kernel

@@ -1,0 +1,204 @@
+"""YAKV: keys are scored from 2-bit codes on the device, the best rows are read as 4-bit codes from the host.
+
+Sinks, the recent window and generated tokens that are still in it stay exact. Tokens that leave the window are
+encoded in blocks of 64: a selector code per key (HIGGS, the prompt's mean key subtracted), a row of K and V codes
+in host memory, and the mean value of the block. A step ranks all indexed keys by their estimated probability,
+reads the best rows, and adds the tail: the estimated mass of the others times the mean values of their blocks.
+
+Source: YAKV, arXiv 2604.08426; HIGGS, arXiv 2411.17525.
+Differs: rotation and scale per kv head, the mean key subtracted, keys stored after RoPE, exact sinks, the sum rule
+with the exact rows in the normaliser, generated tokens indexed, the tail.
+Bytes: device L * Hk * (selector block + 2 D) / 64 per token, host L * Hk * (row + 4); moved per step and layer
+Hk * k * (row + 4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from ..kernels.higgs_layout import ROW_FORMATS, SELECTORS, row_bytes
+from ..kernels.rotate import rotation_factors
+from ..kernels.select_topk import RULES
+from ..kernels.yakv_layout import YakvShape, indexed_end
+from ..kernels.yakv_select import RATIO_BITS
+from ..ops import ELEMENT_BYTES, Buffer, KvRows, Ops
+from .contract import AttentionInput, KvSetting, Pools
+from .slots import SlotList
+
+if TYPE_CHECKING:
+    from ..config import ModelConfig
+
+MAX_WINDOW = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """Budgets in tokens per head, or below 1 as a ratio of the tokens held.
+
+    selector: "2bit", "1.5bit" or "1bit"; k_bits and v_bits: 3, 4, 8 or 16; rule: "sum", "max" or "mean".
+    """
+
+    sparse_budget: float = 0.03125
+    prefix_budget: int = 4
+    recent: int = 64
+    min_seqlen_to_prune: int = 512
+    selector: str = "2bit"
+    k_bits: int = 4
+    v_bits: int = 4
+    rule: str = "sum"
+    centred: bool = True
+    tail: bool = True
+
+    def __post_init__(self) -> None:
+        budget = self.sparse_budget
+        if not (0 < budget <= 1 or (1 < budget < 2**31 and budget == int(budget))):
+            raise ValueError(
+                f"sparse_budget={budget:g} is neither a ratio above 0 and up to 1 nor a number of tokens"
+            )
+        for name, low, high in (("prefix_budget", 0, 1024), ("min_seqlen_to_prune", 0, 2**31)):
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"{name}={getattr(self, name)} is out of range; {low} to {high}")
+        if not (64 <= self.recent <= MAX_WINDOW and self.recent % 64 == 0):
+            raise ValueError(f"recent={self.recent} is not a multiple of 64 from 64 to {MAX_WINDOW}")
+        for name, known in (
+            ("selector", tuple(SELECTORS)),
+            ("rule", RULES),
+            ("k_bits", tuple(_FORMATS)),
+            ("v_bits", tuple(_FORMATS)),
+        ):
+            if getattr(self, name) not in known:
+                choices = ", ".join(map(str, known))
+                raise ValueError(f"{name}={getattr(self, name)} is not known; choose one of {choices}")
+
+    @property
+    def row_formats(self) -> tuple[str, str]:
+        return _FORMATS[self.k_bits], _FORMATS[self.v_bits]
+
+
+_FORMATS = {row_format.bits: name for name, row_format in ROW_FORMATS.items()}
+
+
+def shape_of(config: ModelConfig, parameters: Parameters, kind: str) -> YakvShape:
+    """Raises: ValueError for a head size without a rotation."""
+    rotation_factors(config.head_dim)
+    return YakvShape(
+        group=config.n_heads // config.n_kv_heads,
+        head_dim=config.head_dim,
+        kind=kind,
+        selector=parameters.selector,
+        k_format=parameters.row_formats[0],
+        v_format=parameters.row_formats[1],
+        n_sinks=parameters.prefix_budget,
+        window=parameters.recent,
+        rule=parameters.rule,
+        centred=parameters.centred,
+        tail=parameters.tail,
+    )
+
+
+def pools(config: ModelConfig, parameters: Parameters, kind: str, n_tokens: int) -> Pools:
+    """See the module's Bytes; a slot's blocks are counted whole."""
+    shape = shape_of(config, parameters, kind)
+    heads = config.n_layers * config.n_kv_heads
+    n_blocks = max(1, -(-(n_tokens - shape.n_sinks) // 64))
+    exact = 2 * shape.head_dim * ELEMENT_BYTES[kind]
+    return Pools(
+        device={
+            "selectors": heads * n_blocks * SELECTORS[shape.selector].block_bytes(shape.head_dim),
+            "mean values": heads * n_blocks * 2 * shape.head_dim,
+            "exact rows": heads * (shape.ring_places * exact + 4 * shape.head_dim),
+        },
+        host={
+            "codes": heads * n_blocks * 64 * row_bytes(shape.head_dim, shape.k_format, shape.v_format),
+            "scales": heads * n_blocks * 64 * 4,
+        },
+        transient={"exact rows of one layer": config.n_kv_heads * -(-n_tokens // 16) * 16 * exact},
+    )
+
+
+def build(setting: KvSetting, parameters: Parameters) -> YakvKv:
+    return YakvKv(setting, parameters)
+
+
+class YakvKv:
+    """YAKV over slots of one size."""
+
+    def __init__(self, setting: KvSetting, parameters: Parameters) -> None:
+        from ..cpu.yakv_pools import Budget
+
+        config = setting.config
+        self._setting, self._parameters, self._slots = setting, parameters, SlotList(setting)
+        self._shape = shape_of(config, parameters, setting.kind)
+        staging = setting.backend.kv_rows(
+            1, 1, config.n_kv_heads, setting.ctx_size, config.head_dim, setting.kind
+        )
+        self._staging = replace(staging[0], slot_bytes=0)  # whichever slot the prompt belongs to
+        ratio = parameters.sparse_budget if parameters.sparse_budget <= 1 else 0.0
+        at_least = 1 if ratio else int(parameters.sparse_budget)
+        self._pools = setting.backend.yakv_pools(
+            config.n_layers,
+            setting.n_slots,
+            config.n_kv_heads,
+            setting.ctx_size,
+            self._shape,
+            Budget(round(ratio * 2**RATIO_BITS), at_least, parameters.min_seqlen_to_prune),
+            self._staging,
+        )
+        self._stored = [[0] * setting.n_slots for _ in range(config.n_layers)]
+
+    def open(self, n_tokens: int) -> int:
+        return self._slots.take(n_tokens)
+
+    def restore(self, layer: int, slot: int, n_held: int) -> None:
+        if n_held:
+            self._pools.restore(layer, slot, n_held)
+
+    def prefill(self, ops: Ops, layer: int, attention: AttentionInput) -> KvRows:
+        ops.kv_append(self._staging, attention.k, attention.v)
+        return self._staging
+
+    def store(self, layer: int, slot: int, n_held: int, n_new: int) -> None:
+        self._pools.store(layer, slot, n_held, n_held + n_new)
+        self._stored[layer][slot] = n_held + n_new
+
+    def decode(self, ops: Ops, layer: int, attention: AttentionInput, out: Buffer) -> None:
+        ops.attend_yakv(out, attention.q, attention.k, attention.v, self._pools.layers[layer])
+
+    def truncate(self, slot: int, n_held: int, n: int) -> int:
+        """Tokens that return into the window come from their codes."""
+        begin = indexed_end(n, self._shape.n_sinks, self._shape.window)
+        for layer, stored in enumerate(self._stored):
+            held = max(n_held, stored[slot])  # layers differ after an interrupted prompt
+            end = min(n, indexed_end(held, self._shape.n_sinks, self._shape.window))
+            if begin < end:
+                self._pools.refill(layer, slot, held, begin, end)
+            stored[slot] = n
+        return n
+
+    def release(self, slot: int) -> None:
+        for stored in self._stored:
+            stored[slot] = 0
+        self._slots.give_back(slot)
+
+    def stats(self) -> Mapping[str, float | str]:
+        setting, shape = self._setting, self._shape
+        taken = pools(setting.config, self._parameters, setting.kind, setting.ctx_size)
+        heads = setting.config.n_layers * setting.config.n_kv_heads
+        row = row_bytes(shape.head_dim, shape.k_format, shape.v_format) + 4
+        block = SELECTORS[shape.selector].block_bytes(shape.head_dim) + 2 * shape.head_dim
+        rows_read = sum(layer.rows_read for layer in self._pools.layers)
+        return {
+            "method": "yakv",
+            "type": setting.kind,
+            "ctx_size": setting.ctx_size,
+            "n_slots": setting.n_slots,
+            "bytes": setting.n_slots * taken.slot_bytes,
+            "rows_read": rows_read,
+            "gross_bytes": rows_read * row,
+            "moved_bytes": rows_read * row,
+            "hit_rate": 0.0,
+            "device_bytes_per_token": heads * block / 64,
+            "host_bytes_per_token": heads * row,
+        }
