@@ -19,7 +19,9 @@ from .tape import Tape
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Rows selected per head: `ratio` / 2^20 of the tokens and at least `at_least`; all up to min_len tokens."""
+    """Rows selected per head: `ratio` / 2^20 of the tokens and at least `at_least`; all up to min_len
+    tokens.
+    """
 
     ratio: int
     at_least: int

@@ -59,9 +59,10 @@ def pack_sixes_ref(codes: np.ndarray) -> np.ndarray:
 
 def unpack_sixes_ref(packed: np.ndarray) -> np.ndarray:
     """The inverse of pack_sixes_ref."""
-    words = (packed.reshape(len(packed), -1, 3).astype(np.uint32) << np.array([0, 8, 16], np.uint32)).sum(2)
+    groups = packed.reshape(len(packed), packed.shape[1] // 3, 3).astype(np.uint32)
+    words = (groups << np.array([0, 8, 16], np.uint32)).sum(2)
     codes = words[..., None] >> np.array([0, 6, 12, 18], np.uint32) & 63
-    return codes.astype(np.uint8).reshape(len(packed), -1)
+    return codes.astype(np.uint8).reshape(len(packed), packed.shape[1] // 3 * 4)
 
 
 def decode_rows_ref(

@@ -34,6 +34,7 @@ def pack_activations_cpu(n_tokens: int, quantised: bool) -> Any:
     Threads share the packs, or the columns of a single one.
     """
     from ..cpu import vector_ops as v
+    from ..cpu.quantize_block import quantize_block
 
     @v.inline
     def source_row(i: int, n_rows: int, row_index: int) -> int:
@@ -45,7 +46,7 @@ def pack_activations_cpu(n_tokens: int, quantised: bool) -> Any:
 
     def quantise_units(source: int, codes: int, scales: int, m: int, first: int, last: int) -> None:
         for block in range(first, last):
-            v.quantize_block(
+            quantize_block(
                 source + block * 128,
                 codes + (block * 8 * n_tokens + m) * 4,
                 4 * n_tokens,

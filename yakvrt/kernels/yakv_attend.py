@@ -9,9 +9,42 @@ from typing import Any
 import numpy as np
 
 from .higgs_layout import ROW_FORMATS, row_bytes
+from .select_topk import select_topk_ref, weights_ref
 from .yakv_layout import FIRST_RUN, MAX_PARTIALS, YakvShape, make_pool_addresses, pool_word, run_len
 
 ROWS_AT_ONCE = 64
+
+
+def attend_yakv_ref(
+    q: np.ndarray,
+    exact: tuple[np.ndarray, np.ndarray],
+    logits: np.ndarray,
+    indexed: tuple[np.ndarray, np.ndarray],
+    mean_values: np.ndarray,
+    budget: int,
+    rule: str,
+    tail: bool,
+) -> tuple[np.ndarray, np.ndarray]:
+    """One step of one KV head in float64: the output of its queries and the selected ids.
+
+    Shapes: q [G, D]; exact keys and values [E, D]; selector logits [G, n]; indexed keys and values as decoded
+    [n, D]; mean_values [n / 64, D] -> out [G, D], ids [min(budget, n)].
+    """
+    scale = q.shape[1] ** -0.5
+    exact_logits = q.astype(np.float64) @ exact[0].T.astype(np.float64) * scale
+    lse = np.log(np.exp(exact_logits).sum(axis=1) + np.exp(logits.astype(np.float64)).sum(axis=1))
+    ids = select_topk_ref(weights_ref(logits, lse, rule), budget)
+    chosen_logits = q.astype(np.float64) @ indexed[0][ids].T * scale
+    weights = np.hstack([np.exp(exact_logits), np.exp(chosen_logits)])
+    total = weights.sum(axis=1, keepdims=True)
+    sums = weights @ np.vstack([exact[1], indexed[1][ids]]).astype(np.float64)
+    if tail:
+        rest = np.exp(logits.astype(np.float64))
+        rest[:, ids] = 0
+        mass = rest.reshape(len(q), -1, 64).sum(axis=2)
+        total = total + mass.sum(axis=1, keepdims=True)
+        sums = sums + mass @ mean_values.astype(np.float64)
+    return sums / total, ids
 
 
 def attend_rows_scratch_bytes(group: int, head_dim: int) -> int:
@@ -140,8 +173,8 @@ def yakv_attend_cpu(*parameters: Any) -> Any:
 def merge_partials_cpu(group: int, head_dim: int) -> Any:
     """Joins the partial softmax results of every query head.
 
-    Args: out, row_bytes, sums, stats, counts (selected rows, int64 [B, Hk]), n_heads, n_rows*, factors (16 floats a
-    thread), out_copy (see rms_norm_cpu).
+    Args: out, row_bytes, sums, stats, counts (selected rows, int64 [B, Hk]), n_heads, n_rows*, factors
+    (16 floats a thread), out_copy (see rms_norm_cpu).
     Shapes: sums float32 [B, 16, Hq, D], stats float32 [B, Hq, 2, 16]: maxima and weights of the partials.
     """
     from ..cpu import vector_ops as v

@@ -38,8 +38,8 @@ def pool_word(name: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class YakvShape:
-    """What the kernels are compiled for. `kind` is the number format of exact rows, `centred` subtracts the mean
-    key before encoding, `tail` adds the estimated mass of the rows that were not selected.
+    """What the kernels are compiled for. `kind` is the number format of exact rows, `centred` subtracts
+    the mean key before encoding, `tail` adds the estimated mass of the rows that were not selected.
     """
 
     group: int
@@ -68,8 +68,8 @@ class YakvShape:
 
 
 def indexed_end(n: int, n_sinks: int, window: int) -> int:
-    """The end of the indexed positions of a slot of n tokens. Plain Python for the method and its tests, compiled
-    into the kernels.
+    """The end of the indexed positions of a slot of n tokens. Plain Python for the method and its tests,
+    compiled into the kernels.
     """
     return n_sinks + max(0, n - n_sinks - window) // 64 * 64
 
@@ -85,8 +85,8 @@ def run_len(n_selected: int) -> int:
 
 
 def make_pool_addresses(shape: YakvShape) -> tuple[Any, ...]:
-    """Inline functions of (pools, slot, head): where the ring's keys and values, the selector blocks, the host rows,
-    their scales, the mean values of blocks and the mean key of a head begin.
+    """Inline functions of (pools, slot, head): where the ring's keys and values, the selector blocks, the
+    host rows, their scales, the mean values of blocks and the mean key of a head begin.
     """
     from ..cpu import vector_ops as v
 

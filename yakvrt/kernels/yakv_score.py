@@ -1,5 +1,5 @@
-"""First pass of a YAKV decode step: the new row goes into the ring, the ring is attended to, and every indexed key
-is scored from its selector code.
+"""First pass of a YAKV decode step: the new row goes into the ring, the ring is attended to, and every
+indexed key is scored from its selector code.
 """
 
 from __future__ import annotations
@@ -14,15 +14,17 @@ BLOCKS_PER_RUN = 32  # scored by one thread at a time
 
 
 def score_scratch_bytes(group: int, head_dim: int, record_bytes: int) -> int:
-    """Scratch of a thread: quantised queries, one row; queries, sums and scores of attention; a block to encode."""
+    """Scratch of a thread: quantised queries, one row; queries, sums and scores of attention; a block to
+    encode.
+    """
     queries = -(-group * record_bytes // 64) * 64 + 8 * head_dim
     attention = group * (2 * head_dim + CHUNK + 16) * 4
     return -(-queries // 64) * 64 + -(-attention // 64) * 64 + store_scratch_bytes(head_dim)
 
 
 def make_put_partial(group: int, head_dim: int) -> Any:
-    """An inline put_partial(sums, stats, row, head, n_heads, index, state): the softmax state of a group of queries
-    becomes one of the partial results of their heads. See merge_partials_cpu.
+    """An inline put_partial(sums, stats, row, head, n_heads, index, state): the softmax state of a group
+    of queries becomes one of the partial results of their heads. See merge_partials_cpu.
     """
     from ..cpu import vector_ops as v
 
@@ -49,10 +51,11 @@ def make_put_partial(group: int, head_dim: int) -> Any:
 def yakv_score_cpu(*parameters: Any) -> Any:
     """Threads share (kv head, the ring or a run of blocks).
 
-    Args: pools, q, k, v, q_stride, kv_stride, slots, positions, n_rows*, scale*, logits, logits_stride, run_stats,
-    n_runs, sums, stats, scratch, scratch_stride, q_copy, k_copy (see rms_norm_cpu).
-    Shapes: logits float32 [B, Hq, logits_stride / 4], run_stats float32 [B, Hk, n_runs, G, 2]: maximum and sum of
-    exponentials of a run of blocks; sums and stats as in merge_partials_cpu, of which the ring is partial 0.
+    Args: pools, q, k, v, q_stride, kv_stride, slots, positions, n_rows*, scale*, logits, logits_stride,
+    run_stats, n_runs, sums, stats, scratch, scratch_stride, q_copy, k_copy (see rms_norm_cpu).
+    Shapes: logits float32 [B, Hq, logits_stride / 4], run_stats float32 [B, Hk, n_runs, G, 2]: maximum
+    and sum of exponentials of a run of blocks; sums and stats as in merge_partials_cpu, of which the ring
+    is partial 0.
     """
     from ..cpu import vector_ops as v
     from ..cpu.attention_tiles import make_scores, make_weighted_sum
@@ -109,7 +112,9 @@ def yakv_score_cpu(*parameters: Any) -> Any:
         scale: float,
         scratch: int,
     ) -> None:
-        """Appends the row; leaves the ring's softmax state in the scratch; then encodes what left the window."""
+        """Appends the row; leaves the ring's softmax state in the scratch; then encodes what left the
+        window.
+        """
         k_cache, v_cache = ring_k(pools, slot, head), ring_v(pools, slot, head)
         append(k_cache, v_cache, k, values, place_of(position, n_sinks, sink_places, ring_len))
         queries = scratch + at_attention

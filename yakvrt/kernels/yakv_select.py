@@ -1,5 +1,5 @@
-"""Second pass of a YAKV decode step: the rows with the largest estimated probability, and the tail: the estimated
-mass of all others times the mean value of their block.
+"""Second pass of a YAKV decode step: the rows with the largest estimated probability, and the tail: the
+estimated mass of all others times the mean value of their block.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ RATIO_BITS = 20  # a budget ratio is a whole number of 2^-20
 
 
 def budget_of(n: int, n_indexed: int, ratio: int, at_least: int, min_len: int) -> int:
-    """Rows selected per head in a slot of n tokens: ratio / 2^20 of them and at least `at_least`; all up to min_len
-    tokens.
+    """Rows selected per head in a slot of n tokens: ratio / 2^20 of them and at least `at_least`; all up
+    to min_len tokens.
     """
     if n <= min_len:
         return n_indexed
@@ -37,9 +37,10 @@ def select_rows_scratch_bytes(group: int, head_dim: int, n_tokens: int) -> int:
 def yakv_select_cpu(*parameters: Any) -> Any:
     """Threads share (row, kv head).
 
-    Args: pools, slots, positions, n_rows*, logits, logits_stride, run_stats, n_runs, sums, stats, ids, ids_stride,
-    counts, ratio, at_least, min_len, scratch, scratch_stride.
-    Shapes: ids int32 [B, Hk, ids_stride / 4], counts int64 [B, Hk]; the tail is partial 1 of sums and stats.
+    Args: pools, slots, positions, n_rows*, logits, logits_stride, run_stats, n_runs, sums, stats, ids,
+    ids_stride, counts, ratio, at_least, min_len, scratch, scratch_stride.
+    Shapes: ids int32 [B, Hk, ids_stride / 4], counts int64 [B, Hk]; the tail is partial 1 of sums and
+    stats.
     """
     from ..cpu import vector_ops as v
     from ..cpu.attention_tiles import make_weighted_sum

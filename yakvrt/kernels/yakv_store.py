@@ -37,8 +37,8 @@ def make_read_rows(head_dim: int, kind: str) -> Any:
 
 
 def make_encode_block(shape: YakvShape) -> Any:
-    """An inline encode_block(pools, slot, head, block, k_cache, v_cache, place, scratch): the 64 exact rows from
-    `place` on become a block: selector, host rows, mean value.
+    """An inline encode_block(pools, slot, head, block, k_cache, v_cache, place, scratch): the 64 exact
+    rows from `place` on become a block: selector, host rows, mean value.
     """
     from ..cpu import vector_ops as v
     from .higgs_rows import make_encode_rows
@@ -107,11 +107,11 @@ def make_mean_key(shape: YakvShape) -> Any:
 
 
 def yakv_store_cpu(*parameters: Any) -> Any:
-    """Takes over a prompt's exact rows: the mean key of every head if it has none yet, blocks that left the window,
-    and the ring. Threads share the heads first, then blocks and rings.
+    """Takes over a prompt's exact rows: the mean key of every head if it has none yet, blocks that left
+    the window, and the ring. Threads share the heads first, then blocks and rings.
 
-    Args: pools, k_cache, v_cache, head_stride (of the prompt's rows; position p lies at place p), slot*, n_held*,
-    n_tokens* (held and new), scratch, scratch_stride, phase (0: mean keys, 1: blocks and rings).
+    Args: pools, k_cache, v_cache, head_stride (of the prompt's rows; position p lies at place p), slot*,
+    n_held*, n_tokens* (held and new), scratch, scratch_stride, phase (0: mean keys, 1: blocks and rings).
     """
     from ..cpu import vector_ops as v
     from .kv_append import make_append
@@ -167,12 +167,12 @@ def yakv_store_cpu(*parameters: Any) -> Any:
 
 
 def yakv_recall_cpu(*parameters: Any) -> Any:
-    """Writes positions first .. last - 1 of a slot that holds n_held tokens as rows of `kind`: exact ones from the
-    ring, indexed ones from their codes.
+    """Writes positions first .. last - 1 of a slot that holds n_held tokens as rows of `kind`: exact ones
+    from the ring, indexed ones from their codes.
 
-    Args: pools, k_cache, v_cache, head_stride (of the target), slot*, n_held*, first*, last*, to_ring, scratch,
-    scratch_stride. to_ring: the target is the ring of the slot itself (k_cache, v_cache and head_stride unused),
-    else position p goes to place p. Threads share heads and positions.
+    Args: pools, k_cache, v_cache, head_stride (of the target), slot*, n_held*, first*, last*, to_ring,
+    scratch, scratch_stride. to_ring: the target is the ring of the slot itself (k_cache, v_cache and
+    head_stride unused), else position p goes to place p. Threads share heads and positions.
     """
     from ..cpu import vector_ops as v
     from .higgs_rows import make_decode_row

@@ -1,15 +1,17 @@
-"""YAKV: keys are scored from 2-bit codes on the device, the best rows are read as 4-bit codes from the host.
+"""YAKV: keys are scored from 2-bit codes on the device, the best rows are read as 4-bit codes from the
+host.
 
-Sinks, the recent window and generated tokens that are still in it stay exact. Tokens that leave the window are
-encoded in blocks of 64: a selector code per key (HIGGS, the prompt's mean key subtracted), a row of K and V codes
-in host memory, and the mean value of the block. A step ranks all indexed keys by their estimated probability,
-reads the best rows, and adds the tail: the estimated mass of the others times the mean values of their blocks.
+Sinks, the recent window and generated tokens that are still in it stay exact. Tokens that leave the
+window are encoded in blocks of 64: a selector code per key (HIGGS, the prompt's mean key subtracted), a
+row of K and V codes in host memory, and the mean value of the block. A step ranks all indexed keys by
+their estimated probability, reads the best rows, and adds the tail: the estimated mass of the others
+times the mean values of their blocks.
 
 Source: YAKV, arXiv 2604.08426; HIGGS, arXiv 2411.17525.
-Differs: rotation and scale per kv head, the mean key subtracted, keys stored after RoPE, exact sinks, the sum rule
-with the exact rows in the normaliser, generated tokens indexed, the tail.
-Bytes: device L * Hk * (selector block + 2 D) / 64 per token, host L * Hk * (row + 4); moved per step and layer
-Hk * k * (row + 4).
+Differs: rotation and scale per kv head, the mean key subtracted, keys stored after RoPE, exact sinks, the
+sum rule with the exact rows in the normaliser, generated tokens indexed, the tail.
+Bytes: device L * Hk * (selector block + 2 D) / 64 per token, host L * Hk * (row + 4); moved per step and
+layer Hk * k * (row + 4).
 """
 
 from __future__ import annotations

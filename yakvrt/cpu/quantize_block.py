@@ -1,0 +1,42 @@
+"""32 activations -> int8 codes and their scale terms, as LLVM IR."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba.core import types
+
+from . import simd
+from .simd import F32, I32, I64, V16F32, V16I32, addr, const, op
+
+
+@op(types.void, addr, addr, types.int64, addr, types.int64)
+def quantize_block(b: Any, x: Any, codes: Any, stride: Any, scales: Any, scale_stride: Any) -> None:
+    """32 floats at x -> int8 codes, 8 groups of 4 `stride` bytes apart, and the four scale terms.
+
+    The terms, `scale_stride` bytes apart: scale d = max|x|/127; d * sum of the 32 codes; of the first 16; of
+    the last 16.
+    """
+    halves = [simd.load(b, x, V16F32, 64 * h) for h in (0, 1)]
+    magnitude = [b.bitcast(b.and_(b.bitcast(v, V16I32), const(V16I32, 0x7FFFFFFF)), V16F32) for v in halves]
+    fmax = simd.declare(b, "llvm.vector.reduce.fmax.v16f32", F32, [V16F32])
+    largest = b.call(fmax, [simd.vmax(b, *magnitude)])
+    nonzero = b.fcmp_ordered(">", largest, ir.Constant(F32, 1e-30))
+    zero_scale = ir.Constant(F32, 0.0)
+    inverse = b.select(nonzero, b.fdiv(ir.Constant(F32, 127.0), largest), zero_scale)
+    scale = b.fmul(largest, ir.Constant(F32, 1 / 127))
+    sums = []
+    for h, v in enumerate(halves):
+        q = b.fptosi(simd.round_even(b, b.fmul(v, simd.splat(b, inverse))), V16I32)
+        fn = simd.declare(b, "llvm.vector.reduce.add.v16i32", I32, [V16I32])
+        sums.append(b.call(fn, [q]))
+        groups = b.bitcast(b.trunc(q, simd.V16I8), ir.VectorType(I32, 4))
+        for j in range(4):
+            word = b.extract_element(groups, ir.Constant(I32, j))
+            simd.store(b, word, codes, b.mul(stride, ir.Constant(I64, 4 * h + j)))
+    totals = [b.add(*sums), *sums]
+    simd.store(b, scale, scales)
+    for k, total in enumerate(totals):
+        term = b.fmul(scale, b.sitofp(total, F32))
+        simd.store(b, term, scales, b.mul(scale_stride, ir.Constant(I64, k + 1)))
