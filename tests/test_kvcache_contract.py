@@ -22,6 +22,7 @@ EVERYTHING: Mapping[str, tuple[Mapping[str, str], float]] = {
     "lrqk": ({"sparse_budget": "4096"}, 1e-3),
     "infinigen": ({"sparse_budget": "4096", "alpha": "1e6", "dense_layers": "1"}, 1e-3),
     "oracle": ({"sparse_budget": "4096"}, 1e-3),
+    "yakv": ({"sparse_budget": "4096", "k_bits": "16", "v_bits": "16"}, 0.5),
 }
 # Parameters under which a method chooses few of some hundred rows.
 LITTLE: Mapping[str, Mapping[str, str]] = {
@@ -32,6 +33,7 @@ LITTLE: Mapping[str, Mapping[str, str]] = {
     "lrqk": {"sparse_budget": "32"},
     "infinigen": {"sparse_budget": "32", "alpha": "1e6", "dense_layers": "0"},
     "oracle": {"sparse_budget": "32"},
+    "yakv": {"sparse_budget": "32", "min_seqlen_to_prune": "0", "k_bits": "8", "v_bits": "8"},
 }
 BUDGET = 32
 # Positions that are read in every step, of n: counted from the start, or from the end where negative.
@@ -43,6 +45,7 @@ ALWAYS: Mapping[str, tuple[int, ...]] = {
     "lrqk": (-1, -15),
     "infinigen": (),
     "oracle": (0, 3, -1, -62),
+    "yakv": (0, 3, -1, -64),
 }
 MODULES = tuple(EVERYTHING)
 
@@ -237,7 +240,7 @@ def test_counters_are_the_closed_forms() -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_pools_hold_what_is_said_per_token(name: str) -> None:
-    with KvSlots(name, {}) as slots:
+    with KvSlots(name, {}, heads=(4, 2, 32)) as slots:
         method, parameters = open_method(name, {})
         small, large = (method.pools(slots.config, parameters, "f16", n) for n in (100_000, 200_000))
         stats = slots.kv.stats()

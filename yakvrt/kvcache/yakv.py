@@ -17,7 +17,7 @@ layer Hk * k * (row + 4).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..kernels.higgs_layout import ROW_FORMATS, SELECTORS, row_bytes
@@ -26,8 +26,10 @@ from ..kernels.select_topk import RULES
 from ..kernels.yakv_layout import YakvShape, indexed_end
 from ..kernels.yakv_select import RATIO_BITS
 from ..ops import ELEMENT_BYTES, Buffer, KvRows, Ops
+from .budget import MOST_TOKENS, check_budget, check_choice, check_range
 from .contract import AttentionInput, KvSetting, Pools
 from .slots import SlotList
+from .staging import Staging, staging_bytes
 
 if TYPE_CHECKING:
     from ..config import ModelConfig
@@ -54,25 +56,18 @@ class Parameters:
     tail: bool = True
 
     def __post_init__(self) -> None:
-        budget = self.sparse_budget
-        if not (0 < budget <= 1 or (1 < budget < 2**31 and budget == int(budget))):
-            raise ValueError(
-                f"sparse_budget={budget:g} is neither a ratio above 0 and up to 1 nor a number of tokens"
-            )
-        for name, low, high in (("prefix_budget", 0, 1024), ("min_seqlen_to_prune", 0, 2**31)):
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(f"{name}={getattr(self, name)} is out of range; {low} to {high}")
-        if not (64 <= self.recent <= MAX_WINDOW and self.recent % 64 == 0):
-            raise ValueError(f"recent={self.recent} is not a multiple of 64 from 64 to {MAX_WINDOW}")
-        for name, known in (
-            ("selector", tuple(SELECTORS)),
-            ("rule", RULES),
-            ("k_bits", tuple(_FORMATS)),
-            ("v_bits", tuple(_FORMATS)),
-        ):
-            if getattr(self, name) not in known:
-                choices = ", ".join(map(str, known))
-                raise ValueError(f"{name}={getattr(self, name)} is not known; choose one of {choices}")
+        check_budget("sparse_budget", self.sparse_budget)
+        check_range("prefix_budget", self.prefix_budget, 0, 1024)
+        check_range("min_seqlen_to_prune", self.min_seqlen_to_prune, 0, MOST_TOKENS)
+        check_range("recent", self.recent, 64, MAX_WINDOW)
+        if self.recent % 64:
+            raise ValueError(f"recent={self.recent} is not a multiple of 64")
+        check_choice("selector", self.selector, tuple(SELECTORS))
+        check_choice("rule", self.rule, RULES)
+        for name in ("k_bits", "v_bits"):
+            if getattr(self, name) not in _FORMATS:
+                known = ", ".join(map(str, _FORMATS))
+                raise ValueError(f"{name}={getattr(self, name)} is not known; choose one of {known}")
 
     @property
     def row_formats(self) -> tuple[str, str]:
@@ -83,8 +78,12 @@ _FORMATS = {row_format.bits: name for name, row_format in ROW_FORMATS.items()}
 
 
 def shape_of(config: ModelConfig, parameters: Parameters, kind: str) -> YakvShape:
-    """Raises: ValueError for a head size without a rotation."""
+    """Raises: ValueError for a head size without a rotation, or too small for rows of 3 or 4 bits."""
     rotation_factors(config.head_dim)
+    if config.head_dim < 32 and min(parameters.k_bits, parameters.v_bits) < 8:
+        raise ValueError(
+            f"rows of {config.head_dim} numbers cannot be stored in 3 or 4 bits; give k_bits=8,v_bits=8"
+        )
     return YakvShape(
         group=config.n_heads // config.n_kv_heads,
         head_dim=config.head_dim,
@@ -116,7 +115,7 @@ def pools(config: ModelConfig, parameters: Parameters, kind: str, n_tokens: int)
             "codes": heads * n_blocks * 64 * row_bytes(shape.head_dim, shape.k_format, shape.v_format),
             "scales": heads * n_blocks * 64 * 4,
         },
-        transient={"exact rows of one layer": config.n_kv_heads * -(-n_tokens // 16) * 16 * exact},
+        transient={"exact rows of one layer": staging_bytes(config, kind, n_tokens)},
     )
 
 
@@ -133,10 +132,7 @@ class YakvKv:
         config = setting.config
         self._setting, self._parameters, self._slots = setting, parameters, SlotList(setting)
         self._shape = shape_of(config, parameters, setting.kind)
-        staging = setting.backend.kv_rows(
-            1, 1, config.n_kv_heads, setting.ctx_size, config.head_dim, setting.kind
-        )
-        self._staging = replace(staging[0], slot_bytes=0)  # whichever slot the prompt belongs to
+        self._staging = Staging(setting).rows
         ratio = parameters.sparse_budget if parameters.sparse_budget <= 1 else 0.0
         at_least = 1 if ratio else int(parameters.sparse_budget)
         self._pools = setting.backend.yakv_pools(
