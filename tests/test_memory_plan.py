@@ -10,20 +10,20 @@ from golden_values import tiny_dir
 from tiny_gguf import tiny_config
 
 from yakvrt.config import config_from_json
-from yakvrt.memory_plan import FIXED_BYTES, activation_bytes, available_memory, choose_context
+from yakvrt.memory_plan import FIXED_BYTES, MemoryPlan, activation_bytes, available_memory
 
 GIB = 1 << 30
 
 
 def choose(ctx_size: int, available: int) -> int:
-    return choose_context(
+    plan = MemoryPlan(
         weight_bytes=GIB,
         workspace_bytes=GIB // 4,
         kv_bytes=lambda n: 100_000 * n,
-        ctx_size=ctx_size,
         model_context=131_072,
         available_bytes=available,
     )
+    return plan.context(ctx_size)
 
 
 def test_the_models_context_or_what_fits() -> None:

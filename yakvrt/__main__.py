@@ -11,6 +11,7 @@ VERBS = {
     "generate": "answer a prompt or continue a text",
     "chat": "talk with a model",
     "perplexity": "score a text, compare with saved log-probabilities",
+    "plan": "what a model and its KV cache will take, before anything is taken",
     "bench": "measure prompt and generation speed",
     "tokenize": "text to token ids and back",
     "models": "list the models known by name",

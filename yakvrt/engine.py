@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .chunk_size import DEFAULT_CHUNK, MAX_CHUNK
-from .memory_plan import activation_bytes, available_memory, choose_context, kv_bytes
+from .memory_plan import MemoryPlan, activation_bytes, available_memory, kv_bytes
 from .ops import ELEMENT_BYTES
 from .runner import Runner
 from .sampler import SamplingParams
@@ -202,14 +202,13 @@ def load(
     with open_model(model, load_format=load_format, offline=offline, progress=download_progress) as source:
         config = source.config
         check_tensors(config, source.tensors)
-        context = choose_context(
+        context = MemoryPlan(
             weight_bytes=weight_bytes(config, source.tensors, dtype),
             workspace_bytes=activation_bytes(config, ubatch_size),
             kv_bytes=lambda n: kv_bytes(method.pools(config, parameters, cache_type, n), config, n_slots, n),
-            ctx_size=ctx_size,
             model_context=config.context_len,
             available_bytes=available_memory(),
-        )
+        ).context(ctx_size)
         compile_progress = None
         if progress:
             report = progress

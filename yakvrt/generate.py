@@ -81,7 +81,7 @@ def _generate(args: argparse.Namespace) -> int:
             print(json.dumps(_record(sequence, tokenizer, args.model)))
         else:
             terminal.end_line(sequence.text)
-            terminal.footer(sequence.timings)
+            terminal.footer(sequence.timings, sequence.kv)
     return code
 
 

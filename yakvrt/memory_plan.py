@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from bisect import bisect_right
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,40 +45,45 @@ def kv_bytes(pools: Pools, config: ModelConfig, n_slots: int, n_tokens: int) -> 
     return n_slots * pools.slot_bytes + sum(pools.transient.values()) + 4 * config.hidden_dim * n_tokens
 
 
-def choose_context(
-    *,
-    weight_bytes: int,
-    workspace_bytes: int,
-    kv_bytes: Callable[[int], int],
-    ctx_size: int,
-    model_context: int,
-    available_bytes: int,
-) -> int:
-    """The context in tokens: ctx_size, or for 0 the model's own, or what fits of it.
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """What a model takes, in bytes, before any of it is taken; kv_bytes(n) is for a context of n tokens."""
 
-    kv_bytes(n) is what a context of n tokens takes.
+    weight_bytes: int
+    workspace_bytes: int
+    kv_bytes: Callable[[int], int]
+    model_context: int
+    available_bytes: int
 
-    Raises: ValueError when the weights, or the context asked for, do not fit.
-    """
-    left = available_bytes - weight_bytes - workspace_bytes - FIXED_BYTES
-    # in runs of 16 tokens; memory never falls as the context grows
-    largest = 16 * bisect_right(range(16, MAX_CONTEXT, 16), left, key=kv_bytes)
-    if largest == 0:
-        raise ValueError(
-            f"the weights take {_gib(weight_bytes)}, the work on them {_gib(workspace_bytes + FIXED_BYTES)}, "
-            f"and {_gib(available_bytes)} of memory is free; "
-            "choose a smaller model, --dtype q4_0 or a smaller --ubatch-size"
-        )
-    if ctx_size > largest:
-        raise ValueError(
-            f"a context of {ctx_size} tokens needs {_gib(kv_bytes(ctx_size))} for its KV cache "
-            f"beside {_gib(weight_bytes)} of weights, {_gib(available_bytes)} is free; "
-            f"the largest that fits is --ctx-size {largest}"
-        )
-    return ctx_size or min(model_context, largest)
+    @property
+    def largest_context(self) -> int:
+        """The tokens that fit, in runs of 16."""
+        left = self.available_bytes - self.weight_bytes - self.workspace_bytes - FIXED_BYTES
+        # memory never falls as the context grows
+        return 16 * bisect_right(range(16, MAX_CONTEXT, 16), left, key=self.kv_bytes)
+
+    def context(self, ctx_size: int) -> int:
+        """The context in tokens: ctx_size, or for 0 the model's own, or what fits of it.
+
+        Raises: ValueError when the weights, or the context asked for, do not fit.
+        """
+        largest, free = self.largest_context, gib(self.available_bytes)
+        if largest == 0:
+            raise ValueError(
+                f"the weights take {gib(self.weight_bytes)}, the work on them "
+                f"{gib(self.workspace_bytes + FIXED_BYTES)}, and {free} of memory is free; "
+                "choose a smaller model, --dtype q4_0 or a smaller --ubatch-size"
+            )
+        if ctx_size > largest:
+            raise ValueError(
+                f"a context of {ctx_size} tokens needs {gib(self.kv_bytes(ctx_size))} for its KV cache "
+                f"beside {gib(self.weight_bytes)} of weights, {free} is free; "
+                f"the largest that fits is --ctx-size {largest}"
+            )
+        return ctx_size or min(self.model_context, largest)
 
 
-def _gib(n_bytes: int) -> str:
+def gib(n_bytes: int) -> str:
     return f"{n_bytes / 2**30:.2f} GiB"
 
 

@@ -169,8 +169,8 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def footer(timings: Mapping[str, float]) -> None:
-    """Print speeds and memory of an answer on stderr, dimmed on a terminal."""
+def footer(timings: Mapping[str, float], kv: Mapping[str, float | str]) -> None:
+    """Print speeds and memory of an answer on stderr, dimmed on a terminal, and what its KV method cost."""
     cached = f" ({timings['cache_n']:.0f} more from the cache)" if timings["cache_n"] else ""
     read, written = (counted(int(timings[name]), "token") for name in ("prompt_n", "predicted_n"))
     parts = (
@@ -179,9 +179,17 @@ def footer(timings: Mapping[str, float]) -> None:
         f"first token: {timings['ttft_ms'] / 1e3:.2f} s",
         f"peak memory: {peak_memory_bytes() / 1e9:.2f} GB",
     )
-    line = " | ".join(parts)
+    lines = [" | ".join(parts)]
+    if steps := float(kv.get("steps", 0)):
+        moved, gross = (float(kv[name]) / steps / 1e6 for name in ("moved_bytes", "gross_bytes"))
+        lines.append(
+            f"kv {kv['method']}: {kv['device_bytes_per_token']:.0f} device and "
+            f"{kv['host_bytes_per_token']:.0f} host bytes per token held | "
+            f"moved per token: {moved:.2f} MB of {gross:.2f} MB gross, hit rate {float(kv['hit_rate']):.0%}"
+        )
     with suppress(OSError):
-        print(f"\033[2m{line}\033[0m" if sys.stderr.isatty() else line, file=sys.stderr, flush=True)
+        for line in lines:
+            print(f"\033[2m{line}\033[0m" if sys.stderr.isatty() else line, file=sys.stderr, flush=True)
 
 
 class Bar:

@@ -40,7 +40,12 @@ class YakvRows:
     @property
     def rows_read(self) -> int:
         """Selected rows of all heads since the start."""
-        return int(self.table[-1])
+        return int(self.table[POOL_WORDS.index("rows_read")])
+
+    @property
+    def steps(self) -> int:
+        """Tokens decoded since the start."""
+        return int(self.table[POOL_WORDS.index("steps")])
 
 
 def pool_bytes(shape: YakvShape, n_blocks: int) -> dict[str, int]:

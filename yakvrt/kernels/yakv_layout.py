@@ -25,7 +25,7 @@ POOL_WORDS = (
     *("values", "values_slot", "values_head"),
     *("means", "means_slot", "means_head"),
     *("selector_tables", "mean_tables", "k_tables", "v_tables"),
-    *("n_kv_heads", "rows_read"),
+    *("n_kv_heads", "rows_read", "steps"),
 )
 MAX_PARTIALS = 16  # of one query head: the ring, the tail, then runs of selected rows; lanes of a vector
 FIRST_RUN = 2

@@ -62,7 +62,7 @@ def yakv_select_cpu(*parameters: Any) -> Any:
     put_partial = make_put_partial(group, head_dim)
     _, _, _, _, _, values_of, _ = make_pool_addresses(shape)
     end_of, budget_in = v.inline(indexed_end), v.inline(budget_of)
-    heads_at, read_at = pool_word("n_kv_heads"), pool_word("rows_read")
+    heads_at, read_at, steps_at = pool_word("n_kv_heads"), pool_word("rows_read"), pool_word("steps")
 
     @v.inline
     def normalisers(lse: int, stats: int, run_stats: int, n_runs: int) -> None:
@@ -147,5 +147,7 @@ def yakv_select_cpu(*parameters: Any) -> Any:
             v.put_i64(counts + unit * 8, count)
             read += count
         v.atomic_add(pools + read_at, read)
+        if thread == 0:
+            v.atomic_add(pools + steps_at, n_rows)
 
     return kernel

@@ -199,4 +199,5 @@ class YakvKv:
             "hit_rate": 0.0,
             "device_bytes_per_token": heads * block / 64,
             "host_bytes_per_token": heads * row,
+            "steps": self._pools.layers[0].steps,
         }

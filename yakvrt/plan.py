@@ -1,0 +1,111 @@
+"""What a model and its KV cache will take: `python -m yakvrt plan --model M --kv K -c N`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from yakvrt import terminal
+from yakvrt.cli_arguments import add_model_arguments, at_least, cache_type
+from yakvrt.cli_parsing import Parser, parse
+
+if TYPE_CHECKING:
+    from yakvrt.config import ModelConfig
+    from yakvrt.kvcache.contract import Pools
+    from yakvrt.memory_plan import MemoryPlan
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The verb's flags."""
+    parser = Parser("plan", "Print what every pool will hold and the context that fits; take nothing.")
+    parser.add_argument(
+        "--slots", type=at_least(1, 4096), default=1, metavar="N", help="sequences at a time (1)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_model_arguments(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the verb and return the exit code: 1 when the context asked for does not fit."""
+    return terminal.run(lambda: _plan(parse(build_parser(), argv)))
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from yakvrt.kvcache import open_method
+    from yakvrt.memory_plan import MemoryPlan, activation_bytes, available_memory, kv_bytes
+    from yakvrt.model_source import open_model
+    from yakvrt.weights import check_tensors, weight_bytes
+
+    method, parameters = open_method(args.kv, args.kv_args)
+    kind = cache_type(args)
+    with open_model(args.model, load_format=args.load_format, offline=args.offline, progress=True) as source:
+        config = source.config
+        check_tensors(config, source.tensors)
+        plan = MemoryPlan(
+            weight_bytes=weight_bytes(config, source.tensors, args.dtype),
+            workspace_bytes=activation_bytes(config, args.ubatch_size),
+            kv_bytes=lambda n: kv_bytes(method.pools(config, parameters, kind, n), config, args.slots, n),
+            model_context=config.context_len,
+            available_bytes=available_memory(),
+        )
+        n_tokens = args.ctx_size or plan.context(0)
+        record = _record(plan, config, method.pools(config, parameters, kind, n_tokens), args, n_tokens)
+        record = {"model": source.name, **record}
+    print(json.dumps(record) if args.json else _text(record))
+    return 0 if record["fits"] else 1
+
+
+def _record(
+    plan: MemoryPlan, config: ModelConfig, pools: Pools, args: argparse.Namespace, n_tokens: int
+) -> dict[str, Any]:
+    from yakvrt.memory_plan import FIXED_BYTES
+
+    transient = {**pools.transient, "hidden states": 4 * config.hidden_dim * n_tokens}
+    return {
+        "kv": args.kv,
+        "kv_args": args.kv_args,
+        "n_tokens": n_tokens,
+        "n_slots": args.slots,
+        "weight_bytes": plan.weight_bytes,
+        "workspace_bytes": plan.workspace_bytes + FIXED_BYTES,
+        "slot_device_bytes": dict(pools.device),
+        "slot_host_bytes": dict(pools.host),
+        "prompt_bytes": transient,
+        "total_bytes": plan.weight_bytes + plan.workspace_bytes + FIXED_BYTES + plan.kv_bytes(n_tokens),
+        "available_bytes": plan.available_bytes,
+        "largest_context": plan.largest_context,
+        "model_context": config.context_len,
+        "fits": n_tokens <= plan.largest_context,
+    }
+
+
+def _text(record: dict[str, Any]) -> str:
+    n_tokens, n_slots = record["n_tokens"], record["n_slots"]
+    sequences = terminal.counted(n_slots, "slot")
+    title = f"{record['model']} with --kv {record['kv']}: {sequences} of {n_tokens} tokens"
+
+    def line(what: str, n_bytes: float, remark: str = "") -> str:
+        return f"  {what:<42}{n_bytes / 1e6:>12.1f} MB{remark}"
+
+    lines = [
+        title,
+        line("weights", record["weight_bytes"]),
+        line("steps, program", record["workspace_bytes"]),
+    ]
+    for place in ("device", "host"):
+        for what, n_bytes in record[f"slot_{place}_bytes"].items():
+            remark = f"  {n_bytes / n_tokens:.0f} bytes a token"
+            lines.append(line(f"{place}: {what}", n_slots * n_bytes, remark))
+    lines += [line(f"while a prompt is read: {what}", n) for what, n in record["prompt_bytes"].items()]
+    lines.append(line("total", record["total_bytes"], f"  of {record['available_bytes'] / 1e6:.1f} MB free"))
+    largest = f"the largest context that fits is {record['largest_context']} tokens"
+    trained = f"the model was trained for {record['model_context']}"
+    lines.append(f"{'fits' if record['fits'] else 'DOES NOT FIT'}; {largest}, {trained}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
