@@ -263,13 +263,21 @@ def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_footer_is_plain_when_piped(capsys: pytest.CaptureFixture[str]) -> None:
     timings = {"cache_n": 2, "prompt_n": 10, "prompt_per_second": 100.0, "predicted_n": 5}
-    terminal.footer({**timings, "predicted_per_second": 20.0, "ttft_ms": 130.0})
+    timings |= {"predicted_per_second": 20.0, "ttft_ms": 130.0}
+    terminal.footer(timings, {"method": "full"})
     line = capsys.readouterr().err
     assert line.startswith(
         "prompt: 10 tokens, 100.0 tokens/s (2 more from the cache) | generation: 5 tokens, "
     )
     assert "first token: 0.13 s | peak memory: 0." in line
     assert "\033" not in line
+    counts = {"steps": 4, "gross_bytes": 8e6, "moved_bytes": 2e6, "hit_rate": 0.75}
+    held = {"device_bytes_per_token": 1800.0, "host_bytes_per_token": 6120.0}
+    terminal.footer(timings, {"method": "yakv", **counts, **held})
+    assert capsys.readouterr().err.splitlines()[1] == (
+        "kv yakv: 1800 device and 6120 host bytes per token held | "
+        "moved per token: 0.50 MB of 2.00 MB gross, hit rate 75%"
+    )
 
 
 # ---- with the real model

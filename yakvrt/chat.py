@@ -161,7 +161,7 @@ class Conversation:
         if sequence.finish_reason == "length":
             terminal.note("the answer was cut at --predict or the end of the context")
         if sys.stderr.isatty():
-            terminal.footer(sequence.timings)
+            terminal.footer(sequence.timings, sequence.kv)
         self.messages.append({"role": "assistant", "content": sequence.text})
         self._n_answers += 1
         return True
