@@ -14,8 +14,21 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from . import simd
-from .simd import ELEMENT_BYTES, F32, FEATURES, V16F32, const, const_i64, fmadd, load, load_floats, splat
+from .simd import (
+    ELEMENT_BYTES,
+    F32,
+    FEATURES,
+    V16F32,
+    const,
+    const_i64,
+    emit_prefetch,
+    fmadd,
+    load,
+    load_floats,
+    splat,
+)
 
+PREFETCH_AHEAD = 4096  # bytes
 MAX_ACCUMULATORS = 24 if FEATURES.avx512 else 6
 MAX_SCORE_ROWS = 12 if FEATURES.avx512 else 4
 
@@ -24,9 +37,9 @@ def _groups(n: int, size: int) -> list[range]:
     return [range(start, min(start + size, n)) for start in range(0, n, size)]
 
 
-def make_scores(n_rows: int, head_dim: int, kind: str) -> Any:
+def make_scores(n_rows: int, head_dim: int, kind: str, *, prefetch: bool = False) -> Any:
     """An intrinsic f(keys, n_tiles, queries, scores, row_bytes): scores[row][position] = queries[row] .
-    keys[position].
+    keys[position]. With `prefetch` it asks for the keys behind, as one pass over a long history pays.
 
     Shapes: keys `kind` [n_tiles][D][16], queries float32 [n_rows][D], scores float32 rows `row_bytes` apart.
     """
@@ -39,6 +52,8 @@ def make_scores(n_rows: int, head_dim: int, kind: str) -> Any:
             for rows in _groups(n_rows, MAX_SCORE_ROWS):
                 with cgutils.for_range(builder, n_tiles) as loop:
                     tile = builder.add(keys, builder.mul(loop.index, const_i64(tile_bytes)))
+                    if prefetch:
+                        emit_prefetch(builder, tile, PREFETCH_AHEAD, tile_bytes)
                     sums = _emit_dot_products(builder, kind, head_dim, rows, tile, queries)
                     position = builder.mul(loop.index, const_i64(64))
                     for row, total in zip(rows, sums, strict=True):
@@ -72,7 +87,7 @@ def _emit_dot_products(
     return [row[0] if chains == 1 else builder.fadd(*row) for row in sums]
 
 
-def make_weighted_sum(n_rows: int, head_dim: int, kind: str) -> Any:
+def make_weighted_sum(n_rows: int, head_dim: int, kind: str, *, prefetch: bool = False) -> Any:
     """An intrinsic f(values, n_positions, weights, row_bytes, out): out[row] += sum of weights[row][p] *
     values[p].
 
@@ -88,7 +103,8 @@ def make_weighted_sum(n_rows: int, head_dim: int, kind: str) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             for rows in _groups(n_rows, row_group):
                 for vectors in _groups(n_vectors, MAX_ACCUMULATORS):
-                    _emit_weighted_sum(builder, kind, head_dim, rows, vectors, arguments)
+                    ahead = prefetch and rows.start == vectors.start == 0  # once per value
+                    _emit_weighted_sum(builder, kind, head_dim, rows, vectors, arguments, ahead)
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 5), codegen
@@ -97,7 +113,7 @@ def make_weighted_sum(n_rows: int, head_dim: int, kind: str) -> Any:
 
 
 def _emit_weighted_sum(
-    builder: Any, kind: str, head_dim: int, rows: range, vectors: range, arguments: Any
+    builder: Any, kind: str, head_dim: int, rows: range, vectors: range, arguments: Any, ahead: bool
 ) -> None:
     values, n_positions, weights, row_bytes, out = arguments
     cells = {}
@@ -108,6 +124,8 @@ def _emit_weighted_sum(
             builder.store(start, cells[row, j])
     with cgutils.for_range(builder, n_positions) as loop:
         value_row = builder.add(values, builder.mul(loop.index, const_i64(head_dim * ELEMENT_BYTES[kind])))
+        if ahead:
+            emit_prefetch(builder, value_row, PREFETCH_AHEAD, head_dim * ELEMENT_BYTES[kind])
         position = builder.mul(loop.index, const_i64(4))
         factors = {}
         for row in rows:

@@ -19,7 +19,6 @@ from .gather import gather_words
 from .simd import (
     F32,
     FEATURES,
-    I8,
     I16,
     I32,
     I64,
@@ -30,6 +29,7 @@ from .simd import (
     const,
     const_i64,
     declare,
+    emit_prefetch,
     fmadd,
     load,
     splat,
@@ -144,13 +144,6 @@ def _add_by_gathers(
 _add_codes = _add_by_planes if FEATURES.avx512_vbmi else _add_by_gathers
 
 
-def _prefetch(builder: Any, address: Any, n_bytes: int) -> None:
-    fn = declare(builder, "llvm.prefetch.p0", ir.VoidType(), [I8.as_pointer(), I32, I32, I32])
-    for offset in range(0, n_bytes, 64):
-        ahead = builder.inttoptr(builder.add(address, const_i64(PREFETCH_AHEAD + offset)), I8.as_pointer())
-        builder.call(fn, [ahead, ir.Constant(I32, 0), ir.Constant(I32, 3), ir.Constant(I32, 1)])
-
-
 class _Scorer:
     """Emits the scores of one block for a few queries that share every look-up."""
 
@@ -262,7 +255,7 @@ def make_block_scores(kind: str, head_dim: int, group: int) -> Any:
                             builder.store(term, terms[g])
                 with cgutils.for_range(builder, const_i64(BLOCK_TOKENS // TILE_TOKENS)) as inner:
                     tile = builder.add(block, builder.mul(inner.index, const_i64(tile_bytes)))
-                    _prefetch(builder, tile, tile_bytes)
+                    emit_prefetch(builder, tile, PREFETCH_AHEAD, tile_bytes)
                     scales = builder.add(block, const_i64(selector.scales(head_dim)))
                     scales = builder.add(scales, builder.mul(inner.index, const_i64(2 * TILE_TOKENS)))
                     token = builder.add(

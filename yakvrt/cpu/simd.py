@@ -201,6 +201,15 @@ def store_floats(builder: Any, kind: str, value: Any, address: Any, offset: Any 
     store(builder, value, address, offset)
 
 
+def emit_prefetch(builder: Any, address: Any, ahead: int, n_bytes: int) -> None:
+    """Asks for the cache lines `ahead` bytes behind the n_bytes at the address; any address is allowed."""
+    fn = declare(builder, "llvm.prefetch.p0", ir.VoidType(), [I8.as_pointer(), I32, I32, I32])
+    read, nearest, data = (ir.Constant(I32, flag) for flag in (0, 3, 1))
+    for line in range(0, n_bytes, 64):
+        target = builder.add(address, const_i64(ahead + line))
+        builder.call(fn, [builder.inttoptr(target, I8.as_pointer()), read, nearest, data])
+
+
 def exponential(builder: Any, v: Any) -> Any:
     """e^x by range reduction and a degree-6 polynomial, 5.4e-8 relative; clamped to [-87.3, 88]."""
     x = vmin(builder, const(V16F32, 88.0), vmax(builder, const(V16F32, -87.3), v))

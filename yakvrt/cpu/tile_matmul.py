@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from ..kernels.tile_layout import LAYOUTS, ROWS, TileLayout
 from . import simd
-from .simd import F32, I8, I32, V16F32, V16I32, V64I8, const, const_i64, fmadd, load, splat
+from .simd import F32, I32, V16F32, V16I32, V64I8, const, const_i64, emit_prefetch, fmadd, load, splat
 from .tile_reader import dot_codes, read_affine, read_codes, read_header
 
 PREFETCH_AHEAD = 16384  # bytes; hides DRAM latency of the one pass a decode step makes over the weights
@@ -76,21 +75,6 @@ def _emit_epilogue(builder: Any, sums: Any, out: Any, out_stride: Any, bias: Any
             simd.store(builder, builder.load(cell), rows[m], 64 * t)
 
 
-def _prefetch(builder: Any, address: Any, n_bytes: int) -> None:
-    fn = simd.declare(builder, "llvm.prefetch.p0", ir.VoidType(), [I8.as_pointer(), I32, I32, I32])
-    for line in range(0, n_bytes, 64):
-        ahead = builder.add(address, const_i64(PREFETCH_AHEAD + line))
-        builder.call(
-            fn,
-            [
-                builder.inttoptr(ahead, I8.as_pointer()),
-                ir.Constant(I32, 0),
-                ir.Constant(I32, 3),
-                ir.Constant(I32, 1),
-            ],
-        )
-
-
 def _emit_quantised(
     builder: Any,
     layout: TileLayout,
@@ -116,7 +100,7 @@ def _emit_quantised(
             blocks = [builder.add(s, start) for s in supers]
             if prefetch:
                 for block in blocks:
-                    _prefetch(builder, block, layout.block_bytes)
+                    emit_prefetch(builder, block, PREFETCH_AHEAD, layout.block_bytes)
             column_block = builder.add(builder.mul(outer.index, const_i64(layout.blocks)), inner.index)
             codes = builder.add(x, builder.mul(column_block, const_i64(32 * n_tokens)))
             terms = builder.add(scales, builder.mul(column_block, const_i64(16 * n_tokens)))
@@ -189,7 +173,7 @@ def _emit_float(
         tokens = builder.add(x, builder.mul(loop.index, const_i64(unroll * 4 * n_tokens)))
         if prefetch:
             for column in columns:
-                _prefetch(builder, column, unroll * column_bytes)
+                emit_prefetch(builder, column, PREFETCH_AHEAD, unroll * column_bytes)
         for u in range(unroll):
             rows = [simd.load_floats(builder, kind, column, u * column_bytes) for column in columns]
             for m in range(n_tokens):

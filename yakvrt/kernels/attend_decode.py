@@ -36,7 +36,8 @@ def attend_decode_cpu(group: int, head_dim: int, kind: str) -> Any:
     from .attend import CHUNK, make_accumulate
     from .kv_append import make_append
 
-    scores_of, add_values = make_scores(group, head_dim, kind), make_weighted_sum(group, head_dim, kind)
+    scores_of = make_scores(group, head_dim, kind, prefetch=True)
+    add_values = make_weighted_sum(group, head_dim, kind, prefetch=True)
     reset, fold = make_accumulate(group, head_dim)
     append, split_len_in = make_append(head_dim, kind), v.inline(split_len_of)
     position_bytes = head_dim * ELEMENT_BYTES[kind]
@@ -61,7 +62,7 @@ def attend_decode_cpu(group: int, head_dim: int, kind: str) -> Any:
             n_splits = (length + split_len - 1) // split_len
             first, last = v.share(n_splits * n_kv_heads, thread, n_threads, 0)
             for item in range(first, last):
-                split, head = item // n_kv_heads, item % n_kv_heads
+                head, split = item // n_splits, item % n_splits  # what follows lies behind in memory
                 begin, end = split * split_len, min((split + 1) * split_len, length)
                 base = v.get_i64(slots + row * 8) * slot_stride + head * head_stride
                 if end == length:  # who reads the newest position has written it
