@@ -120,24 +120,16 @@ def main() -> int:
     args = parser.parse_args()
     ctx_size = args.depth + args.new + 64
     rows: list[dict[str, Any]] = []
-    with yakvrt.load(
-        args.model, ctx_size=ctx_size, threads=args.threads, cache_type=args.cache_type
-    ) as engine:
+    kind, threads = args.cache_type, args.threads
+    with yakvrt.load(args.model, ctx_size=ctx_size, threads=threads, cache_type=kind) as engine:
         ids = engine.tokenizer.encode(args.file.read_text(encoding="utf-8")[args.skip :])
         if len(ids) <= args.depth + args.new:
             raise SystemExit(f"{args.file} has {len(ids)} tokens, {args.depth + args.new + 1} are needed")
         prompt, new = ids[: args.depth], ids[args.depth : args.depth + args.new]
         targets = ids[args.depth + 1 : args.depth + args.new + 1]
         backend, weights = engine._backend, engine.runner._weights
-        setting = KvSetting(
-            backend,
-            engine.config,
-            weights,
-            1,
-            ctx_size,
-            args.cache_type,
-            *rope_frequencies(engine.config, None),
-        )
+        rope = rope_frequencies(engine.config, None)
+        setting = KvSetting(backend, engine.config, weights, 1, ctx_size, kind, *rope)
         specs = [("full", "full", {}), *specs_of(args.methods, args.budgets.split(","))]
         by_method: dict[str, list[tuple[str, str, Mapping[str, str]]]] = {}
         for spec in specs:
