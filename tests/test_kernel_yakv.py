@@ -10,14 +10,14 @@ import pytest
 
 from yakvrt.cpu.backend import CpuBackend
 from yakvrt.cpu.memory import aligned_array
-from yakvrt.cpu.yakv_pools import Budget, YakvPools
+from yakvrt.cpu.yakv_pools import YakvPools
 from yakvrt.higgs_grids import load_grid
 from yakvrt.kernels.higgs_layout import ROW_FORMATS, SELECTORS
 from yakvrt.kernels.higgs_rows import decode_rows_ref, encode_rows_ref
 from yakvrt.kernels.higgs_score import score_ref
 from yakvrt.kernels.higgs_selector import encode_selector_ref
 from yakvrt.kernels.yakv_attend import attend_yakv_ref
-from yakvrt.kernels.yakv_layout import YakvShape, indexed_end, ring_place
+from yakvrt.kernels.yakv_layout import Budget, YakvShape, indexed_end, ring_place
 from yakvrt.kernels.yakv_select import RATIO_BITS, budget_of
 from yakvrt.ops import Buffer, KvRows
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .chunk_size import DEFAULT_CHUNK, MAX_CHUNK
-from .memory_plan import MemoryPlan, activation_bytes, available_memory, kv_bytes
+from .memory_plan import plan_memory
 from .ops import ELEMENT_BYTES
 from .runner import Runner
 from .sampler import SamplingParams
@@ -194,7 +194,7 @@ def load(
         raise ValueError(f"--ctx-size {ctx_size} with {n_slots} slots is out of range; 0 or more, 1 to 4096")
     from .cpu.backend import CpuBackend
     from .model_source import open_model
-    from .weights import DTYPES, check_tensors, weight_bytes
+    from .weights import DTYPES, check_tensors
 
     if dtype != "auto" and dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is not known; choose auto, {', '.join(DTYPES)}")
@@ -202,12 +202,13 @@ def load(
     with open_model(model, load_format=load_format, offline=offline, progress=download_progress) as source:
         config = source.config
         check_tensors(config, source.tensors)
-        context = MemoryPlan(
-            weight_bytes=weight_bytes(config, source.tensors, dtype),
-            workspace_bytes=activation_bytes(config, ubatch_size),
-            kv_bytes=lambda n: kv_bytes(method.pools(config, parameters, cache_type, n), config, n_slots, n),
-            model_context=config.context_len,
-            available_bytes=available_memory(),
+        context = plan_memory(
+            config,
+            source.tensors,
+            dtype=dtype,
+            chunk=ubatch_size,
+            pools=lambda n: method.pools(config, parameters, cache_type, n),
+            n_slots=n_slots,
         ).context(ctx_size)
         compile_progress = None
         if progress:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +15,7 @@ from .control_group import control_group_directories
 if TYPE_CHECKING:
     from .config import ModelConfig
     from .kvcache.contract import Pools
+    from .weights import SourceTensor
 
 MAX_CONTEXT = 1 << 31
 FIXED_BYTES = 250 << 20  # interpreter, libraries, kernels, tokenizer, one tensor on its way in
@@ -81,6 +82,27 @@ class MemoryPlan:
                 f"the largest that fits is --ctx-size {largest}"
             )
         return ctx_size or min(self.model_context, largest)
+
+
+def plan_memory(
+    config: ModelConfig,
+    tensors: Mapping[str, SourceTensor],
+    *,
+    dtype: str,
+    chunk: int,
+    pools: Callable[[int], Pools],
+    n_slots: int,
+) -> MemoryPlan:
+    """The plan of a model on this machine; pools(n) are those of a slot of n tokens."""
+    from .weights import weight_bytes
+
+    return MemoryPlan(
+        weight_bytes=weight_bytes(config, tensors, dtype),
+        workspace_bytes=activation_bytes(config, chunk),
+        kv_bytes=lambda n: kv_bytes(pools(n), config, n_slots, n),
+        model_context=config.context_len,
+        available_bytes=available_memory(),
+    )
 
 
 def gib(n_bytes: int) -> str:

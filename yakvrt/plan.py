@@ -35,21 +35,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _plan(args: argparse.Namespace) -> int:
     from yakvrt.kvcache import open_method
-    from yakvrt.memory_plan import MemoryPlan, activation_bytes, available_memory, kv_bytes
+    from yakvrt.memory_plan import plan_memory
     from yakvrt.model_source import open_model
-    from yakvrt.weights import check_tensors, weight_bytes
+    from yakvrt.weights import check_tensors
 
     method, parameters = open_method(args.kv, args.kv_args)
     kind = cache_type(args)
     with open_model(args.model, load_format=args.load_format, offline=args.offline, progress=True) as source:
         config = source.config
         check_tensors(config, source.tensors)
-        plan = MemoryPlan(
-            weight_bytes=weight_bytes(config, source.tensors, args.dtype),
-            workspace_bytes=activation_bytes(config, args.ubatch_size),
-            kv_bytes=lambda n: kv_bytes(method.pools(config, parameters, kind, n), config, args.slots, n),
-            model_context=config.context_len,
-            available_bytes=available_memory(),
+        plan = plan_memory(
+            config,
+            source.tensors,
+            dtype=args.dtype,
+            chunk=args.ubatch_size,
+            pools=lambda n: method.pools(config, parameters, kind, n),
+            n_slots=args.slots,
         )
         n_tokens = args.ctx_size or plan.context(0)
         record = _record(plan, config, method.pools(config, parameters, kind, n_tokens), args, n_tokens)
@@ -88,7 +89,7 @@ def _text(record: dict[str, Any]) -> str:
     title = f"{record['model']} with --kv {record['kv']}: {sequences} of {n_tokens} tokens"
 
     def line(what: str, n_bytes: float, remark: str = "") -> str:
-        return f"  {what:<42}{n_bytes / 1e6:>12.1f} MB{remark}"
+        return f"  {what:<48}{n_bytes / 1e6:>12.1f} MB{remark}"
 
     lines = [
         title,

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..kernels.team import MAX_THREADS
 from ..kernels.tile_layout import ROWS
-from ..kernels.yakv_layout import YakvShape
+from ..kernels.yakv_layout import Budget, YakvShape
 from ..ops import ELEMENT_BYTES, Batch, KvRows
 from .affinity import Affinity, place_threads, usable
 from .kernel_cache import KernelCache, Progress
@@ -19,7 +19,7 @@ from .tape import Tape
 from .team import Team, check_threads
 from .tiled_matrix import TiledMatrix
 from .topology import machine_topology
-from .yakv_pools import Budget, YakvPools
+from .yakv_pools import YakvPools
 
 
 class Step:

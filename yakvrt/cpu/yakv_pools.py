@@ -9,23 +9,12 @@ import numpy as np
 
 from ..higgs_grids import load_grid
 from ..kernels.higgs_layout import BLOCK_TOKENS, ROW_FORMATS, SELECTORS, pack_tables, row_bytes
-from ..kernels.yakv_layout import POOL_WORDS, YakvShape
+from ..kernels.yakv_layout import POOL_WORDS, Budget, YakvShape
 from ..kernels.yakv_store import store_scratch_bytes
 from ..ops import ELEMENT_BYTES, KvRows
 from .kernel_spec import kernel
 from .memory import aligned, padded, reserved
 from .tape import Tape
-
-
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """Rows selected per head: `ratio` / 2^20 of the tokens and at least `at_least`; all up to min_len
-    tokens.
-    """
-
-    ratio: int
-    at_least: int
-    min_len: int
 
 
 @dataclass(frozen=True, slots=True)

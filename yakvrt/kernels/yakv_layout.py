@@ -67,6 +67,17 @@ class YakvShape:
         return self.sink_places + self.window + BLOCK_TOKENS
 
 
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Rows selected per head: `ratio` / 2^20 of the tokens and at least `at_least`; all up to min_len
+    tokens.
+    """
+
+    ratio: int
+    at_least: int
+    min_len: int
+
+
 def indexed_end(n: int, n_sinks: int, window: int) -> int:
     """The end of the indexed positions of a slot of n tokens. Plain Python for the method and its tests,
     compiled into the kernels.

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from ..kernels.higgs_layout import ROW_FORMATS, SELECTORS, row_bytes
 from ..kernels.rotate import rotation_factors
 from ..kernels.select_topk import RULES
-from ..kernels.yakv_layout import YakvShape, indexed_end
+from ..kernels.yakv_layout import Budget, YakvShape, indexed_end
 from ..kernels.yakv_select import RATIO_BITS
 from ..ops import ELEMENT_BYTES, Buffer, KvRows, Ops
 from .budget import MOST_TOKENS, check_budget, check_choice, check_range
@@ -127,8 +127,6 @@ class YakvKv:
     """YAKV over slots of one size."""
 
     def __init__(self, setting: KvSetting, parameters: Parameters) -> None:
-        from ..cpu.yakv_pools import Budget
-
         config = setting.config
         self._setting, self._parameters, self._slots = setting, parameters, SlotList(setting)
         self._shape = shape_of(config, parameters, setting.kind)
