@@ -12,7 +12,7 @@ from yakvrt.cpu.memory import aligned, padded
 from yakvrt.cpu.tiled_matrix import TiledMatrix, tiled_bytes
 from yakvrt.kernels.embed import embed_ref
 from yakvrt.kernels.matmul import matmul_ref
-from yakvrt.kernels.pack_activations import quantize_activations_ref
+from yakvrt.kernels.pack_activations import CODE_BYTES, quantize_activations_ref
 from yakvrt.kernels.tile_layout import LAYOUTS, ROWS
 
 RNG = np.random.default_rng(11)
@@ -59,15 +59,15 @@ def tile(team: KernelTeam, format_name: str, rows: np.ndarray, n_cols: int) -> T
 
 
 def pack(
-    team: KernelTeam, x: np.ndarray, n_tokens: int, quantised: bool, index: np.ndarray | None = None
+    team: KernelTeam, x: np.ndarray, n_tokens: int, form: str, index: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     n_cols = x.shape[1]
     n_rows = len(x) if index is None else len(index)
     places = padded(n_rows, n_tokens)
-    codes = aligned(places * n_cols * (1 if quantised else 4))
+    codes = aligned(places * n_cols * CODE_BYTES[form])
     scales = poisoned(places * n_cols // 32 * 4)
     arguments = (codes, scales, x, x.strides[0], n_cols, count(n_rows), index)
-    team.run("pack_activations", "pack_activations_cpu", (n_tokens, quantised), *arguments)
+    team.run("pack_activations", "pack_activations_cpu", (n_tokens, form), *arguments)
     return codes, scales
 
 
@@ -89,7 +89,7 @@ def test_matmul(team: KernelTeam, format_name: str, n_rows: int, n_cols: int, n_
     matrix = tile(team, format_name, rows, n_cols)
     batch = 1 if n_tokens == 1 else n_tokens + 1
     x = RNG.standard_normal((batch, n_cols)).astype(np.float32)
-    codes, scales = pack(team, x, n_tokens, not LAYOUTS[format_name].is_float)
+    codes, scales = pack(team, x, n_tokens, "f32" if LAYOUTS[format_name].is_float else "int8")
     out = poisoned(padded(batch, n_tokens), padded(n_rows, 32))
     bias = np.zeros(out.shape[1], np.float32)
     bias[:n_rows] = RNG.standard_normal(n_rows)
@@ -120,7 +120,7 @@ def test_matmul_by_experts(team: KernelTeam, n_tokens: int) -> None:
     tiles = np.concatenate([tile(team, "Q8_0", rows, n_cols).tiles for rows in stacked])
     experts = np.array([3, 0, 3])
     x = RNG.standard_normal((3 * n_tokens, n_cols)).astype(np.float32)
-    codes, scales = pack(team, x, n_tokens, True)
+    codes, scales = pack(team, x, n_tokens, "int8")
     out = poisoned(3 * n_tokens, n_rows)
     arguments = (out, out.strides[0], tiles, n_rows // ROWS, n_cols, codes, scales, count(3 * n_tokens))
     team.run("matmul", "matmul_cpu", ("Q8_0", n_tokens), *arguments, None, 0, experts)
@@ -149,7 +149,7 @@ def test_pack_activations(team: KernelTeam, n_tokens: int, batch: int) -> None:
     n_cols = 96
     x = RNG.standard_normal((batch, n_cols)).astype(np.float32)
     x[0, :32] = 0
-    codes, scales = pack(team, x, n_tokens, True)
+    codes, scales = pack(team, x, n_tokens, "int8")
     n_packs = -(-batch // n_tokens)
     got = codes.view(np.int8).reshape(n_packs, n_cols // 32, 8, n_tokens, 4).transpose(0, 3, 1, 2, 4)
     terms = scales.reshape(n_packs, n_cols // 32, 4, n_tokens).transpose(0, 3, 1, 2)
@@ -165,7 +165,7 @@ def test_pack_activations(team: KernelTeam, n_tokens: int, batch: int) -> None:
 def test_packs_by_row_index_and_filler(team: KernelTeam) -> None:
     x = RNG.standard_normal((4, 32)).astype(np.float32)
     index = np.array([2, 0, -1, -1, -1, -1, 3, 3, 3, 3, 3, 3])
-    codes, _ = pack(team, x, 6, False, index)
+    codes, _ = pack(team, x, 6, "f32", index)
     got = codes.view(np.float32).reshape(2, 32, 6).transpose(0, 2, 1).reshape(12, 32)
     np.testing.assert_array_equal(got, x[np.where(index < 0, 2, index)])
 

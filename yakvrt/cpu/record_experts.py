@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..kernels.moe import max_packs
-from ..kernels.pack_size import pack_size
 from ..ops import Buffer
 from .kernel_spec import kernel
 from .memory import ROW_FLOATS, padded
@@ -32,7 +31,7 @@ def record_experts(
     router, gate, up, down = matrices
     shared, tape, capacity = recorder.memory.shared, recorder.tape, recorder.capacity
     n_experts = gate.n_experts
-    pack = pack_size(-(-capacity * n_used // n_experts))  # an expert's share of the rows
+    pack = recorder.pack_size(-(-capacity * n_used // n_experts))  # an expert's share of the rows
     places = max_packs(capacity, n_used, n_experts, pack) * pack
     ids, weights = (shared(f"expert_{name}", capacity * n_used * 8) for name in ("ids", "weights"))
     pack_expert, pack_row = shared("pack_expert", places // pack * 8), shared("pack_row", places * 8)

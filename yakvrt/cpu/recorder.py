@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..kernels.pack_size import pack_size
-from ..kernels.tile_layout import LAYOUTS
+from ..kernels.matmul_bf16 import widened_bytes
+from ..kernels.pack_activations import CODE_BYTES, TERM_BYTES
+from ..kernels.pack_size import PREFILL_PACK, TILE_PACK, pack_size
+from ..kernels.tile_layout import BLOCK, LAYOUTS
 from ..ops import Batch, Buffer, KvRows
+from .features import host_features
 from .kernel_spec import KernelSpec, kernel
 from .memory import ALIGNMENT, ROW_FLOATS, aligned_array, padded
 from .record_attention import record_decode_attention, record_prefill_attention
@@ -24,6 +27,19 @@ if TYPE_CHECKING:
 
 
 Piece = Tape | Callable[[], None]
+
+
+def activation_form(matrix: TiledMatrix, pack: int) -> str:
+    """What a matrix multiplies. Packs for matrix registers are bfloat16; float32 weights stay exact."""
+    if pack == TILE_PACK and matrix.format != "F32" and matrix.n_cols % BLOCK == 0:
+        return "bf16"
+    return "f32" if LAYOUTS[matrix.format].is_float else "int8"
+
+
+def _matmul_kernel(matrix: TiledMatrix, form: str, pack: int) -> KernelSpec:
+    if form == "bf16":
+        return kernel("matmul_bf16", "matmul_bf16_cpu", matrix.format)
+    return kernel("matmul", "matmul_cpu", matrix.format, pack)
 
 
 class Recorder:
@@ -44,6 +60,7 @@ class Recorder:
         self.batch = Batch.empty(capacity)
         self.capacity = capacity
         self.n_heads, self.n_kv_heads, self.head_dim = heads
+        self.prefill_pack = TILE_PACK if host_features().amx_bf16 else PREFILL_PACK
         self.memory = StepMemory(n_threads)
         self._rope_table = aligned_array((capacity, self.head_dim), np.float32)
         self._inv_freq, self._rope_scale = inv_freq.astype(np.float32), self.memory.number(rope_scale)
@@ -75,8 +92,13 @@ class Recorder:
         self.tape = Tape()
         self.parts[-1] += [function, self.tape]
 
+    def pack_size(self, capacity: int) -> int:
+        """How many of so many rows share one pass over the weights."""
+        return pack_size(capacity, self.prefill_pack)
+
     def buffer(self, width: int) -> Buffer:
-        return self.memory.buffer(padded(self.capacity, pack_size(self.capacity)), width, self.batch.n_rows)
+        rows = padded(self.capacity, self.pack_size(self.capacity))
+        return self.memory.buffer(rows, width, self.batch.n_rows)
 
     def embed(self, out: Buffer, table: TiledMatrix) -> None:
         self.memory.write_shared(out)
@@ -123,7 +145,7 @@ class Recorder:
             x.data,
             x.n_rows,
             None,
-            pack_size(len(x.data)),
+            self.pack_size(len(x.data)),
             None,
             add,
             self.memory.copy_bytes(x),
@@ -142,21 +164,20 @@ class Recorder:
         x_copy: int = 0,
     ) -> None:
         """matmul over rows picked by row_index (all, if None), in packs that each may name an expert."""
-        for quantised in sorted({not LAYOUTS[m.format].is_float for m in matrices}):
-            siblings = [
-                (o, m) for o, m in zip(outs, matrices, strict=True) if LAYOUTS[m.format].is_float != quantised
-            ]
+        forms = [activation_form(m, pack) for m in matrices]
+        for form in sorted(set(forms)):
+            siblings = [(o, m) for o, m, f in zip(outs, matrices, forms, strict=True) if f == form]
             n_cols = siblings[0][1].n_cols
             places = len(row_index) if row_index is not None else padded(len(x), pack)
             private = bool(x_copy) or self.memory.is_private_width(len(x), n_cols)
             copies = self.memory.n_threads if private else 1
-            code_bytes = padded(places * n_cols * (1 if quantised else 4), ALIGNMENT)
-            term_bytes = padded(places * n_cols // 32 * 16 if quantised else 0, ALIGNMENT)
+            code_bytes = padded(places * n_cols * CODE_BYTES[form], ALIGNMENT)
+            term_bytes = padded(places * n_cols // 32 * TERM_BYTES[form], ALIGNMENT)
             codes = self.memory.shared("codes", copies * code_bytes)
             scales = self.memory.shared("scales", copies * term_bytes)
             copy_bytes = (code_bytes, term_bytes) if private else (0, 0)
             self.tape.add(
-                kernel("pack_activations", "pack_activations_cpu", pack, quantised),
+                kernel("pack_activations", "pack_activations_cpu", pack, form),
                 codes,
                 scales,
                 x,
@@ -168,10 +189,12 @@ class Recorder:
                 x_copy,
                 barrier=not private,
             )
+            wide_bytes = padded(widened_bytes(), ALIGNMENT) if form == "bf16" else 0
+            wide = self.memory.shared("widened", wide_bytes * self.memory.n_threads)
             for i, (out, matrix) in enumerate(siblings):
                 self.memory.write_shared(out)
                 self.tape.add(
-                    kernel("matmul", "matmul_cpu", matrix.format, pack),
+                    _matmul_kernel(matrix, form, pack),
                     out.data,
                     out.data.strides[0],
                     matrix.tiles,
@@ -184,6 +207,8 @@ class Recorder:
                     int(add),
                     experts,
                     *copy_bytes,
+                    wide,
+                    wide_bytes,
                     # one token: the tiles are shared out evenly, siblings need not wait for each other
                     barrier=pack > 1 or i == len(siblings) - 1,
                 )

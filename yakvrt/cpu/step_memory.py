@@ -7,6 +7,7 @@ import numpy as np
 from ..ops import Buffer
 from .memory import ROW_FLOATS, aligned_array, padded
 
+LINE_FLOATS = 16
 PRIVATE_WIDTH = 2048  # floats that a thread computes for itself sooner than it waits for the others
 
 
@@ -25,10 +26,15 @@ class StepMemory:
         self._private: set[int] = set()
 
     def buffer(self, capacity: int, width: int, n_rows: np.ndarray) -> Buffer:
-        """A buffer; one of a single row has room for every thread's copy."""
+        """A buffer; one of a single row has room for every thread's copy.
+
+        Rows lie an odd number of cache lines apart: the same columns of many rows then share a cache.
+        """
         copies = self.n_threads if capacity == 1 else 1
-        memory = aligned_array((copies * capacity, padded(width, ROW_FLOATS)), np.float32, zeroed=True)
-        return Buffer(memory[:capacity], width, n_rows)
+        floats = padded(width, ROW_FLOATS)
+        stride = floats + (LINE_FLOATS if capacity > 1 else 0)
+        memory = aligned_array((copies * capacity, stride), np.float32, zeroed=True)
+        return Buffer(memory[:capacity, :floats], width, n_rows)
 
     def is_private_width(self, n_rows: int, width: int) -> bool:
         return n_rows == 1 and self.n_threads > 1 and width <= PRIVATE_WIDTH

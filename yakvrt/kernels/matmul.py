@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from .pack_size import PREFILL_PACK
+from .pack_activations import CODE_BYTES, TERM_BYTES
+from .pack_size import DECODE_PACKS, PREFILL_PACK
 from .tile_layout import LAYOUTS
 
 
@@ -43,9 +44,10 @@ def matmul_cpu(format_name: str, n_tokens: int) -> Any:
 
     layout = LAYOUTS[format_name]
     step = tile_shape(FEATURES.avx512, n_tokens)
-    multiply = make_tile_matmul(format_name, step, n_tokens, prefetch=n_tokens != PREFILL_PACK)
+    multiply = make_tile_matmul(format_name, step, n_tokens, prefetch=n_tokens in DECODE_PACKS)
     unit_cols, unit_bytes = layout.column_multiple, layout.tile_bytes(layout.column_multiple)
-    code_bytes, term_bytes = (4, 0) if layout.is_float else (1, 16)
+    form = "f32" if layout.is_float else "int8"
+    code_bytes, term_bytes = CODE_BYTES[form], TERM_BYTES[form]
 
     @v.inline
     def multiply_tiles(thread: int, args: int, first: int, last: int) -> None:

@@ -1,5 +1,5 @@
-"""Activations in the form the matmul kernels read: `n_tokens` tokens interleaved, quantised to int8 for int8
-dot products.
+"""Activations in the form the matmul kernels read: `n_tokens` tokens interleaved, as int8 codes, bfloat16 or
+float32.
 """
 
 from __future__ import annotations
@@ -7,6 +7,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+
+CODE_BYTES = {"int8": 1, "bf16": 2, "f32": 4}
+TERM_BYTES = {"int8": 16, "bf16": 0, "f32": 0}  # per 32 columns
 
 
 def quantize_activations_ref(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -21,14 +24,15 @@ def quantize_activations_ref(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return codes.reshape(x.shape), largest * np.float32(1 / 127)
 
 
-def pack_activations_cpu(n_tokens: int, quantised: bool) -> Any:
-    """Packs `n_tokens` tokens together, as int8 codes with scales or as they are.
+def pack_activations_cpu(n_tokens: int, form: str) -> Any:
+    """Packs `n_tokens` tokens together, as int8 codes with scales ("int8"), rounded ("bf16") or as they are
+    ("f32").
 
     Args: codes, scales, x, x_stride, n_cols, n_rows*, row_index, codes_copy, scales_copy, x_copy (see
     rms_norm_cpu).
     Shapes: codes int8 [packs, cols/32, 8, n_tokens, 4]; scales float32 [packs, cols/32, 4, n_tokens] with the
-    terms d, d*sum(block), d*sum(first half), d*sum(second half); unquantised codes float32 [packs, cols,
-    n_tokens].
+    terms d, d*sum(block), d*sum(first half), d*sum(second half). Codes in "bf16" [packs, cols/32, n_tokens,
+    32], in "f32" [packs, cols, n_tokens].
     Row i comes from row row_index[i] of x (int64), or from row i when row_index is 0. A row beyond n_rows, or
     of index -1, fills its pack up with a copy of the pack's first row, whose results nobody reads.
     Threads share the packs, or the columns of a single one.
@@ -58,8 +62,15 @@ def pack_activations_cpu(n_tokens: int, quantised: bool) -> Any:
         for col in range(first, last):
             v.put_f32(codes + (col * n_tokens + m) * 4, v.get_f32(source + col * 4))
 
-    pack_units = v.inline(quantise_units if quantised else copy_units)
-    unit_cols, code_bytes, term_bytes = (32, 1, 16) if quantised else (1, 4, 0)
+    def round_units(source: int, codes: int, scales: int, m: int, first: int, last: int) -> None:
+        for block in range(first, last):
+            target = codes + (block * n_tokens + m) * 64
+            for half in (0, 1):
+                v.store_bf16(target + half * 32, v.load_f32(source + block * 128 + half * 64))
+
+    units = {"int8": (quantise_units, 32), "bf16": (round_units, 32), "f32": (copy_units, 1)}
+    pack_units, unit_cols = v.inline(units[form][0]), units[form][1]
+    code_bytes, term_bytes = CODE_BYTES[form], TERM_BYTES[form]
 
     def kernel(thread: int, n_threads: int, counter: int, args: int) -> None:
         codes, scales = v.get_i64(args), v.get_i64(args + 8)

@@ -1,0 +1,128 @@
+"""Where a step's time goes, kernel by kernel: a prompt's chunk and a decoded token.
+
+    python bench/bench_profile.py --model smollm2-135m --depth 2048 --out bench/results/NAME.json
+
+The step as it is recorded, with the clock read between its ops; so ops that share no barrier otherwise
+get one here. The whole step without clocks is timed in turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import result_file
+
+import yakvrt
+from yakvrt.cpu.kernel_spec import kernel
+from yakvrt.cpu.tape import Tape
+
+
+def timed(pieces: list[Any]) -> tuple[Tape, list[str], np.ndarray]:
+    """The ops of a step with the clock read before the first and after each: the tape, the kernels' names,
+    and where the times will stand.
+    """
+    rows = [row for piece in pieces if isinstance(piece, Tape) for row in piece._rows]
+    times = np.zeros(len(rows) + 1, np.int64)
+    tape = Tape()
+    tape._kept += pieces
+    tape.add(kernel("timestamp", "timestamp_cpu"), times[:1])
+    for i, (spec, block, _) in enumerate(rows):
+        tape._rows.append((spec, block, True))
+        tape.add(kernel("timestamp", "timestamp_cpu"), times[i + 1 :])
+    return tape, [spec.symbol for spec, _, _ in rows], times
+
+
+def profile(engine: yakvrt.Engine, phase: str, capacity: int, reps: int) -> dict[str, Any]:
+    """Medians of the whole step and of every kernel's ops."""
+    backend = engine._backend
+    step, _, _ = engine.runner._step(phase, capacity)
+    pieces = [piece for part in step._parts for piece in part]
+    tape, names, times = timed(pieces)
+    tape.finish(backend._cache.load(tape.specs))
+    whole_ms, taken_ns = [], []
+    for _ in range(reps):
+        began = time.perf_counter()
+        for part in range(len(step._parts)):
+            step.run(part)
+        whole_ms.append((time.perf_counter() - began) * 1000)
+        backend.team.run(tape)
+        taken_ns.append(np.diff(times))
+    of_op = np.median(taken_ns, axis=0) / 1e6
+    total, clocked = statistics.median(whole_ms), float(of_op.sum())
+    by_kernel = {name: of_op[[each == name for each in names]] for name in names}
+    rows = [
+        {
+            "kernel": name,
+            "ms": round(found.sum(), 4),
+            "share": round(found.sum() / clocked, 4),
+            "ops": len(found),
+        }
+        for name, found in sorted(by_kernel.items(), key=lambda item: -item[1].sum())
+    ]
+    print(f"{phase}: {total:.3f} ms, {clocked:.3f} ms with the clock read between ops")
+    for row in rows:
+        print(f"{row['ms']:10.3f} ms {row['share']:7.1%} {row['ops']:5} ops  {row['kernel']}")
+    return {
+        "phase": phase,
+        "rows_in_step": capacity,
+        "whole_ms": round(total, 4),
+        "clocked_ms": round(clocked, 4),
+        "kernels": rows,
+    }
+
+
+def main() -> int:
+    """Runs it; the last line of stdout is one JSON object."""
+    parser = argparse.ArgumentParser(description="Where a step's time goes, kernel by kernel.")
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--depth", type=int, default=0, help="tokens held before the step (0)")
+    parser.add_argument("--kv", default="full")
+    parser.add_argument("--cache-type", default="f16", choices=("f16", "bf16", "f32"))
+    parser.add_argument(
+        "--ubatch-size", type=int, default=0, help="tokens of a chunk (the runtime's default)"
+    )
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--reps", type=int, default=30)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    chunk = {"ubatch_size": args.ubatch_size} if args.ubatch_size else {}
+    with yakvrt.load(
+        args.model,
+        ctx_size=args.depth + 2 * max(args.ubatch_size, 512),
+        threads=args.threads,
+        cache_type=args.cache_type,
+        kv=args.kv,
+        **chunk,
+    ) as engine:
+        n = engine.runner.chunk
+        ids = [(7 * i + 11) % engine.config.vocab_size for i in range(args.depth + n)]
+        with engine.session() as session:
+            session.prefill(ids)
+            phases = [profile(engine, "prefill", n, args.reps)]
+            session.decode(ids[0])
+            phases.append(profile(engine, "decode", 1, args.reps))
+        result = {
+            "bench": "profile",
+            **result_file.facts(),
+            "model": engine.name,
+            "threads": engine.n_threads,
+            "kv": args.kv,
+            "cache_type": args.cache_type,
+            "depth": args.depth,
+            "phases": phases,
+        }
+    if args.out:
+        result_file.write(args.out, result)
+    print(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

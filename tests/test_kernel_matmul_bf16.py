@@ -1,0 +1,106 @@
+"""Matmul on matrix registers against numpy: every weight format, bias, accumulation, experts, odd packs."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+from kernel_team import KernelTeam, count, poisoned
+from test_kernel_matmul import pack, stored_rows, tile
+
+from gguf_tools.dequantize import dequantize
+from yakvrt.cpu.features import host_features
+from yakvrt.cpu.memory import aligned, padded
+from yakvrt.kernels.matmul import matmul_ref
+from yakvrt.kernels.matmul_bf16 import matmul_bf16_ref, round_to_bf16, widened_bytes
+from yakvrt.kernels.pack_size import TILE_PACK
+from yakvrt.kernels.tile_layout import LAYOUTS, ROWS
+
+RNG = np.random.default_rng(12)
+FORMATS = [name for name in LAYOUTS if name != "F32"]
+needs_amx = pytest.mark.skipif(not host_features().amx_bf16, reason="this CPU has no AMX")
+
+
+def scratch(team: KernelTeam) -> tuple[np.ndarray, int]:
+    stride = padded(widened_bytes(), 64)
+    memory = aligned(stride * team.n_threads)
+    memory[:] = 0xFF  # NaN
+    return memory, stride
+
+
+def tolerance(weight: np.ndarray, x: np.ndarray) -> float:
+    """Of float32 sums, and of one weight, scale * code + offset, that rounds to the other side."""
+    sums = 1e-6 * (matmul_ref(np.abs(weight), np.abs(x)).max() + 1)
+    return float(sums + 2**-8 * np.abs(weight).max() * np.abs(x).max())
+
+
+@needs_amx
+@pytest.mark.parametrize("format_name", FORMATS)
+@pytest.mark.parametrize(
+    ("n_rows", "n_cols", "batch"), [(1, 256, 1), (33, 512, 16), (96, 768, 17), (64, 256, 50), (32, 1792, 33)]
+)
+def test_matmul_bf16(team: KernelTeam, format_name: str, n_rows: int, n_cols: int, batch: int) -> None:
+    rows = stored_rows(format_name, n_rows, n_cols)
+    matrix = tile(team, format_name, rows, n_cols)
+    x = RNG.standard_normal((batch, n_cols)).astype(np.float32)
+    codes, _ = pack(team, x, TILE_PACK, "bf16")
+    out = poisoned(padded(batch, TILE_PACK), padded(n_rows, 32))
+    bias = np.zeros(out.shape[1], np.float32)
+    bias[:n_rows] = RNG.standard_normal(n_rows)
+    weight = dequantize(rows, format_name)
+    for use_bias, accumulate in ((False, 0), (True, 0), (False, 1), (True, 1)):
+        before = out.copy() if accumulate else None
+        team.run(
+            "matmul_bf16",
+            "matmul_bf16_cpu",
+            (format_name,),
+            *(out, out.strides[0], matrix.tiles, matrix.n_tiles, n_cols, codes, None, count(batch)),
+            *(bias if use_bias else None, accumulate, None, 0, 0),
+            *scratch(team),
+        )
+        added = bias[:n_rows] if use_bias else None
+        expected = matmul_bf16_ref(weight, x, added, None if before is None else before[:batch, :n_rows])
+        np.testing.assert_allclose(out[:batch, :n_rows], expected, rtol=0, atol=tolerance(weight, x))
+
+
+@needs_amx
+def test_packs_of_several_experts(team: KernelTeam) -> None:
+    n_rows, n_cols, experts = 64, 256, np.array([3, 3, 0, 3, 1, 1])
+    stacked = [stored_rows("Q4_K", n_rows, n_cols) for _ in range(5)]
+    tiles = np.concatenate([tile(team, "Q4_K", rows, n_cols).tiles for rows in stacked])
+    batch = len(experts) * TILE_PACK
+    x = RNG.standard_normal((batch, n_cols)).astype(np.float32)
+    codes, _ = pack(team, x, TILE_PACK, "bf16")
+    out = poisoned(batch, n_rows)
+    shape = (out, out.strides[0], tiles, n_rows // ROWS, n_cols, codes, None, count(batch))
+    team.run(
+        "matmul_bf16",
+        "matmul_bf16_cpu",
+        ("Q4_K",),
+        *(*shape, None, 0, experts, 0, 0),
+        *scratch(team),
+    )
+    for i, expert in enumerate(experts):
+        part = slice(i * TILE_PACK, (i + 1) * TILE_PACK)
+        weight = dequantize(stacked[expert], "Q4_K")
+        expected = matmul_bf16_ref(weight, x[part])
+        np.testing.assert_allclose(out[part], expected, rtol=0, atol=tolerance(weight, x))
+
+
+@pytest.mark.parametrize("batch", [1, 16, 37])
+def test_pack_rounds_to_bf16(team: KernelTeam, batch: int) -> None:
+    n_cols = 96
+    x = RNG.standard_normal((batch, n_cols)).astype(np.float32)
+    codes, _ = pack(team, x, TILE_PACK, "bf16")
+    got = codes.view(ml_dtypes.bfloat16).reshape(-1, n_cols // 32, TILE_PACK, 32).transpose(0, 2, 1, 3)
+    want = np.repeat(x[:1], padded(batch, TILE_PACK), axis=0)
+    want[:batch] = x
+    want[batch:] = x[batch // TILE_PACK * TILE_PACK] if batch % TILE_PACK else 0
+    np.testing.assert_array_equal(got.reshape(-1, n_cols), want.astype(ml_dtypes.bfloat16))
+
+
+def test_rounding_of_halves_and_zeros() -> None:
+    x = np.array([0.0, 1.0, 1 + 2**-8, -1 - 2**-8, 1 + 2**-9, 3.0e38], np.float32)
+    found = round_to_bf16(x)
+    np.testing.assert_array_equal(found[:5], [0, 1, 1 + 2**-7, -1 - 2**-7, 1])
+    assert (found.view(np.uint32) & 0xFFFF == 0).all()
