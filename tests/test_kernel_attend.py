@@ -8,6 +8,7 @@ from kernel_team import KernelTeam, count, number, poisoned
 
 from yakvrt.cpu.features import host_features
 from yakvrt.kernels.attend import CHUNK, attend_ref, scratch_floats
+from yakvrt.kernels.attend_bf16 import scratch_bytes
 from yakvrt.kernels.attend_decode import MAX_SPLITS, split_len_of
 from yakvrt.kernels.kv_append import kv_append_ref
 
@@ -79,6 +80,41 @@ def test_attend_prefill(
     )
     expected = attend_ref(q, cache.rows_k, cache.rows_v, positions).reshape(n_tokens, -1)
     np.testing.assert_allclose(out[:n_tokens], expected, rtol=0, atol=1e-5)
+    assert np.isnan(out[n_tokens:]).all()
+
+
+@pytest.mark.skipif(not host_features().amx_bf16, reason="this CPU has no AMX")
+@pytest.mark.parametrize(
+    ("group", "head_dim", "kind"), [(1, 32, "f16"), (3, 64, "f16"), (4, 128, "bf16"), (16, 256, "bf16")]
+)
+@pytest.mark.parametrize(("start", "n_tokens"), [(0, 1), (0, 37), (250, 7), (CHUNK - 1, 2), (500, 70)])
+def test_attend_prefill_bf16(
+    team: KernelTeam, group: int, head_dim: int, kind: str, start: int, n_tokens: int
+) -> None:
+    n_kv_heads = 2
+    cache = Cache(n_kv_heads, head_dim, kind, start + n_tokens)
+    q = RNG.standard_normal((n_tokens, n_kv_heads * group, head_dim)).astype(np.float32)
+    out = poisoned(n_tokens + 1, n_kv_heads * group * head_dim)
+    per_thread = -(-scratch_bytes(head_dim) // 64) * 64
+    memory = poisoned(team.n_threads, per_thread // 4)
+    positions = np.arange(start, start + n_tokens)
+    arguments = (np.ones(n_tokens, np.int64), positions, count(n_tokens), n_kv_heads, number(head_dim**-0.5))
+    team.run(
+        "attend_bf16",
+        "attend_prefill_bf16_cpu",
+        (group, head_dim, kind),
+        *(out, q, out.strides[0], *cache.arguments(), *arguments, memory, per_thread),
+    )
+    rounded = (
+        (x * scale).astype(storage("bf16")).astype(np.float32) / scale
+        for x, scale in (
+            (q, np.float32(head_dim**-0.5 * np.log2(np.e))),
+            (cache.rows_k, 1),
+            (cache.rows_v, 1),
+        )
+    )
+    expected = attend_ref(*rounded, positions).reshape(n_tokens, -1)
+    np.testing.assert_allclose(out[:n_tokens], expected, rtol=0, atol=6e-3)  # weights are rounded, too
     assert np.isnan(out[n_tokens:]).all()
 
 

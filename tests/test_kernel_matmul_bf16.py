@@ -12,7 +12,7 @@ from gguf_tools.dequantize import dequantize
 from yakvrt.cpu.features import host_features
 from yakvrt.cpu.memory import aligned, padded
 from yakvrt.kernels.matmul import matmul_ref
-from yakvrt.kernels.matmul_bf16 import matmul_bf16_ref, round_to_bf16, widened_bytes
+from yakvrt.kernels.matmul_bf16 import matmul_bf16_ref, widened_bytes
 from yakvrt.kernels.pack_size import TILE_PACK
 from yakvrt.kernels.tile_layout import LAYOUTS, ROWS
 
@@ -97,10 +97,3 @@ def test_pack_rounds_to_bf16(team: KernelTeam, batch: int) -> None:
     want[:batch] = x
     want[batch:] = x[batch // TILE_PACK * TILE_PACK] if batch % TILE_PACK else 0
     np.testing.assert_array_equal(got.reshape(-1, n_cols), want.astype(ml_dtypes.bfloat16))
-
-
-def test_rounding_of_halves_and_zeros() -> None:
-    x = np.array([0.0, 1.0, 1 + 2**-8, -1 - 2**-8, 1 + 2**-9, 3.0e38], np.float32)
-    found = round_to_bf16(x)
-    np.testing.assert_array_equal(found[:5], [0, 1, 1 + 2**-7, -1 - 2**-7, 1])
-    assert (found.view(np.uint32) & 0xFFFF == 0).all()

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..kernels.attend import scratch_floats
+from ..kernels.attend_bf16 import can_attend_bf16, scratch_bytes
 from ..kernels.attend_decode import MAX_SPLITS
 from ..ops import Buffer, KvRows
 from .features import host_features
 from .kernel_spec import kernel
-from .memory import ROW_FLOATS, padded
+from .memory import ALIGNMENT, padded
 
 if TYPE_CHECKING:
     from .recorder import Recorder
@@ -20,8 +21,15 @@ if TYPE_CHECKING:
 def record_prefill_attention(recorder: Recorder, out: Buffer, q: Buffer, rows: KvRows) -> None:
     """out = causal attention of consecutive tokens of one slot, whose rows are in the cache."""
     recorder.memory.write_shared(out)
+    parameters = (*_shape(recorder), rows.kind)
+    if host_features().amx_bf16 and can_attend_bf16(*parameters):
+        spec = kernel("attend_bf16", "attend_prefill_bf16_cpu", *parameters)
+        attended = _attended_rows(recorder, scratch_bytes(recorder.head_dim))
+    else:
+        spec = kernel("attend", "attend_prefill_cpu", *parameters)
+        attended = _attended_rows(recorder, _float_scratch_bytes(recorder))
     recorder.tape.add(
-        kernel("attend", "attend_prefill_cpu", *_shape(recorder), rows.kind),
+        spec,
         out.data,
         q.data,
         q.data.strides[0],
@@ -29,7 +37,7 @@ def record_prefill_attention(recorder: Recorder, out: Buffer, q: Buffer, rows: K
         rows.v,
         rows.slot_bytes,
         rows.head_bytes,
-        *_attended_rows(recorder),
+        *attended,
         recorder.memory.copy_bytes(q),
     )
 
@@ -55,7 +63,7 @@ def record_decode_attention(
         rows.v,
         rows.slot_bytes,
         rows.head_bytes,
-        *_attended_rows(recorder),
+        *_attended_rows(recorder, _float_scratch_bytes(recorder)),
         memory.copy_bytes(q),
         memory.copy_bytes(k),
     )
@@ -80,10 +88,14 @@ def _shape(recorder: Recorder) -> tuple[int, int]:
     return recorder.n_heads // recorder.n_kv_heads, recorder.head_dim
 
 
-def _attended_rows(recorder: Recorder) -> tuple[np.ndarray | int, ...]:
-    """What both kinds of attention are told of the rows, and their scratch memory."""
+def _float_scratch_bytes(recorder: Recorder) -> int:
+    return scratch_floats(*_shape(recorder), host_features().avx512) * 4
+
+
+def _attended_rows(recorder: Recorder, thread_bytes: int) -> tuple[np.ndarray | int, ...]:
+    """What all kinds of attention are told of the rows, and their scratch memory."""
     batch, memory = recorder.batch, recorder.memory
-    per_thread = padded(scratch_floats(*_shape(recorder), host_features().avx512), ROW_FLOATS) * 4
+    per_thread = padded(thread_bytes, ALIGNMENT)
     return (
         batch.slots,
         batch.positions,

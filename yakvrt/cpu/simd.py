@@ -18,8 +18,16 @@ from .features import host_features
 
 FEATURES = host_features()
 
+
+class _BFloatType(ir.types.HalfType):  # llvmlite has no name for LLVM's bfloat
+    def __str__(self) -> str:
+        return "bfloat"
+
+
 I1, I8, I16, I32, I64 = (ir.IntType(n) for n in (1, 8, 16, 32, 64))
 F16, F32 = ir.HalfType(), ir.FloatType()
+_BFloatType._create_instance()
+BF16 = _BFloatType()
 V16F32, V16I32 = ir.VectorType(F32, 16), ir.VectorType(I32, 16)
 V16I16, V16F16, V16I8 = ir.VectorType(I16, 16), ir.VectorType(F16, 16), ir.VectorType(I8, 16)
 V64I8, V32I16 = ir.VectorType(I8, 64), ir.VectorType(I16, 32)

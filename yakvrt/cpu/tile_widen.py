@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
+from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from ..kernels.tile_layout import BLOCK, LAYOUTS, ROWS, TileLayout
 from . import simd
-from .simd import V16F32, V16I16, V16I32, const, const_i64, fmadd, load, store
+from .simd import BF16, I32, V16F32, V16I16, V16I32, V32I16, const, const_i64, fmadd, load, store
 from .tile_reader import read_affine, read_codes, read_header
 
+V32I32 = ir.VectorType(I32, 32)
 WIDE_BLOCK = 2 * BLOCK * ROWS  # bytes of 32 columns of 16 rows
 
 
 def make_widen_tile(format_name: str) -> Any:
     """An intrinsic f(tile, n_cols, out): bfloat16 [cols / 2, 16 rows, 2], n_cols a multiple of 32.
 
-    Rounds to nearest, halves away from zero.
+    Rounds to nearest, ties to even. Float tiles of any meaning will do: keys rest in the same order.
     """
     layout = LAYOUTS[format_name]
 
@@ -33,18 +35,39 @@ def make_widen_tile(format_name: str) -> Any:
     return widen_tile
 
 
+def make_pair_rows(kind: str) -> Any:
+    """An intrinsic f(low, high, out): 16 numbers of kind "f16" or "bf16" at either address become 16 pairs of
+    bfloat16.
+    """
+
+    @intrinsic
+    def pair_rows(typing_context: Any, low: Any, high: Any, out: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            low, high, out = values
+            store(builder, _load_pair(builder, kind, low, high), out)
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.int64, types.int64), codegen
+
+    return pair_rows
+
+
+def _load_pair(builder: Any, kind: str, low: Any, high: Any) -> Any:
+    """16 numbers at either address as pairs of bfloat16, <16 x i32>."""
+    if kind == "bf16":
+        low, high = (builder.zext(load(builder, address, V16I16), V16I32) for address in (low, high))
+        return builder.or_(low, builder.shl(high, const(V16I32, 16)))
+    return _round_pair(builder, *(simd.load_floats(builder, kind, address) for address in (low, high)))
+
+
 def _emit_float(builder: Any, layout: TileLayout, tile: Any, n_cols: Any, out: Any) -> None:
     kind = layout.name.lower()
     column_bytes = ROWS * simd.ELEMENT_BYTES[kind]
     with cgutils.for_range(builder, builder.sdiv(n_cols, const_i64(2))) as loop:
         columns = builder.add(tile, builder.mul(loop.index, const_i64(2 * column_bytes)))
         target = builder.add(out, builder.mul(loop.index, const_i64(4 * ROWS)))
-        if kind == "bf16":
-            low, high = (builder.zext(load(builder, columns, V16I16, 32 * i), V16I32) for i in (0, 1))
-            store(builder, builder.or_(low, builder.shl(high, const(V16I32, 16))), target)
-        else:
-            pair = [simd.load_floats(builder, kind, columns, column_bytes * i) for i in (0, 1)]
-            store(builder, _round_pair(builder, *pair), target)
+        second = builder.add(columns, const_i64(column_bytes))
+        store(builder, _load_pair(builder, kind, columns, second), target)
 
 
 def _emit_quantised(builder: Any, layout: TileLayout, tile: Any, n_cols: Any, out: Any) -> None:
@@ -88,8 +111,9 @@ def _affine(builder: Any, words: Any, j: int, n_bits: int, scale: Any, offset: A
 
 
 def _round_pair(builder: Any, low: Any, high: Any) -> Any:
-    """Two vectors of finite float32 -> bfloat16 side by side, as <16 x i32>."""
-    low, high = (builder.add(builder.bitcast(v, V16I32), const(V16I32, 0x8000)) for v in (low, high))
-    return builder.or_(
-        builder.lshr(low, const(V16I32, 16)), builder.and_(high, const(V16I32, 0xFFFF0000 - (1 << 32)))
-    )
+    """Two vectors of float32 -> the nearest bfloat16, ties to even, side by side as <16 x i32>."""
+    both = builder.shuffle_vector(low, high, ir.Constant(V32I32, list(range(32))))
+    rounded = builder.bitcast(builder.fptrunc(both, ir.VectorType(BF16, 32)), V32I16)
+    lanes = ir.Constant(V32I32, [lane for i in range(16) for lane in (i, 16 + i)])
+    pairs = builder.shuffle_vector(rounded, ir.Constant(V32I16, ir.Undefined), lanes)
+    return builder.bitcast(pairs, V16I32)

@@ -17,20 +17,13 @@ WIDE_COLUMNS = 2048  # of a slice, whose weights stay in the second-level cache
 BLOCK_BYTES = 2 * BLOCK * ROWS  # 32 columns of a weight tile, and of a pack of tokens, as bfloat16
 
 
-def round_to_bf16(x: np.ndarray) -> np.ndarray:
-    """The nearest bfloat16 of finite float32, halves away from zero."""
-    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
-    rounded: np.ndarray = ((bits + np.uint32(0x8000)) & np.uint32(0xFFFF0000)).view(np.float32)
-    return rounded
-
-
 def matmul_bf16_ref(
     weight: np.ndarray, x: np.ndarray, bias: np.ndarray | None = None, out: np.ndarray | None = None
 ) -> np.ndarray:
-    """matmul_ref of factors rounded to bfloat16, activations with halves to even."""
+    """matmul_ref of factors rounded to bfloat16."""
     from ml_dtypes import bfloat16
 
-    return matmul_ref(round_to_bf16(weight), x.astype(bfloat16).astype(np.float32), bias, out)
+    return matmul_ref(weight.astype(bfloat16), x.astype(bfloat16), bias, out)
 
 
 def widened_bytes() -> int:
