@@ -57,11 +57,11 @@ def records_of(setup: Setup, tests: Sequence[Test], args: argparse.Namespace) ->
     """Loads one engine and yields a record for each test as it ends."""
     import yakvrt
     from yakvrt.bench_facts import build, cpu_info, dummy_facts, model_facts
-    from yakvrt.chunk_size import DEFAULT_CHUNK
+    from yakvrt.chunk_size import default_chunk
     from yakvrt.hub import resolve
 
     commit, number = build()
-    n_ubatch = setup.n_ubatch or DEFAULT_CHUNK
+    n_ubatch = setup.n_ubatch or default_chunk()
     with yakvrt.load(
         setup.model,
         ctx_size=max(test.n_tokens for test in tests),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .chunk_size import DEFAULT_CHUNK, MAX_CHUNK
+from .chunk_size import MAX_CHUNK, default_chunk
 from .memory_plan import plan_memory
 from .ops import ELEMENT_BYTES
 from .runner import Runner
@@ -157,7 +157,7 @@ def load(
     kv: str = "full",
     kv_args: Mapping[str, str] | None = None,
     n_slots: int = 1,
-    ubatch_size: int = DEFAULT_CHUNK,
+    ubatch_size: int | None = None,
     load_format: str = "auto",
     offline: bool = False,
     affinity: Affinity | None = None,
@@ -172,10 +172,10 @@ def load(
     ctx_size 0 takes the model's context, or what fits in memory. threads None takes the physical cores. dtype
     "auto" computes on the stored formats, "f32" is the exact path, "bf16", "q8_0" and "q4_0" convert at load.
     cache_type is the number format of exact KV rows: "f32", "f16" or "bf16". kv names a KV method, kv_args
-    its parameters as text. load_format "dummy" makes random weights from the configuration alone. affinity
-    says which CPUs and NUMA nodes the threads run on. tile_cache keeps the repacked weights on disk, as many
-    bytes again as the model, and maps them at the next start (reads them, without mmap). mlock keeps the
-    weights in memory when it gets short.
+    its parameters as text. ubatch_size None takes what suits the CPU. load_format "dummy" makes random
+    weights from the configuration alone. affinity says which CPUs and NUMA nodes the threads run on.
+    tile_cache keeps the repacked weights on disk, as many bytes again as the model, and maps them at the next
+    start (reads them, without mmap). mlock keeps the weights in memory when it gets short.
 
     Raises: ValueError and RuntimeError with a sentence that says what to do.
     """
@@ -188,8 +188,9 @@ def load(
         raise ValueError(
             f"KV cache type {cache_type!r} is not known; choose one of {', '.join(ELEMENT_BYTES)}"
         )
-    if not 1 <= ubatch_size <= MAX_CHUNK:
-        raise ValueError(f"--ubatch-size {ubatch_size} is out of range; 1 to {MAX_CHUNK}")
+    chunk = default_chunk() if ubatch_size is None else ubatch_size
+    if not 1 <= chunk <= MAX_CHUNK:
+        raise ValueError(f"--ubatch-size {chunk} is out of range; 1 to {MAX_CHUNK}")
     if ctx_size < 0 or not 1 <= n_slots <= 4096:
         raise ValueError(f"--ctx-size {ctx_size} with {n_slots} slots is out of range; 0 or more, 1 to 4096")
     from .cpu.backend import CpuBackend
@@ -206,7 +207,7 @@ def load(
             config,
             source.tensors,
             dtype=dtype,
-            chunk=ubatch_size,
+            chunk=chunk,
             pools=lambda n: method.pools(config, parameters, cache_type, n),
             n_slots=n_slots,
         ).context(ctx_size)
@@ -226,7 +227,7 @@ def load(
             cache: KvMethod = method.build(
                 KvSetting(backend, config, weights, n_slots, context, cache_type, *rope), parameters
             )
-            runner = Runner(backend, config, weights, cache, chunk=ubatch_size, rope_factors=factors)
+            runner = Runner(backend, config, weights, cache, chunk=chunk, rope_factors=factors)
             runner.warm_up()
         except BaseException:
             backend.close()

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .chunk_size import DEFAULT_CHUNK
+from .chunk_size import LOGITS_CHUNK
 from .control_group import control_group_directories
+from .kernels.pack_size import TILE_PACK
 
 if TYPE_CHECKING:
     from .config import ModelConfig
@@ -29,13 +30,15 @@ def activation_bytes(config: ModelConfig, chunk: int) -> int:
     """
     q, kv = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
     if config.n_experts:
-        # every token visits n_experts_used experts, and a pack of six may be nearly empty
-        places = config.n_experts_used + 6 * min(config.n_experts, chunk * config.n_experts_used) / chunk
+        # every token visits n_experts_used experts, and the last pack of an expert may be nearly empty
+        places = (
+            config.n_experts_used + TILE_PACK * min(config.n_experts, chunk * config.n_experts_used) / chunk
+        )
         feed_forward = places * (3 * config.expert_ffn_dim + 2 * config.hidden_dim)
     else:
         feed_forward = 3 * config.ffn_dim
     row = 3 * config.hidden_dim + 5 * q + 4 * kv + feed_forward
-    logits_chunk = min(chunk, DEFAULT_CHUNK)
+    logits_chunk = min(chunk, LOGITS_CHUNK)
     return int(4 * (row * (chunk + logits_chunk) + config.vocab_size * logits_chunk * 2))
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from yakvrt import terminal
-from yakvrt.cli_arguments import add_model_arguments, at_least, cache_type
+from yakvrt.cli_arguments import add_model_arguments, at_least, cache_type, chunk_of
 from yakvrt.cli_parsing import Parser, parse
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def _plan(args: argparse.Namespace) -> int:
             config,
             source.tensors,
             dtype=args.dtype,
-            chunk=args.ubatch_size,
+            chunk=chunk_of(args),
             pools=lambda n: method.pools(config, parameters, kind, n),
             n_slots=args.slots,
         )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from . import model
-from .chunk_size import DEFAULT_CHUNK
+from .chunk_size import LOGITS_CHUNK
 from .config import ModelConfig, rope_frequencies
 
 if TYPE_CHECKING:
@@ -38,8 +38,7 @@ class Runner:
     ) -> None:
         self._backend, self._config, self._weights, self._kv = backend, config, weights, kv
         self.chunk = chunk
-        # bounds the logits of all rows, which a large vocabulary makes large
-        self.logits_chunk = min(chunk, DEFAULT_CHUNK)
+        self.logits_chunk = min(chunk, LOGITS_CHUNK)
         self._inv_freq, self._rope_scale = rope_frequencies(config, rope_factors)
         self._steps: dict[tuple[str, int], tuple[Step, Buffer, Buffer]] = {}
 

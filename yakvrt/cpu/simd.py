@@ -19,7 +19,7 @@ from .features import host_features
 FEATURES = host_features()
 
 
-class _BFloatType(ir.types.HalfType):  # llvmlite has no name for LLVM's bfloat
+class _BFloatType(ir.types.HalfType):  # type: ignore[misc]  # llvmlite has no name for LLVM's bfloat
     def __str__(self) -> str:
         return "bfloat"
 
