@@ -16,8 +16,9 @@ from yakvrt.kernels.rope import rope_ref, rope_table_ref
 from yakvrt.kernels.select_topk import select_topk_ref, weights_ref
 from yakvrt.kvcache.digests import page_digests, page_scores
 from yakvrt.kvcache.infinigen import skew_channels
-from yakvrt.kvcache.low_rank_keys import LowRankKeys, RopeTable, outlier_chunks
+from yakvrt.kvcache.low_rank_keys import LowRankKeys, outlier_chunks
 from yakvrt.kvcache.lrqk_factors import INITS, factorise
+from yakvrt.kvcache.rope_table import RopeTable
 from yakvrt.kvcache.rows import RULES, attend_rows, group_weights, logits, replace_missing, softmax, top
 
 
@@ -120,7 +121,10 @@ def test_rope_table_turns_back(rng: np.random.Generator) -> None:
     turned = rope_ref(k, rope_table_ref(np.arange(40), inv_freq, 1.3)).astype(np.float32)
     table = RopeTable(inv_freq, 1.3, 64)
     np.testing.assert_allclose(table.unrotate(turned.swapaxes(0, 1)), k.swapaxes(0, 1), atol=1e-5)
+    np.testing.assert_allclose(table.unrotate(turned[7:].swapaxes(0, 1), 7), k[7:].swapaxes(0, 1), atol=1e-5)
     np.testing.assert_allclose(table.rotate(k[:, 0], np.arange(40)), turned[:, 0], atol=1e-5)
+    both = table.rotate(k.swapaxes(0, 1), np.tile(np.arange(40), (2, 1)))
+    np.testing.assert_allclose(both, turned.swapaxes(0, 1), atol=1e-5)
 
 
 def test_outliers_are_the_chunks_unlike_their_mean(rng: np.random.Generator) -> None:

@@ -1,4 +1,4 @@
-"""Keys as rows of low rank, RoPE by table, and chunks that their mean describes badly (ShadowKV)."""
+"""Keys as rows of low rank, and chunks that their mean describes badly (ShadowKV)."""
 
 from __future__ import annotations
 
@@ -6,29 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..kernels.rope import rope_table_ref
 from .rows import top
 from .staging import element_type
-
-
-class RopeTable:
-    """Cosines and sines of all positions."""
-
-    def __init__(self, inv_freq: np.ndarray, scale: float, n_positions: int) -> None:
-        self._table = rope_table_ref(np.arange(n_positions), inv_freq, scale).astype(np.float32)
-        self._scale = scale
-
-    def rotate(self, k: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """Shapes: k [n, D], positions [n]."""
-        cos, sin = np.split(self._table[positions], 2, axis=-1)
-        first, second = np.split(k, 2, axis=-1)
-        return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-
-    def unrotate(self, k: np.ndarray) -> np.ndarray:
-        """The inverse, for positions 0, 1, ... Shapes: k [H, n, D]."""
-        cos, sin = np.split(self._table[: k.shape[1]] / np.float32(self._scale**2), 2, axis=-1)
-        first, second = np.split(k, 2, axis=-1)
-        return np.concatenate([first * cos + second * sin, second * cos - first * sin], axis=-1)
 
 
 @dataclass(frozen=True, slots=True)

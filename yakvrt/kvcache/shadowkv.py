@@ -23,7 +23,8 @@ from .contract import AttentionInput, KvSetting, Pools
 from .counters import Counters, method_stats
 from .digests import page_rows
 from .exact_rows import ExactRows
-from .low_rank_keys import LowRankKeys, RopeTable, outlier_chunks
+from .low_rank_keys import LowRankKeys, outlier_chunks
+from .rope_table import RopeTable
 from .rows import RULES, attend_each, attend_rows, group_weights, logits, replace_missing, top
 from .slots import SlotList
 from .staging import Staging, element_type, staging_bytes
