@@ -28,7 +28,7 @@ from yakvrt.kvcache.contract import AttentionInput, KvMethod, KvSetting
 from yakvrt.ops import KvRows, Ops
 from yakvrt.runner import Runner
 
-METHODS = "oracle,yakv,yakv:tail=off,yakv-1.5bit,shadowkv,arkvale,quest,lrqk,infinigen"
+METHODS = "oracle,yakv,yakv:tail=off,yakv-1.5bit,yakv-paper,shadowkv,arkvale,quest,lrqk,infinigen"
 
 
 class Tee:

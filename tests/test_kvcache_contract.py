@@ -12,17 +12,18 @@ from kv_slots import KvSlots
 import yakvrt
 from yakvrt.kvcache import METHODS, open_method
 
-# Parameters under which a method reads every row, and how far its logits may then be from full attention's:
-# what it stores other than exactly.
+# Parameters under which a method reads every row, and how far its logits may then be from full attention's,
+# as a share of their size: what it stores other than exactly, which the tiny models' random layers amplify.
 EVERYTHING: Mapping[str, tuple[Mapping[str, str], float]] = {
-    "full": ({}, 1e-3),
-    "quest": ({"sparse_budget": "4096", "dense_layers": "1"}, 1e-3),
-    "arkvale": ({"sparse_budget": "4096", "page": "16", "dense_layers": "1"}, 1e-3),
-    "shadowkv": ({"sparse_budget": "4096", "rank": "4096", "outliers": "32"}, 0.5),
-    "lrqk": ({"sparse_budget": "4096"}, 1e-3),
-    "infinigen": ({"sparse_budget": "4096", "alpha": "1e6", "dense_layers": "1"}, 1e-3),
-    "oracle": ({"sparse_budget": "4096"}, 1e-3),
-    "yakv": ({"sparse_budget": "4096", "k_bits": "16", "v_bits": "16"}, 0.5),
+    "full": ({}, 0),
+    "quest": ({"sparse_budget": "4096", "dense_layers": "1"}, 1e-5),
+    "arkvale": ({"sparse_budget": "4096", "page": "16", "dense_layers": "1"}, 1e-5),
+    "shadowkv": ({"sparse_budget": "4096", "rank": "4096", "outliers": "32"}, 0.02),
+    "lrqk": ({"sparse_budget": "4096"}, 1e-5),
+    "infinigen": ({"sparse_budget": "4096", "alpha": "1e6", "dense_layers": "1"}, 1e-5),
+    "oracle": ({"sparse_budget": "4096"}, 1e-5),
+    "yakv": ({"sparse_budget": "4096", "k_bits": "16", "v_bits": "16"}, 0.02),
+    "yakv-paper": ({"sparse_budget": "4096"}, 0.6),
 }
 # Parameters under which a method chooses few of some hundred rows.
 LITTLE: Mapping[str, Mapping[str, str]] = {
@@ -34,6 +35,7 @@ LITTLE: Mapping[str, Mapping[str, str]] = {
     "infinigen": {"sparse_budget": "32", "alpha": "1e6", "dense_layers": "0"},
     "oracle": {"sparse_budget": "32"},
     "yakv": {"sparse_budget": "32", "min_seqlen_to_prune": "0", "k_bits": "8", "v_bits": "8"},
+    "yakv-paper": {"sparse_budget": "32"},
 }
 BUDGET = 32
 # Positions that are read in every step, of n: counted from the start, or from the end where negative.
@@ -46,7 +48,10 @@ ALWAYS: Mapping[str, tuple[int, ...]] = {
     "infinigen": (),
     "oracle": (0, 3, -1, -62),
     "yakv": (0, 3, -1, -64),
+    "yakv-paper": (-1, -64),
 }
+# How far a row that is read may be from the one that was stored, as a share of its size.
+ROW_ERROR: Mapping[str, float] = dict.fromkeys(EVERYTHING, 0.01) | {"yakv-paper": 0.15}
 MODULES = tuple(EVERYTHING)
 
 
@@ -60,7 +65,8 @@ def ids_of(family: str, n: int) -> list[int]:
 
 
 def test_every_module_is_under_contract() -> None:
-    assert {preset.module for preset in METHODS.values()} == set(MODULES) == set(LITTLE) == set(ALWAYS)
+    assert set(MODULES) == set(LITTLE) == set(ALWAYS)
+    assert {METHODS[name].module for name in MODULES} == {preset.module for preset in METHODS.values()}
 
 
 def scripted(loaded: yakvrt.Engine, family: str) -> np.ndarray:
@@ -76,6 +82,12 @@ def scripted(loaded: yakvrt.Engine, family: str) -> np.ndarray:
         found.append(session.prefill(ids[held:121]))
         found += [session.decode(token) for token in ids[121:126]]
     return np.array(found)
+
+
+def relative(found: np.ndarray, full: np.ndarray) -> np.ndarray:
+    """How far each row is from the full one's, as a share of its size."""
+    difference: np.ndarray = np.linalg.norm(found - full, axis=-1) / np.linalg.norm(full, axis=-1)
+    return difference
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +106,8 @@ def test_a_budget_of_everything_is_full_attention(
 ) -> None:
     args, tolerance = EVERYTHING[name]
     with engine(family, name, args) as loaded:
-        difference = np.abs(scripted(loaded, family) - full_logits[family]).max(axis=1)
-    assert difference.max() < tolerance, difference
+        difference = relative(scripted(loaded, family), full_logits[family])
+    assert difference.max() <= tolerance, difference
 
 
 @pytest.mark.parametrize("kind", ["f16", "bf16"])
@@ -105,8 +117,7 @@ def test_rows_of_16_bits(name: str, kind: str) -> None:
     for kv, args in (("full", {}), (name, EVERYTHING[name][0])):
         with engine("qwen3", kv, args, cache_type=kind) as loaded:
             found.append(scripted(loaded, "qwen3"))
-    largest = np.abs(found[0]).max()
-    assert np.abs(found[0] - found[1]).max() < largest * (0.01 if kind == "f16" else 0.05)
+    assert relative(found[1], found[0]).max() <= max(EVERYTHING[name][1], 1e-3)
 
 
 def activations(rng: np.random.Generator, n: int, slots: KvSlots) -> tuple[np.ndarray, ...]:
@@ -144,13 +155,15 @@ def test_a_planted_key_is_found(name: str, heads: tuple[int, int, int]) -> None:
             k *= 0.3
             aim = rng.standard_normal((heads[1], heads[2]), np.float32)
             aim *= heads[2] ** 0.5 / np.linalg.norm(aim, axis=-1, keepdims=True)
-            k[place], v[place] = 5 * aim, 100
+            value = 100 * rng.standard_normal(aim.shape, np.float32)
+            k[place], v[place] = 5 * aim, value
             q[n:] = np.repeat(5 * aim, heads[0] // heads[1], axis=0)
             slot = slots.kv.open(512)
             slots.prefill(slot, 0, q[:n], k[:n], v[:n])
             for position in (n, n + 1):
                 out = slots.decode(slot, position, q[position], k[position], v[position])
-                np.testing.assert_allclose(out, 100, atol=1)
+                expected = np.repeat(value, heads[0] // heads[1], axis=0)
+                assert relative(out.reshape(-1), expected.reshape(-1)) < ROW_ERROR[name]
             slots.kv.release(slot)
 
 
@@ -190,19 +203,21 @@ def test_slots_do_not_mix_and_come_back(name: str) -> None:
 @pytest.mark.parametrize("n", [0, 1, BUDGET - 1, BUDGET, BUDGET + 1, 77])
 @pytest.mark.parametrize("name", MODULES)
 def test_lengths_around_the_budget(name: str, n: int) -> None:
-    """Up to the budget everything is read. Values of one make any attention of read rows one."""
+    """Up to the budget everything is read. Where all values are one row, so is any attention to read rows."""
     with KvSlots(name, LITTLE[name]) as slots:
         q, k, v = activations(np.random.default_rng(n), n + 20, slots)
-        v[:] = 1
+        v[:] = v[0]
+        expected = np.repeat(v[0], 2, axis=0).reshape(-1)
         slot = slots.kv.open(512)
         if n:
             slots.prefill(slot, 0, q[:n], k[:n], v[:n])
         for position in range(n, n + 20):
             out = slots.decode(slot, position, q[position], k[position], v[position])
-            np.testing.assert_allclose(out, 1, atol=0.02)
+            assert relative(out.reshape(-1), expected) < ROW_ERROR[name]
         assert slots.kv.truncate(slot, n + 20, 0) == 0
         slots.prefill(slot, 0, q[:5], k[:5], v[:5])
-        np.testing.assert_allclose(slots.decode(slot, 5, q[5], k[5], v[5]), 1, atol=0.02)
+        out = slots.decode(slot, 5, q[5], k[5], v[5])
+        assert relative(out.reshape(-1), expected) < ROW_ERROR[name]
 
 
 def test_counters_are_the_closed_forms() -> None:

@@ -16,7 +16,7 @@ def plan(capsys: pytest.CaptureFixture[str], *flags: str) -> tuple[int, str]:
     return code, capsys.readouterr().out
 
 
-@pytest.mark.parametrize("kv", ["full", "yakv", "shadowkv"])
+@pytest.mark.parametrize("kv", ["full", "yakv", "yakv-paper", "shadowkv"])
 def test_the_plan_is_what_the_method_reports(kv: str, capsys: pytest.CaptureFixture[str]) -> None:
     code, out = plan(capsys, "--kv", kv, "-c", "2000", "--slots", "2", "--json")
     record = json.loads(out)

@@ -29,6 +29,7 @@ METHODS = {
     "full": Preset("full"),
     "yakv": Preset("yakv"),
     "yakv-1.5bit": Preset("yakv", {"selector": "1.5bit"}),
+    "yakv-paper": Preset("yakv_paper"),
     "quest": Preset("quest"),
     "quest-equal": Preset(
         "quest", {"sparse_budget": 0.0078125, "min_pages": 1, "window": 5, "dense_layers": 0}

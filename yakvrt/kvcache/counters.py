@@ -30,12 +30,17 @@ class Counters:
 
         Bytes: gross = asked * row_bytes, moved = (asked - hit) * row_bytes.
         """
+        self.rows_hit += hit
+        gross, moved = asked * row_bytes, (asked - hit) * row_bytes
+        self.add_bytes(layer, read=read, asked=asked, gross=gross, moved=moved)
+
+    def add_bytes(self, layer: int, *, read: int, asked: int, gross: int, moved: int) -> None:
+        """One token in one layer, where the bytes do not follow from the number of rows."""
         self.steps += layer == self.n_layers - 1
         self.rows_read += read
         self.rows_asked += asked
-        self.rows_hit += hit
-        self.gross_bytes += asked * row_bytes
-        self.moved_bytes += (asked - hit) * row_bytes
+        self.gross_bytes += gross
+        self.moved_bytes += moved
 
 
 def method_stats(
