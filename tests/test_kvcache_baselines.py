@@ -201,6 +201,19 @@ def test_infinigen_chooses_by_the_query_guessed_a_layer_before(rng: np.random.Ge
     np.testing.assert_allclose(out, np.repeat(v[place], 2, axis=0) / 2, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["infinigen", "infinigen-equal"])
+def test_only_infinigens_own_budget_follows_the_logits(rng: np.random.Generator, name: str) -> None:
+    """At equal bytes the number of rows is fixed, however far the logits lie apart."""
+    n = 512
+    with KvSlots(name, {"dense_layers": "0"}, ctx_size=n + 1) as slots:
+        slot = slots.kv.open(n + 1)
+        q, k, v = normal(rng, n, 4, 16), normal(rng, n, 2, 16), normal(rng, n, 2, 16)
+        slots.prefill(slot, 0, 1000 * q, k, v)
+        slots.decode(slot, n, 1000 * q[-1], k[-1], v[-1])
+        read = slots.kv.stats()["rows_read"]
+    assert read == 2 * ((4 if name == "infinigen-equal" else 1) + 1)
+
+
 @pytest.mark.parametrize("name", ["arkvale", "shadowkv", "lrqk"])
 def test_rows_that_stay_wanted_cross_the_link_once(rng: np.random.Generator, name: str) -> None:
     """The same query twice: the second step moves nothing."""

@@ -116,7 +116,6 @@ FORMS: Mapping[str, Form] = {
         lambda s, _: s.equal,
         lambda s: s.layers * s.heads * int(0.2 * s.dim) * 2,
         rows_on_host,
-        (("alpha", "1e6"),),
     ),
     "oracle": Form(lambda s, _: 4 * s.equal, lambda s: 0, rows_on_host),
     "oracle-equal": Form(lambda s, _: s.equal, lambda s: 0, rows_on_host),

@@ -6,7 +6,8 @@ the resident pages of least score; attention reads all resident pages.
 
 Differs: the cache starts with the first and last pages alone, where the paper fills it with the choice of the
 prompt's last query. Every page is also on the host (the paper backs pages up when they are full). Generated
-tokens join the pages. The mean over a group's query heads is the paper's rule.
+tokens join the pages. Every KV head has pages of its own, as in YAKV's comparison; in ArkVale's code all
+heads share them by default. The mean over query heads is the paper's rule.
 """
 
 from __future__ import annotations
