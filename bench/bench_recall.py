@@ -1,12 +1,24 @@
-"""KV methods under teacher forcing: how far next-token logits move from full attention's, against bytes.
+"""KV methods under teacher forcing: how far attention and next-token logits move from full attention's,
+against bytes.
 
-    python bench/bench_recall.py --model smollm2-135m -f TEXT --depth 8000 --budgets 0.008,0.016,0.031 \\
-        --plot bench/results/NAME --out bench/results/NAME.json
+    python bench/bench_recall.py --model smollm2-135m -f TEXT --depth 8000 --out bench/results/NAME.json \\
+        --plot bench/results/NAME
+    python bench/bench_recall.py --model qwen2.5-coder-1.5b -f PROMPT --gold ANSWER --out ...
 
-One exact prefill of the text's first `--depth` tokens serves all methods; each then decodes the next `--new`
-tokens of the text. Reported per method and budget: KL divergence from full attention (mean, 99th percentile),
-how often the best token is the same, NLL of the text, and the bytes a step asks of the host and moves.
-A method is a name of `--kv`, with parameters as in yakv:tail=off.
+One exact prefill serves all methods and budgets: its rows and queries are kept, and fed to each. Then, for
+every method and budget,
+
+- attention alone: the inputs of every layer on full attention's trajectory are given to the method's decode.
+  attention_error is ||o - o_full|| / ||o_full|| over the query heads of a KV head, mean over layers, KV heads
+  and steps. mass_covered is the true probability of the rows that attention read one by one, mean over query
+  heads; recall the share of the budget's number of most probable rows that are among them, by KV head (the
+  sum over its query heads), or by query head for a method that chooses for each. A window, sinks and all
+  else that is read counts as read. null: the method's rows cannot be told.
+- the whole model: KL divergence of next-token logits from full attention's (mean, 99th percentile), how often
+  the best token is the same, NLL of the continuation, bytes a token asked of the host (gross) and moved.
+
+A method is a name of `--kv`, with parameters as in yakv:tail=off;recent=128. Rows are written as they are
+measured, and a further run with the same --out measures those that are missing.
 """
 
 from __future__ import annotations
@@ -14,167 +26,209 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import recall_plot
 import result_file
+from attention_scores import Study
+from decode_replay import RecordInputs, StepInputs
+from kept_rows import KeptRows, key_of
+from logit_scores import decode, logit_scores
+from prompt_capture import CapturePrompt, PromptRows, feed
+from teacher_tokens import TeacherTokens, of_gold, of_text
+from time_left import TimeLeft
 
 import yakvrt
-from yakvrt.config import rope_frequencies
+from yakvrt.engine import Engine
 from yakvrt.kvcache import open_method
-from yakvrt.kvcache.contract import AttentionInput, KvMethod, KvSetting
-from yakvrt.ops import KvRows, Ops
+from yakvrt.kvcache.budget import budget_tokens
+from yakvrt.kvcache.contract import KvMethod, KvSetting
 from yakvrt.runner import Runner
 
-METHODS = "oracle,yakv,yakv:tail=off,yakv-1.5bit,yakv-paper,shadowkv,arkvale,quest,lrqk,infinigen"
+METHODS = (
+    "oracle,yakv,yakv:tail=off,yakv-1.5bit,shadowkv,arkvale-equal,quest-equal,lrqk-equal,infinigen-equal"
+)
+BUDGETS = "0.0078125,0.015625,0.03125,0.0625,0.125"
+Spec = tuple[str, str, Mapping[str, str]]  # label, method, parameters
+Progress = Callable[[float], None]
 
 
-class Tee:
-    """Takes a prompt into several methods at once; the first one's rows are attended to."""
-
-    def __init__(self, methods: list[KvMethod]) -> None:
-        self._methods = methods
-
-    def restore(self, layer: int, slot: int, n_held: int) -> None:
-        for method in self._methods:
-            method.restore(layer, slot, n_held)
-
-    def prefill(self, ops: Ops, layer: int, attention: AttentionInput) -> KvRows:
-        rows = [method.prefill(ops, layer, attention) for method in self._methods]  # every one records
-        return rows[0]
-
-    def store(self, layer: int, slot: int, n_held: int, n_new: int) -> None:
-        for method in self._methods:
-            method.store(layer, slot, n_held, n_new)
-
-
-def log_probs(logits: np.ndarray) -> np.ndarray:
-    shifted = logits.astype(np.float64) - logits.max()
-    return shifted - np.log(np.exp(shifted).sum())
-
-
-def decode(runner: Runner, slot: int, depth: int, ids: list[int]) -> np.ndarray:
-    """Log-probabilities after each of the ids. Shapes: [len(ids), V]."""
-    return np.array(
-        [log_probs(runner.decode([slot], [depth + i], [token])[0]) for i, token in enumerate(ids)]
-    )
-
-
-def scores(found: np.ndarray, full: np.ndarray, targets: list[int]) -> dict[str, float]:
-    kl = (np.exp(full) * (full - found)).sum(axis=1)
-    return {
-        "kl_mean": float(kl.mean()),
-        "kl_p99": float(np.quantile(kl, 0.99)),
-        "same_top1": float((found.argmax(axis=1) == full.argmax(axis=1)).mean()),
-        "nll": float(-found[np.arange(len(targets)), targets].mean()),
-    }
-
-
-def specs_of(methods: str, budgets: list[str]) -> list[tuple[str, str, Mapping[str, str]]]:
-    """(label, method, parameters) of every method at every budget."""
+def specs_of(methods: str, budgets: list[str]) -> list[Spec]:
+    """Every method at every budget. Raises: ValueError for one that is not known."""
     specs = []
-    for method in methods.split(","):
-        name, _, rest = method.partition(":")
-        extra = dict(pair.split("=") for pair in rest.split(";") if pair)
-        specs += [(method, name, {"sparse_budget": budget, **extra}) for budget in budgets]
+    for label in methods.split(","):
+        name, _, rest = label.partition(":")
+        extra = dict(pair.split("=", 1) for pair in rest.split(";") if pair)
+        specs += [(label, name, {"sparse_budget": budget, **extra}) for budget in budgets]
+    for _, name, parameters in specs:
+        open_method(name, parameters)
     return specs
 
 
-def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    import matplotlib
+class Recall:
+    """One model, one prompt, one continuation: rows of results, method by method."""
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    def __init__(self, engine: Engine, tokens: TeacherTokens, kind: str) -> None:
+        self._engine, self._tokens = engine, tokens
+        runner = engine.runner
+        ctx_size = -(-(tokens.n_tokens + 1) // 64) * 64
+        rope = runner._inv_freq, runner._rope_scale
+        self._setting = KvSetting(engine._backend, engine.config, runner._weights, 1, ctx_size, kind, *rope)
+        self._full: np.ndarray | None = None
 
-    figure, axes = plt.subplots(1, 2, figsize=(12, 5), sharey=True)
-    for axis, key in zip(axes, ("gross_bytes", "moved_bytes"), strict=True):
-        for label in dict.fromkeys(row["method"] for row in rows):
-            line = [row for row in rows if row["method"] == label]
-            axis.loglog([row[key] / 1e6 for row in line], [row["kl_mean"] for row in line], "o-", label=label)
-        axis.set_xlabel(f"MB {key.removesuffix('_bytes')} per token")
-    axes[0].set_ylabel("mean KL divergence from full attention (nats)")
-    axes[1].legend(fontsize="small")
-    figure.tight_layout()
-    for ending in ("png", "svg"):
-        figure.savefig(f"{path}.{ending}")
+    def _runner(self, kv: Any) -> Runner:
+        engine, setting = self._engine, self._setting
+        made = Runner(engine._backend, engine.config, setting.weights, kv, chunk=engine.runner.chunk)
+        made._inv_freq, made._rope_scale = setting.inv_freq, setting.rope_scale
+        return made
+
+    def prefill(self) -> None:
+        """Takes the prompt in, once for all."""
+        module, parameters = open_method("full", {})
+        method = module.build(self._setting, parameters)
+        self._prompt = PromptRows.empty(self._setting, len(self._tokens.prompt))
+        slot = method.open(self._setting.ctx_size)
+        self._runner(CapturePrompt(method, self._prompt)).prefill(slot, 0, self._tokens.prompt)
+
+    def full(self) -> dict[str, Any]:
+        """Full attention's row; its trajectory and logits are what the others are compared with."""
+        inputs = StepInputs.empty(self._setting, len(self._tokens.prompt), len(self._tokens.fed))
+        scores = self._decode("full", {}, lambda method: RecordInputs(method, inputs), lambda _: None)
+        self._study = Study.of(self._setting, self._prompt, inputs)
+        return {"method": "full", "parameters": {}, **scores}
+
+    def row(self, spec: Spec, progress: Callable[[str, float], None]) -> dict[str, Any]:
+        label, name, parameters = spec
+        k = budget_tokens(float(parameters["sparse_budget"]), len(self._tokens.prompt))
+        started = time.monotonic()
+        attention = self._study.scores(name, parameters, k, lambda x: progress("attention", x / 2))
+        logits = self._decode(
+            name, parameters, lambda method: method, lambda x: progress("logits", (1 + x) / 2)
+        )
+        seconds = round(time.monotonic() - started, 1)
+        row = {"method": label, "parameters": dict(parameters), "budget_tokens": k}
+        return {**row, **attention, **logits, "seconds": seconds}
+
+    def _decode(
+        self,
+        name: str,
+        parameters: Mapping[str, str],
+        observed: Callable[[KvMethod], Any],
+        progress: Progress,
+    ) -> dict[str, Any]:
+        """The model over a method: scores of its logits, and bytes."""
+        tokens, setting = self._tokens, self._setting
+        module, values = open_method(name, parameters)
+        method = module.build(setting, values)
+        slot = method.open(setting.ctx_size)
+        feed(setting, method, slot, self._prompt)
+        runner = self._runner(observed(method))
+        found = decode(runner, slot, len(tokens.prompt), tokens.fed, progress)
+        self._full = found if self._full is None else self._full
+        stats = method.stats()
+        held = {"device_bytes_per_token": stats["bytes"] / setting.ctx_size, "host_bytes_per_token": 0}
+        return {
+            **logit_scores(found, self._full, tokens.targets),
+            "gross_bytes": stats.get("gross_bytes", 0) / len(tokens.fed),
+            "moved_bytes": stats.get("moved_bytes", 0) / len(tokens.fed),
+            **{key: stats.get(key, value) for key, value in held.items()},
+            "hit_rate": round(stats.get("hit_rate", 0.0), 4),
+        }
 
 
-def main() -> int:
-    """Runs it; the last line of stdout is one JSON object."""
+def shown(row: dict[str, Any]) -> str:
+    def share(key: str) -> str:
+        return "   -" if row.get(key) is None else f"{row[key]:.3f}"
+
+    return (
+        f"{row['method']:16} {float(row['parameters'].get('sparse_budget', 1)):7.2%}  "
+        f"error {row.get('attention_error', 0):.4f}  mass {share('mass_covered')}  recall {share('recall')}  "
+        f"KL {row['kl_mean']:.4f} (p99 {row['kl_p99']:.3f})  same top-1 {row['same_top1']:.3f}  "
+        f"NLL {row['nll']:.4f}  {row['gross_bytes'] / 1e6:.2f} MB gross, {row['moved_bytes'] / 1e6:.2f} moved"
+    )
+
+
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="KV methods under teacher forcing, error against bytes.")
     parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("-f", "--file", type=Path, required=True, help="a text; with --gold, the prompt")
     parser.add_argument(
-        "-f", "--file", type=Path, required=True, help="a text longer than depth + new tokens"
+        "--gold", type=Path, metavar="FILE", help="the answer to the prompt, fed as continuation"
     )
+    parser.add_argument("--raw", action="store_true", help="with --gold: no chat template around the prompt")
     parser.add_argument("--skip", type=int, default=0, help="characters of the text to leave out first")
-    parser.add_argument("--depth", type=int, default=8000, help="tokens read before (8000)")
-    parser.add_argument("--new", type=int, default=128, help="tokens scored (128)")
+    parser.add_argument("--depth", type=int, help="without --gold: tokens of the text read before (8000)")
+    parser.add_argument("--new", type=int, default=64, help="most tokens scored (64)")
     parser.add_argument("--methods", default=METHODS)
-    parser.add_argument("--budgets", default="0.008,0.016,0.031,0.0625,0.125")
+    parser.add_argument("--budgets", default=BUDGETS)
     parser.add_argument("--cache-type", default="f16", choices=("f16", "bf16", "f32"))
     parser.add_argument("--threads", type=int)
     parser.add_argument("--plot", type=Path, metavar="NAME", help="writes NAME.png and NAME.svg")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    ctx_size = args.depth + args.new + 64
-    rows: list[dict[str, Any]] = []
-    kind, threads = args.cache_type, args.threads
-    with yakvrt.load(args.model, ctx_size=ctx_size, threads=threads, cache_type=kind) as engine:
-        ids = engine.tokenizer.encode(args.file.read_text(encoding="utf-8")[args.skip :])
-        if len(ids) <= args.depth + args.new:
-            raise SystemExit(f"{args.file} has {len(ids)} tokens, {args.depth + args.new + 1} are needed")
-        prompt, new = ids[: args.depth], ids[args.depth : args.depth + args.new]
-        targets = ids[args.depth + 1 : args.depth + args.new + 1]
-        backend, weights = engine._backend, engine.runner._weights
-        rope = rope_frequencies(engine.config, None)
-        setting = KvSetting(backend, engine.config, weights, 1, ctx_size, kind, *rope)
-        specs = [("full", "full", {}), *specs_of(args.methods, args.budgets.split(","))]
-        by_method: dict[str, list[tuple[str, str, Mapping[str, str]]]] = {}
-        for spec in specs:
-            by_method.setdefault(spec[0], []).append(spec)
-        full: np.ndarray | None = None
-        for group in by_method.values():
-            built = []
-            for _, name, parameters in group:
-                module, values = open_method(name, parameters)
-                built.append(module.build(setting, values))
-            slots = [method.open(ctx_size) for method in built]
-            Runner(backend, engine.config, weights, Tee(built), chunk=240).prefill(slots[0], 0, prompt)
-            for (label, _, parameters), method, slot in zip(group, built, slots, strict=True):
-                runner = Runner(backend, engine.config, weights, method, chunk=240)
-                found = decode(runner, slot, args.depth, new)
-                full = found if full is None else full
-                stats = method.stats()
-                row = {"method": label, "parameters": dict(parameters), **scores(found, full, targets)}
-                for key in ("gross_bytes", "moved_bytes"):
-                    row[key] = float(stats.get(key, 0)) / args.new
-                row |= {key: stats.get(key, 0) for key in ("device_bytes_per_token", "host_bytes_per_token")}
-                row["hit_rate"] = round(float(stats.get("hit_rate", 0)), 3)
-                rows.append(row)
-                print(
-                    f"{label:16} {parameters.get('sparse_budget', ''):>6}  KL {row['kl_mean']:.4f} "
-                    f"(p99 {row['kl_p99']:.3f})  same top-1 {row['same_top1']:.3f}  NLL {row['nll']:.4f}  "
-                    f"{row['gross_bytes'] / 1e6:7.2f} MB gross {row['moved_bytes'] / 1e6:7.2f} moved",
-                    flush=True,
-                )
-                method.release(slot)
-        result = {
-            "bench": "recall",
-            **result_file.facts(),
+    if args.gold and (args.depth is not None or args.skip):
+        parser.error("with --gold the whole file is the prompt; leave out --depth and --skip")
+    args.depth = 8000 if args.depth is None else args.depth
+    return args
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """The result, with the rows of an earlier run."""
+    specs = specs_of(args.methods, args.budgets.split(","))
+    with yakvrt.load(args.model, threads=args.threads, cache_type=args.cache_type) as engine:
+        if args.gold:
+            tokens = of_gold(engine, args.file, args.gold, args.new, raw=args.raw)
+        else:
+            tokens = of_text(engine, args.file, args.skip, args.depth, args.new)
+        if tokens.n_tokens > engine.config.context_len:
+            raise ValueError(
+                f"{tokens.n_tokens} tokens asked for, {engine.name} takes {engine.config.context_len}; "
+                "give a shorter text"
+            )
+        study = {
             "model": engine.name,
             "text": args.file.name,
+            "gold": args.gold and args.gold.name,
+            "raw": args.raw,
             "skip": args.skip,
-            "depth": args.depth,
-            "new": args.new,
-            "cache_type": kind,
-            "rows": rows,
+            "depth": len(tokens.prompt),
+            "new": len(tokens.fed),
+            "cache_type": args.cache_type,
         }
+        kept = KeptRows(args.out, study)
+        missing = [spec for spec in specs if key_of({"method": spec[0], "parameters": spec[2]}) not in kept]
+        if not missing:
+            return kept.result()
+        recall = Recall(engine, tokens, args.cache_type)
+        started = time.monotonic()
+        recall.prefill()
+        print(f"prefill of {len(tokens.prompt)} tokens: {time.monotonic() - started:.1f} s", flush=True)
+        full = recall.full()
+        kept.add({**full, "commit": result_file.facts()["commit"]})
+        print(shown(full), flush=True)
+        left = TimeLeft(len(missing))
+        for spec in missing:
+            title = f"{spec[0]} at {float(spec[2]['sparse_budget']):.2%}:"
+            row = recall.row(spec, lambda what, share, title=title: left.show(f"{title} {what}", share))
+            left.finish()
+            kept.add({**row, "commit": result_file.facts()["commit"]})
+            print(f"{shown(row)}  {row['seconds']:.0f} s", flush=True)
+        return kept.result()
+
+
+def main() -> int:
+    """Runs it; the last line of stdout is one JSON object."""
+    args = arguments()
+    try:
+        result = measure(args)
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from None
     if args.plot:
-        plot(rows[1:], args.plot)
-    if args.out:
-        result_file.write(args.out, result)
+        recall_plot.plot(result, args.plot)
     print(json.dumps(result))
     return 0
 
