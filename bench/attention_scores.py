@@ -10,7 +10,8 @@ import numpy as np
 from attention_truth import AttentionTruth, output_error
 from decode_replay import Replay, StepInputs
 from prompt_capture import PromptRows, feed
-from rows_read import PositionMarks, reading
+from rows_read import reading
+from value_marks import ValueMarks
 
 from yakvrt.kvcache import open_method
 from yakvrt.kvcache.contract import KvSetting
@@ -35,7 +36,7 @@ class Study:
     def of(cls, setting: KvSetting, prompt: PromptRows, inputs: StepInputs) -> Study:
         outputs = np.empty_like(inputs.arrays["q"])
         module, parameters = open_method("full", {})
-        method, mark = module.build(setting, parameters), PositionMarks(setting).mark
+        method, mark = module.build(setting, parameters), ValueMarks(setting).mark
         slot = method.open(setting.ctx_size)
         feed(setting, method, slot, prompt, mark)
         replay = Replay(setting, method, slot, inputs, mark)
@@ -49,7 +50,7 @@ class Study:
 
         The last two are None for a method whose rows cannot be read.
         """
-        setting, mark = self.setting, PositionMarks(self.setting).mark
+        setting, mark = self.setting, ValueMarks(self.setting).mark
         n_layers, n_steps = setting.config.n_layers, self.inputs.n_steps
         module, parameters = open_method(name, args)
         method = module.build(setting, parameters)
@@ -57,21 +58,21 @@ class Study:
         feed(setting, method, slot, self.prompt, mark)
         replay = Replay(setting, method, slot, self.inputs, mark)
         errors = np.empty((n_steps, n_layers))
-        covered, recalled = np.empty((2, n_steps, n_layers))
+        covered, recalled = np.full((2, n_steps, n_layers), np.nan)
         with reading(setting, module, method, parameters, replay) as rows:
             for step in range(n_steps):
                 for layer in range(n_layers):
                     out = replay.run(step, layer)
                     exact = self.outputs[layer, step]
                     errors[step, layer] = output_error(out, exact, setting.config.n_kv_heads)
-                    if rows:
-                        read = rows(layer, self.inputs.first + step)
+                    read = rows(layer, self.inputs.first + step)
+                    if read is not None:
                         covered[step, layer] = self.truth.mass_covered(layer, step, read)
                         recalled[step, layer] = self.truth.recall(layer, step, read, k)
                 progress((step + 1) / n_steps)
         return {
             "attention_error": float(errors.mean()),
             "attention_error_by_layer": [round(float(error), 5) for error in errors.mean(axis=0)],
-            "mass_covered": float(covered.mean()) if rows else None,
-            "recall": float(recalled.mean()) if rows else None,
+            "mass_covered": None if np.isnan(covered).any() else float(covered.mean()),
+            "recall": None if np.isnan(recalled).any() else float(recalled.mean()),
         }
