@@ -53,6 +53,8 @@ class Study:
         setting, mark = self.setting, ValueMarks(self.setting).mark
         n_layers, n_steps = setting.config.n_layers, self.inputs.n_steps
         module, parameters = open_method(name, args)
+        if getattr(parameters, "split_budget", False):  # shared out among the query heads that choose
+            k = max(1, k * setting.config.n_kv_heads // setting.config.n_heads)
         method = module.build(setting, parameters)
         slot = method.open(setting.ctx_size)
         feed(setting, method, slot, self.prompt, mark)

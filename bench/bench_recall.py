@@ -12,8 +12,9 @@ every method and budget,
   attention_error is ||o - o_full|| / ||o_full|| over the query heads of a KV head, mean over layers, KV heads
   and steps. mass_covered is the true probability of the rows that attention read one by one, mean over query
   heads; recall the share of the budget's number of most probable rows that are among them, by KV head (the
-  sum over its query heads), or by query head for a method that chooses for each. A window, sinks and all
-  else that is read counts as read. null: the method's rows cannot be told.
+  sum over its query heads), or by query head for a method that chooses for each (of its share of the budget
+  where that is split). A window, sinks and all else that is read counts as read. null: the method's rows
+  cannot be told.
 - the whole model: KL divergence of next-token logits from full attention's (mean, 99th percentile), how often
   the best token is the same, NLL of the continuation, bytes a token asked of the host (gross) and moved.
 
@@ -94,6 +95,10 @@ class Recall:
         slot = method.open(self._setting.ctx_size)
         self._runner(CapturePrompt(method, self._prompt)).prefill(slot, 0, self._tokens.prompt)
 
+    @property
+    def kept_bytes(self) -> int:
+        return sum(rows.nbytes for rows in (self._prompt.q, self._prompt.k, self._prompt.v))
+
     def full(self) -> dict[str, Any]:
         """Full attention's row; its trajectory and logits are what the others are compared with."""
         inputs = StepInputs.empty(self._setting, len(self._tokens.prompt), len(self._tokens.fed))
@@ -140,12 +145,17 @@ class Recall:
         }
 
 
+def budget_name(parameters: Mapping[str, str]) -> str:
+    budget = float(parameters.get("sparse_budget", 1))
+    return f"{budget:.2%}" if budget <= 1 else f"{budget:.0f}"
+
+
 def shown(row: dict[str, Any]) -> str:
     def share(key: str) -> str:
         return "   -" if row.get(key) is None else f"{row[key]:.3f}"
 
     return (
-        f"{row['method']:16} {float(row['parameters'].get('sparse_budget', 1)):7.2%}  "
+        f"{row['method']:16} {budget_name(row['parameters']):>7}  "
         f"error {row.get('attention_error', 0):.4f}  mass {share('mass_covered')}  recall {share('recall')}  "
         f"KL {row['kl_mean']:.4f} (p99 {row['kl_p99']:.3f})  same top-1 {row['same_top1']:.3f}  "
         f"NLL {row['nll']:.4f}  {row['gross_bytes'] / 1e6:.2f} MB gross, {row['moved_bytes'] / 1e6:.2f} moved"
@@ -206,13 +216,17 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         recall = Recall(engine, tokens, args.cache_type)
         started = time.monotonic()
         recall.prefill()
-        print(f"prefill of {len(tokens.prompt)} tokens: {time.monotonic() - started:.1f} s", flush=True)
+        print(
+            f"prefill of {len(tokens.prompt)} tokens: {time.monotonic() - started:.1f} s; "
+            f"{recall.kept_bytes / 1e9:.2f} GB of rows and queries kept",
+            flush=True,
+        )
         full = recall.full()
         kept.add({**full, "commit": result_file.facts()["commit"]})
         print(shown(full), flush=True)
         left = TimeLeft(len(missing))
         for spec in missing:
-            title = f"{spec[0]} at {float(spec[2]['sparse_budget']):.2%}:"
+            title = f"{spec[0]} at {budget_name(spec[2])}:"
             row = recall.row(spec, lambda what, share, title=title: left.show(f"{title} {what}", share))
             left.finish()
             kept.add({**row, "commit": result_file.facts()["commit"]})

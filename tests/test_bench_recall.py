@@ -23,7 +23,6 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
 
 import attention_truth
 import bench_recall
-import record_list
 from decode_replay import Replay, StepInputs
 from kept_rows import KeptRows
 from prompt_capture import PromptRows, feed
@@ -287,14 +286,3 @@ def test_a_second_run_measures_what_is_missing(
     assert measured("oracle") == ["full", "oracle"]
     assert measured("oracle,quest:dense_layers=1") == ["full", "quest:dense_layers=1"]
     assert measured("oracle,quest:dense_layers=1") == []
-
-
-def test_a_record_list_has_the_answer_in_it() -> None:
-    prompt, answer = record_list.make(60, 4)
-    assert (prompt, answer) == record_list.make(60, 4) != record_list.make(60, 5)
-    lines = answer.splitlines()
-    assert len(lines) > 2
-    for line in lines[1:]:
-        name, amount = line.split("\t")
-        assert prompt.count(name) == 1
-        assert amount in prompt.partition(name)[2].partition("\n")[0]
