@@ -19,7 +19,7 @@ from tokenizers.models import BPE
 import yakvrt
 from yakvrt.kvcache import METHODS, open_method
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
+sys.path.append(str(Path(__file__).parent.parent / "bench"))
 
 import attention_truth
 import bench_recall
