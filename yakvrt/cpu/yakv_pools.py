@@ -9,7 +9,7 @@ import numpy as np
 
 from ..higgs_grids import load_grid
 from ..kernels.higgs_layout import BLOCK_TOKENS, ROW_FORMATS, SELECTORS, pack_tables, row_bytes
-from ..kernels.yakv_layout import POOL_WORDS, Budget, YakvShape
+from ..kernels.yakv_layout import POOL_WORDS, Budget, YakvShape, indexed_end
 from ..kernels.yakv_store import store_scratch_bytes
 from ..ops import ELEMENT_BYTES, KvRows
 from .kernel_spec import kernel
@@ -68,7 +68,7 @@ class YakvPools:
         budget: Budget,
         staging: KvRows,
     ) -> None:
-        self._run = run
+        self._run, self._shape = run, shape
         n_blocks = max(1, -(-(n_tokens - shape.n_sinks) // BLOCK_TOKENS))
         sizes = {name: padded(n, 64) for name, n in pool_bytes(shape, n_blocks).items()}
         self._pools = {
@@ -131,6 +131,16 @@ class YakvPools:
         """Indexed positions first .. last - 1 of a slot of n_held tokens return to the ring."""
         self._set(slot=slot, held=n_held, first=first, last=last)
         self._run(self._refill[layer])
+
+    def state(self, slot: int, n_held: int) -> dict[str, np.ndarray]:
+        """What n_held tokens of a slot occupy. Shapes: uint8 [L, Hk, bytes], views."""
+        shape = self._shape
+        n_blocks = (indexed_end(n_held, shape.n_sinks, shape.window) - shape.n_sinks) // BLOCK_TOKENS
+        sizes = pool_bytes(shape, n_blocks)
+        return {
+            name: pool[:, slot, :, : sizes["ring" if name in "kv" else name]]
+            for name, pool in self._pools.items()
+        }
 
     def _set(self, **values: int) -> None:
         for name, value in values.items():

@@ -21,7 +21,7 @@ import numpy as np
 from ..cpu.memory import reserved
 from ..ops import ELEMENT_BYTES, Buffer, KvRows, Ops
 from .budget import budget_tokens, check_budget, check_choice, check_range
-from .contract import AttentionInput, KvSetting, Pools
+from .contract import AttentionInput, KvSetting, Pools, StateArray
 from .counters import Counters, method_stats
 from .dense_layers import DenseLayers
 from .digests import page_digests, page_rows, page_scores
@@ -108,15 +108,15 @@ def build(setting: KvSetting, parameters: Parameters) -> ArkVale:
 @dataclass(slots=True)
 class _Slot:
     """Places of resident pages: the first pages, then the last ones in a ring, then the recalled ones, whose
-    numbers are in `recalled` [L, Hk, places] (-1: none). wanted, places: for the prompt at hand.
+    numbers are in `recalled` [L, Hk, places] (-1: none). prompt: the tokens of which the budgets are shares,
+    those held when the last prompt was in.
     """
 
     rows: ExactRows
     resident: ExactRows
     digests: np.ndarray
     recalled: np.ndarray
-    wanted: int = 1
-    places: int = 1
+    prompt: np.ndarray
 
 
 class ArkVale:
@@ -143,6 +143,7 @@ class ArkVale:
             ExactRows(*shape, n_rows, config.head_dim, kind),
             digests.view(dtype),
             np.full((*shape, places), -1, np.int64),
+            np.zeros(1, np.int64),
         )
         return slot
 
@@ -162,9 +163,7 @@ class ArkVale:
         held, n, page = self._slots[slot], n_held + n_new, self._parameters.page
         held.rows.write(layer, n_held, *self._staging.read(n_held, n))
         self._digest(held, layer, n_held // page, n // page)
-        held.wanted, places = self._parameters.pages(n)
-        held.places = min(places, held.recalled.shape[2])
-        held.wanted = min(held.wanted, held.places)
+        held.prompt[0] = n
         self._settle(held, layer, n)
 
     def _settle(self, held: _Slot, layer: int, n: int) -> None:
@@ -199,8 +198,9 @@ class ArkVale:
         place = self._place(now) * p.page + position % p.page
         held.rows.write(layer, position, k[:, None], v[:, None])
         held.resident.write(layer, place, k[:, None], v[:, None])
-        recalled = held.recalled[layer, :, : held.places]
-        n_wanted, n_hit = self._recall(held, layer, now, q, recalled)
+        most, n_places = p.pages(int(held.prompt[0]))
+        recalled = held.recalled[layer, :, :n_places]
+        n_wanted, n_hit = self._recall(held, layer, now, q, recalled, most)
         if (position + 1) % p.page == 0:
             self._digest(held, layer, now, now + 1)
 
@@ -225,12 +225,14 @@ class ArkVale:
         return attend_rows(q, keys, values, readable)
 
     def _recall(
-        self, held: _Slot, layer: int, now: int, q: np.ndarray, recalled: np.ndarray
+        self, held: _Slot, layer: int, now: int, q: np.ndarray, recalled: np.ndarray, most: int
     ) -> tuple[int, int]:
-        """Fetches the wanted pages that are not there. Returns: pages wanted, and those that were there."""
+        """Fetches the best pages, at most `most`, that are not there. Returns: pages wanted, and those that
+        were there.
+        """
         p, n_heads = self._parameters, len(q)
         first, last = p.sinks, now - p.window + 1  # the pages that may be recalled
-        count = min(held.wanted, max(0, last - first))
+        count = min(most, recalled.shape[1], max(0, last - first))
         if not count:
             return 0, 0
         scores = page_scores(q, held.digests[layer, :, first:last])
@@ -254,9 +256,23 @@ class ArkVale:
         held.digests[layer, :, first:last] = page_digests(k, page, centred=True)
 
     def truncate(self, slot: int, n_held: int, n: int) -> int:
+        held = self._slots[slot]
         for layer in range(self._dense.n, self._setting.config.n_layers):
-            self._settle(self._slots[slot], layer, n)
+            self._settle(held, layer, n)
+        held.prompt[0] = min(held.prompt[0], n)
         return n
+
+    def state(self, slot: int, n_held: int) -> Mapping[str, StateArray]:
+        held, p, dense = self._slots[slot], self._parameters, self._dense.n
+        places, full = p.places(n_held), n_held // p.page
+        return {
+            **self._dense.state(slot, n_held),
+            "rows": StateArray(held.rows.first(n_held, dense)),
+            "resident": StateArray(held.resident.first((p.sinks + p.window + places) * p.page, dense)),
+            "digests": StateArray(held.digests[dense:, :, :full]),
+            "recalled": StateArray(held.recalled[dense:, :, :places], (-1, max(-1, full - p.window))),
+            "prompt": StateArray(held.prompt, (0, n_held)),
+        }
 
     def release(self, slot: int) -> None:
         del self._slots[slot]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
@@ -50,6 +50,15 @@ class Pools:
     @property
     def slot_bytes(self) -> int:
         return sum(self.device.values()) + sum(self.host.values())
+
+
+class StateArray(NamedTuple):
+    """A part of a slot's state: a view of it, to read and to write. Whole numbers that place something lie
+    within `limits`, both included.
+    """
+
+    values: np.ndarray
+    limits: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +105,12 @@ class KvMethod(Protocol):
         """Forgets all but the first n of n_held tokens, also those of an interrupted prompt behind them.
 
         Returns: how many are still held, at most n.
+        """
+
+    def state(self, slot: int, n_held: int) -> Mapping[str, StateArray]:
+        """Everything by which a slot of n_held tokens differs from an empty one; a slot emptied by truncate()
+        that is given equal arrays is the same slot. Names, types, shapes and limits follow from n_held and
+        the parameters alone, not from the slot's size or its past.
         """
 
     def release(self, slot: int) -> None: ...

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from ..ops import ELEMENT_BYTES, Buffer, KvRows, Ops
-from .contract import AttentionInput, KvSetting
+from .contract import AttentionInput, KvSetting, StateArray
 from .counters import Counters
+from .slot_state import tiled_state
 
 
 class DenseLayers:
@@ -29,6 +30,10 @@ class DenseLayers:
     def prefill(self, ops: Ops, layer: int, attention: AttentionInput) -> KvRows:
         ops.kv_append(self._layers[layer], attention.k, attention.v)
         return self._layers[layer]
+
+    def state(self, slot: int, n_held: int) -> dict[str, StateArray]:
+        config = self._config
+        return tiled_state(self._layers, slot, config.n_kv_heads, config.head_dim, n_held)
 
     def decode(self, ops: Ops, layer: int, attention: AttentionInput, out: Buffer) -> None:
         """The output goes through a buffer of its own: in the other layers plain Python writes `out`."""

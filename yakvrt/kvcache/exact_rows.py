@@ -45,6 +45,11 @@ class ExactRows:
         keys: np.ndarray = self._rows[layer, :, :n, : self._head_dim]
         return keys
 
+    def first(self, n: int, first_layer: int = 0) -> np.ndarray:
+        """The first n places of all layers from one on, as they rest. Shapes: [L, H, n, 2 * D], a view."""
+        places: np.ndarray = self._rows[first_layer:, :, :n]
+        return places
+
     def copy_from(
         self, layer: int, heads: np.ndarray, places: np.ndarray, source: ExactRows, source_places: np.ndarray
     ) -> None:

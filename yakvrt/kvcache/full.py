@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..ops import ELEMENT_BYTES, Buffer, KvRows, Ops
-from .contract import AttentionInput, KvSetting, Pools
+from .contract import AttentionInput, KvSetting, Pools, StateArray
+from .slot_state import tiled_state
 from .slots import SlotList
 
 if TYPE_CHECKING:
@@ -64,6 +65,10 @@ class FullKv:
 
     def truncate(self, slot: int, n_held: int, n: int) -> int:
         return n
+
+    def state(self, slot: int, n_held: int) -> Mapping[str, StateArray]:
+        config = self._setting.config
+        return tiled_state(self._layers, slot, config.n_kv_heads, config.head_dim, n_held)
 
     def release(self, slot: int) -> None:
         self._slots.give_back(slot)

@@ -21,7 +21,7 @@ import numpy as np
 from ..cpu.memory import reserved
 from ..ops import ELEMENT_BYTES, Buffer, KvRows, Ops
 from .budget import budget_tokens, check_budget, check_choice, check_range
-from .contract import AttentionInput, KvSetting, Pools
+from .contract import AttentionInput, KvSetting, Pools, StateArray
 from .counters import Counters, method_stats
 from .dense_layers import DenseLayers
 from .exact_rows import ExactRows
@@ -95,12 +95,14 @@ def build(setting: KvSetting, parameters: Parameters) -> InfiniGen:
 
 @dataclass(slots=True)
 class _Slot:
-    """partial [L, Hk, tokens, c]: the skewed channels of keys; skew float32 [L, Hk, D, c]."""
+    """partial [L, Hk, tokens, c]: the skewed channels of keys; skew float32 [L, Hk, D, c]. prompt: the tokens
+    of which the budget is a share, those held when the last prompt was in.
+    """
 
     rows: ExactRows
     partial: np.ndarray
     skew: np.ndarray
-    budget: int = 1
+    prompt: np.ndarray
 
 
 class InfiniGen:
@@ -123,6 +125,7 @@ class InfiniGen:
             ExactRows(*shape, n_tokens, config.head_dim, kind),
             reserved((*shape, n_tokens, n_channels * dtype.itemsize)).view(dtype),
             np.zeros((*shape, config.head_dim, n_channels), np.float32),
+            np.zeros(1, np.int64),
         )
         return slot
 
@@ -147,7 +150,7 @@ class InfiniGen:
             q = self._queries.read(0, n).reshape(config.n_kv_heads, -1, config.head_dim)
             held.skew[layer] = skew_channels(q, self._parameters.channels(config))
         held.partial[layer, :, n_held:n] = k @ held.skew[layer]
-        held.budget = budget_tokens(self._parameters.sparse_budget, n)
+        held.prompt[0] = n
 
     def decode(self, ops: Ops, layer: int, attention: AttentionInput, out: Buffer) -> None:
         query = attention.q if layer == 0 or self._guess is None else self._guess
@@ -195,7 +198,8 @@ class InfiniGen:
         if position:
             scaled = logits(guess @ skew, held.partial[layer, :, :position]) * np.float32(dim**-0.5)
             near = scaled >= scaled.max(axis=-1, keepdims=True) - np.float32(self._parameters.alpha)
-            count = min(max(1, int(near.sum(axis=-1).mean())), held.budget, position)
+            budget = budget_tokens(self._parameters.sparse_budget, int(held.prompt[0]))
+            count = min(max(1, int(near.sum(axis=-1).mean())), budget, position)
             chosen = top(group_weights(scaled, self._parameters.rule), count)
             fetched = held.rows.take(layer, chosen)
             keys = np.concatenate([fetched[0], keys], axis=1)
@@ -206,7 +210,19 @@ class InfiniGen:
         return attend_rows(q, keys, values)
 
     def truncate(self, slot: int, n_held: int, n: int) -> int:
+        prompt = self._slots[slot].prompt
+        prompt[0] = min(prompt[0], n)
         return n
+
+    def state(self, slot: int, n_held: int) -> Mapping[str, StateArray]:
+        held, dense = self._slots[slot], self._dense.n
+        return {
+            **self._dense.state(slot, n_held),
+            "rows": StateArray(held.rows.first(n_held, dense)),
+            "partial": StateArray(held.partial[dense:, :, :n_held]),
+            "skew": StateArray(held.skew[dense:]),
+            "prompt": StateArray(held.prompt, (0, n_held)),
+        }
 
     def release(self, slot: int) -> None:
         del self._slots[slot]

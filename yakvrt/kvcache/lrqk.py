@@ -19,7 +19,7 @@ import numpy as np
 from ..cpu.memory import reserved
 from ..ops import ELEMENT_BYTES, Buffer, KvRows, Ops
 from .budget import budget_tokens, check_budget, check_choice, check_range
-from .contract import AttentionInput, KvSetting, Pools
+from .contract import AttentionInput, KvSetting, Pools, StateArray
 from .counters import Counters, method_stats
 from .exact_rows import ExactRows
 from .lrqk_factors import INITS, Factors, factorise
@@ -101,7 +101,8 @@ def build(setting: KvSetting, parameters: Parameters) -> Lrqk:
 @dataclass(slots=True)
 class _Slot:
     """`ring` by position modulo its size; `active` rows of the tokens named in `chosen` [L, Hq, places] (-1:
-    none); proxies bfloat16 [L, Hq, tokens, r].
+    none); proxies bfloat16 [L, Hq, tokens, r]; factors float32 [L, Hq, r, D]. prompt: the tokens of which the
+    budget is a share, those held when the last prompt was in.
     """
 
     rows: ExactRows
@@ -109,8 +110,12 @@ class _Slot:
     active: ExactRows
     chosen: np.ndarray
     proxies: np.ndarray
-    factors: list[Factors]
-    places: int = 1
+    b_q: np.ndarray
+    b_k: np.ndarray
+    prompt: np.ndarray
+
+    def factors(self, layer: int) -> Factors:
+        return Factors(self.b_q[layer], self.b_k[layer])
 
 
 class Lrqk:
@@ -129,14 +134,16 @@ class Lrqk:
         n_layers, dim, rank = config.n_layers, config.head_dim, min(p.rank, config.head_dim)
         places = min(n_tokens, p.places(config, n_tokens))
         proxies = reserved((n_layers, config.n_heads, n_tokens, 2 * rank))
-        blank = np.zeros((config.n_heads, rank, dim), np.float32)
+        b_q, b_k = np.zeros((2, n_layers, config.n_heads, rank, dim), np.float32)
         self._slots[slot] = _Slot(
             ExactRows(n_layers, config.n_kv_heads, n_tokens, dim, kind),
             ExactRows(n_layers, config.n_kv_heads, p.recent, dim, kind),
             ExactRows(n_layers, config.n_heads, places, dim, kind),
             np.full((n_layers, config.n_heads, places), -1, np.int64),
             proxies.view(element_type("bf16")),
-            [Factors(blank, blank) for _ in range(n_layers)],
+            b_q,
+            b_k,
+            np.zeros(1, np.int64),
         )
         return slot
 
@@ -152,15 +159,16 @@ class Lrqk:
         held, n, p = self._slots[slot], n_held + n_new, self._parameters
         k, v = self._staging.read(n_held, n)
         held.rows.write(layer, n_held, k, v)
-        held.places = min(p.places(self._setting.config, n), held.chosen.shape[2])
+        held.prompt[0] = n
         self._settle(held, layer, n)
         keys = np.repeat(k, self._group, axis=0)
         if n_held:
-            held.proxies[layer, :, n_held:n] = held.factors[layer].project(keys)
+            held.proxies[layer, :, n_held:n] = held.factors(layer).project(keys)
             return
         q = self._queries.read(0, n)
         made = factorise(q, keys, p.rank, p.iterations, p.tolerance, p.init)
-        held.factors[layer], a_q, a_k = made
+        factors, a_q, a_k = made
+        held.b_q[layer], held.b_k[layer] = factors.b_q, factors.b_k
         held.proxies[layer, :, :n] = a_k
         self._choose(held, layer, a_q[:, -1:], n - p.recent)
 
@@ -178,7 +186,8 @@ class Lrqk:
         """Fetches the best of the first n tokens that are not there. Returns: tokens chosen per head, and
         (heads, places) of those fetched.
         """
-        count = max(0, min(held.places, n))
+        wanted = self._parameters.places(self._setting.config, int(held.prompt[0]))
+        count = max(0, min(wanted, held.chosen.shape[2], n))
         if not count:
             none = np.empty(0, np.int64)
             return 0, (none, none)
@@ -214,7 +223,7 @@ class Lrqk:
         ).astype(np.float32)
         new_k, new_v = (np.repeat(row[:, None], self._group, axis=0) for row in (k, v))
         resident = np.concatenate([keys, ring[0]], axis=1)
-        q_hat, k_hat = held.factors[layer].step(queries, new_k, resident, proxies)
+        q_hat, k_hat = held.factors(layer).step(queries, new_k, resident, proxies)
         held.proxies[layer, :, position] = k_hat[:, 0]
         held.ring.write(layer, position % recent, k[:, None], v[:, None])
 
@@ -242,9 +251,25 @@ class Lrqk:
         return held.ring.take(layer, places)
 
     def truncate(self, slot: int, n_held: int, n: int) -> int:
+        held = self._slots[slot]
         for layer in range(self._setting.config.n_layers):
-            self._settle(self._slots[slot], layer, n)
+            self._settle(held, layer, n)
+        held.prompt[0] = min(held.prompt[0], n)
         return n
+
+    def state(self, slot: int, n_held: int) -> Mapping[str, StateArray]:
+        held, p = self._slots[slot], self._parameters
+        places = min(n_held, p.places(self._setting.config, n_held))
+        return {
+            "rows": StateArray(held.rows.first(n_held)),
+            "ring": StateArray(held.ring.first(p.recent)),
+            "active": StateArray(held.active.first(places)),
+            "chosen": StateArray(held.chosen[:, :, :places], (-1, max(-1, n_held - p.recent - 1))),
+            "proxies": StateArray(held.proxies[:, :, :n_held]),
+            "b_q": StateArray(held.b_q),
+            "b_k": StateArray(held.b_k),
+            "prompt": StateArray(held.prompt, (0, n_held)),
+        }
 
     def release(self, slot: int) -> None:
         del self._slots[slot]

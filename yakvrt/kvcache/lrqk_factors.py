@@ -13,7 +13,7 @@ INITS = ("topcol", "top", "randn")
 RIDGE = 1e-6  # of the mean diagonal: keeps matrices of prompts shorter than the rank invertible
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Factors:
     """Shapes: b_q, b_k float32 [r, D] per head, changed by every step."""
 
@@ -41,8 +41,8 @@ class Factors:
             k_hat = divide(
                 k @ _turned(self.b_k) + dot * q_hat, self.b_k @ _turned(self.b_k) + _turned(q_hat) @ q_hat
             )
-        self.b_q = _descend(self.b_q, q_hat, q)
-        self.b_k = _descend(self.b_k, k_hat, k)
+        self.b_q[...] = _descend(self.b_q, q_hat, q)
+        self.b_k[...] = _descend(self.b_k, k_hat, k)
         return q_hat, k_hat
 
 

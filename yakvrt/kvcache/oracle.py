@@ -14,7 +14,7 @@ import numpy as np
 
 from ..ops import ELEMENT_BYTES, Buffer, KvRows, Ops
 from .budget import budget_tokens, check_budget, check_choice, check_range
-from .contract import AttentionInput, KvSetting, Pools
+from .contract import AttentionInput, KvSetting, Pools, StateArray
 from .counters import Counters, method_stats
 from .exact_rows import ExactRows
 from .rows import RULES, attend_each, attend_rows, group_weights, logits, top
@@ -66,11 +66,13 @@ def build(setting: KvSetting, parameters: Parameters) -> Oracle:
 
 @dataclass(slots=True)
 class _Slot:
-    """`resident` holds the first tokens, then the last ones by position modulo their number."""
+    """`resident` holds the first tokens, then the last ones by position modulo their number. prompt: the
+    tokens of which the budget is a share, those held when the last prompt was in.
+    """
 
     rows: ExactRows
     resident: ExactRows
-    budget: int = 1
+    prompt: np.ndarray
 
 
 class Oracle:
@@ -89,6 +91,7 @@ class Oracle:
         self._slots[slot] = _Slot(
             ExactRows(*shape, n_tokens, config.head_dim, kind),
             ExactRows(*shape, p.sinks + p.recent, config.head_dim, kind),
+            np.zeros(1, np.int64),
         )
         return slot
 
@@ -102,7 +105,7 @@ class Oracle:
     def store(self, layer: int, slot: int, n_held: int, n_new: int) -> None:
         held, n = self._slots[slot], n_held + n_new
         held.rows.write(layer, n_held, *self._staging.read(n_held, n))
-        held.budget = budget_tokens(self._parameters.sparse_budget, n)
+        held.prompt[0] = n
         self._settle(held, layer, n)
 
     def _settle(self, held: _Slot, layer: int, n: int) -> None:
@@ -137,7 +140,7 @@ class Oracle:
         held.resident.write(layer, int(lasting[-1]), k[:, None], v[:, None])
         keys, values = held.resident.take(layer, np.broadcast_to(lasting, (n_heads, len(lasting))))
         first, last = min(p.sinks, n), max(min(p.sinks, n), n - p.recent)
-        count = min(held.budget, last - first)
+        count = min(budget_tokens(p.sparse_budget, int(held.prompt[0])), last - first)
         if count:
             scaled = logits(q, held.rows.keys(layer, n)) * np.float32(q.shape[-1] ** -0.5)
             chosen = first + top(group_weights(scaled, p.rule)[:, first:last], count)
@@ -150,9 +153,19 @@ class Oracle:
         return attend_rows(q, keys, values)
 
     def truncate(self, slot: int, n_held: int, n: int) -> int:
+        held = self._slots[slot]
         for layer in range(self._setting.config.n_layers):
-            self._settle(self._slots[slot], layer, n)
+            self._settle(held, layer, n)
+        held.prompt[0] = min(held.prompt[0], n)
         return n
+
+    def state(self, slot: int, n_held: int) -> Mapping[str, StateArray]:
+        held, p = self._slots[slot], self._parameters
+        return {
+            "rows": StateArray(held.rows.first(n_held)),
+            "resident": StateArray(held.resident.first(p.sinks + p.recent)),
+            "prompt": StateArray(held.prompt, (0, n_held)),
+        }
 
     def release(self, slot: int) -> None:
         del self._slots[slot]

@@ -16,7 +16,7 @@ import numpy as np
 from ..cpu.memory import reserved
 from ..ops import ELEMENT_BYTES, Buffer, KvRows, Ops
 from .budget import budget_tokens, check_budget, check_choice, check_range
-from .contract import AttentionInput, KvSetting, Pools
+from .contract import AttentionInput, KvSetting, Pools, StateArray
 from .counters import Counters, method_stats
 from .dense_layers import DenseLayers
 from .digests import page_digests, page_rows, page_scores
@@ -85,12 +85,14 @@ def build(setting: KvSetting, parameters: Parameters) -> Quest:
 
 @dataclass(slots=True)
 class _Slot:
-    """`last` holds the last pages, by position modulo their size; budget in pages."""
+    """`last` holds the last pages, by position modulo their size. prompt: the tokens of which the budget is
+    a share, those held when the last prompt was in.
+    """
 
     rows: ExactRows
     last: ExactRows
     digests: np.ndarray
-    budget: int = 1
+    prompt: np.ndarray
 
 
 class Quest:
@@ -114,6 +116,7 @@ class Quest:
             ExactRows(*shape, n_tokens, config.head_dim, kind),
             ExactRows(*shape, self._window, config.head_dim, kind),
             digests.view(dtype),
+            np.zeros(1, np.int64),
         )
         return slot
 
@@ -134,8 +137,12 @@ class Quest:
         held.rows.write(layer, n_held, *self._staging.read(n_held, n))
         self._digest(held, layer, n_held // page, n // page)
         self._settle(held, layer, n)
-        tokens = budget_tokens(self._parameters.sparse_budget, n)
-        held.budget = max(self._parameters.min_pages, -(-tokens // page))
+        held.prompt[0] = n
+
+    def _budget(self, held: _Slot) -> int:
+        """In pages."""
+        tokens = budget_tokens(self._parameters.sparse_budget, int(held.prompt[0]))
+        return max(self._parameters.min_pages, -(-tokens // self._parameters.page))
 
     def _settle(self, held: _Slot, layer: int, n: int) -> None:
         """Loads the last pages of n tokens."""
@@ -167,7 +174,7 @@ class Quest:
         full = self._window_start(position)
         places = np.arange(full * page, position + 1) % self._window
         keys, values = held.last.take(layer, np.broadcast_to(places, (len(q), len(places))))
-        n_pages = min(held.budget, full)
+        n_pages = min(self._budget(held), full)
         if n_pages:
             bounds = page_scores(q, held.digests[layer, :, :full]) * np.float32(dim**-0.5)
             chosen = top(group_weights(bounds, self._parameters.rule), n_pages)
@@ -188,9 +195,21 @@ class Quest:
         held.digests[layer, :, first:last] = page_digests(k, page, centred=False)
 
     def truncate(self, slot: int, n_held: int, n: int) -> int:
+        held = self._slots[slot]
         for layer in range(self._dense.n, self._setting.config.n_layers):
-            self._settle(self._slots[slot], layer, n)
+            self._settle(held, layer, n)
+        held.prompt[0] = min(held.prompt[0], n)
         return n
+
+    def state(self, slot: int, n_held: int) -> Mapping[str, StateArray]:
+        held, dense = self._slots[slot], self._dense.n
+        return {
+            **self._dense.state(slot, n_held),
+            "rows": StateArray(held.rows.first(n_held, dense)),
+            "last": StateArray(held.last.first(self._window, dense)),
+            "digests": StateArray(held.digests[dense:, :, : n_held // self._parameters.page]),
+            "prompt": StateArray(held.prompt, (0, n_held)),
+        }
 
     def release(self, slot: int) -> None:
         del self._slots[slot]

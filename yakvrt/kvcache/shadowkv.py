@@ -6,7 +6,8 @@ chunks and generated tokens stay on the device exactly. Chunks of the step befor
 
 Differs: U s is K times the eigenvectors of K^T K, which equals the SVD's. The host holds keys too (the paper
 drops them), so that a further prompt starts from exact rows; all low-rank state is then made anew, from keys
-turned back by RoPE. Generated tokens cost a full row each on the device, as in the paper.
+turned back by RoPE. Generated tokens cost a full row each on the device, as in the paper; on the CPU they are
+read where the host's rows are.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..cpu.memory import reserved
 from ..ops import ELEMENT_BYTES, Buffer, KvRows, Ops
 from .budget import budget_tokens, check_budget, check_choice, check_range
-from .contract import AttentionInput, KvSetting, Pools
+from .contract import AttentionInput, KvSetting, Pools, StateArray
 from .counters import Counters, method_stats
 from .digests import page_rows
 from .exact_rows import ExactRows
@@ -106,7 +108,7 @@ def build(setting: KvSetting, parameters: Parameters) -> ShadowKv:
 
 @dataclass(slots=True)
 class _Prompt:
-    """A layer's state of the tokens before `tail`: chunks that can be chosen, the others exactly.
+    """A layer's state of the tokens before `tail`: chunks that can be chosen, the others exactly. Views.
 
     Shapes: landmarks [Hk, n, D], numbers [Hk, n] of their chunks, fetched [Hk, places] chunks that `recent`
     holds (-1: none), outliers: rows K and V [Hk, m, D].
@@ -122,12 +124,23 @@ class _Prompt:
 
 @dataclass(slots=True)
 class _Slot:
-    """All rows on the host; on the device, by position, those from the tail on; and the fetched chunks."""
+    """All rows on the host; on the device outliers, fetched chunks and by layer the arrays of _Prompt.
+
+    Shapes: left [L, tokens, r], basis [L, Hk, r, D], landmarks [L, Hk, chunks, D], numbers [L, Hk, chunks],
+    fetched [L, Hk, places]; n_chunks [L] before the tail (-1: a tail was cut off); prompt [L]: the tokens of
+    which the budget is a share.
+    """
 
     rows: ExactRows
-    exact: ExactRows
     recent: ExactRows
-    prompts: list[_Prompt | None]
+    outliers: ExactRows
+    left: np.ndarray
+    basis: np.ndarray
+    landmarks: np.ndarray
+    numbers: np.ndarray
+    fetched: np.ndarray
+    n_chunks: np.ndarray
+    prompt: np.ndarray
 
 
 class ShadowKv:
@@ -144,12 +157,21 @@ class ShadowKv:
     def open(self, n_tokens: int) -> int:
         slot = self._free.take(n_tokens)
         config, kind, p = self._setting.config, self._setting.kind, self._parameters
-        shape = config.n_layers, config.n_kv_heads
+        n_layers, n_heads, dim = config.n_layers, config.n_kv_heads, config.head_dim
+        rank, most, places = min(p.rank, n_heads * dim), max(1, n_tokens // p.chunk), p.places(n_tokens)
+        bf16 = element_type("bf16")
+        landmarks = reserved((n_layers, n_heads, most, dim * self._dtype.itemsize)).view(self._dtype)
         self._slots[slot] = _Slot(
-            ExactRows(*shape, n_tokens, config.head_dim, kind),
-            ExactRows(*shape, n_tokens, config.head_dim, kind),
-            ExactRows(*shape, p.places(n_tokens) * p.chunk, config.head_dim, kind),
-            [None] * config.n_layers,
+            ExactRows(n_layers, n_heads, n_tokens, dim, kind),
+            ExactRows(n_layers, n_heads, places * p.chunk, dim, kind),
+            ExactRows(n_layers, n_heads, min(most, p.outliers // p.chunk) * p.chunk, dim, kind),
+            reserved((n_layers, n_tokens, 2 * rank)).view(bf16),
+            np.zeros((n_layers, n_heads, rank, dim), bf16),
+            landmarks,
+            np.zeros((n_layers, n_heads, most), np.int32),
+            np.full((n_layers, n_heads, places), -1, np.int64),
+            np.full(n_layers, -1, np.int64),
+            np.zeros(n_layers, np.int64),
         )
         return slot
 
@@ -163,27 +185,36 @@ class ShadowKv:
     def store(self, layer: int, slot: int, n_held: int, n_new: int) -> None:
         held, n = self._slots[slot], n_held + n_new
         held.rows.write(layer, n_held, *self._staging.read(n_held, n))
-        held.prompts[layer] = self._summarise(held, layer, n)
+        self._summarise(held, layer, n)
 
-    def _summarise(self, held: _Slot, layer: int, n: int) -> _Prompt:
-        """Makes a layer's state from the rows of n tokens, and moves the tail to the device."""
+    def _summarise(self, held: _Slot, layer: int, n: int) -> None:
+        """Makes a layer's state from the rows of n tokens."""
         p, config = self._parameters, self._setting.config
         n_chunks = max(0, n // p.chunk - p.local // p.chunk)
         tail = n_chunks * p.chunk
-        k, v = held.rows.read(layer, 0, n)
-        held.exact.write(layer, tail, k[:, tail:], v[:, tail:])
+        k, _ = held.rows.read(layer, 0, n)
         chunks = k[:, :tail].reshape(config.n_kv_heads, n_chunks, p.chunk, config.head_dim)
         landmarks = chunks.mean(axis=2)
         outliers, numbers = outlier_chunks(chunks, landmarks, min(n_chunks, p.outliers // p.chunk))
-        heads = np.arange(config.n_kv_heads)[:, None]
-        places = min(p.chunks(n), held.recent.n_places // p.chunk)
+        heads, others = np.arange(config.n_kv_heads)[:, None], slice(numbers.shape[1])
+        keys = LowRankKeys.of(self._rope.unrotate(k), tail, p.rank)
+        held.left[layer, :tail], held.basis[layer] = keys.left, keys.basis
+        held.landmarks[layer, :, others] = landmarks[heads, numbers]
+        held.numbers[layer, :, others] = numbers
+        held.outliers.write(layer, 0, *held.rows.take(layer, page_rows(outliers, p.chunk)))
+        held.fetched[layer] = -1
+        held.n_chunks[layer], held.prompt[layer] = n_chunks, n
+
+    def _prompt(self, held: _Slot, layer: int) -> _Prompt:
+        p, n_chunks = self._parameters, int(held.n_chunks[layer])
+        others = n_chunks - (n_outliers := min(n_chunks, p.outliers // p.chunk))
         return _Prompt(
-            tail,
-            LowRankKeys.of(self._rope.unrotate(k), tail, p.rank),
-            landmarks[heads, numbers].astype(self._dtype),
-            numbers.astype(np.int32),
-            held.rows.take(layer, page_rows(outliers, p.chunk)),
-            np.full((config.n_kv_heads, places), -1, np.int64),
+            n_chunks * p.chunk,
+            LowRankKeys(held.left[layer], held.basis[layer]),
+            held.landmarks[layer, :, :others],
+            held.numbers[layer, :, :others],
+            held.outliers.read(layer, 0, n_outliers * p.chunk),
+            held.fetched[layer, :, : p.chunks(int(held.prompt[layer]))],
         )
 
     def decode(self, ops: Ops, layer: int, attention: AttentionInput, out: Buffer) -> None:
@@ -196,12 +227,11 @@ class ShadowKv:
         self, held: _Slot, layer: int, position: int, q: np.ndarray, k: np.ndarray, v: np.ndarray
     ) -> np.ndarray:
         p, n_heads, dim = self._parameters, len(q), q.shape[-1]
-        prompt = held.prompts[layer]
-        if prompt is None:  # a tail was cut off
-            prompt = held.prompts[layer] = self._summarise(held, layer, position)
-        for rows in (held.rows, held.exact):
-            rows.write(layer, position, k[:, None], v[:, None])
-        parts = [held.exact.read(layer, prompt.tail, position + 1), prompt.outliers]
+        if held.n_chunks[layer] < 0:
+            self._summarise(held, layer, position)
+        prompt = self._prompt(held, layer)
+        held.rows.write(layer, position, k[:, None], v[:, None])
+        parts = [held.rows.read(layer, prompt.tail, position + 1), prompt.outliers]
         count, n_hit = min(prompt.fetched.shape[1], prompt.landmarks.shape[1]), 0
         if count:
             scaled = logits(q, prompt.landmarks) * np.float32(dim**-0.5)
@@ -225,7 +255,7 @@ class ShadowKv:
         p = self._parameters
         numbers = np.take_along_axis(prompt.numbers, chosen, axis=1)
         fetched = prompt.fetched[:, : chosen.shape[1]]
-        heads, places, chunks = replace_missing(fetched, numbers, prompt.tail // p.chunk)
+        heads, places, chunks = replace_missing(fetched, numbers, held.landmarks.shape[2])
         positions, heads_of_rows = page_rows(chunks, p.chunk), np.repeat(heads, p.chunk)
         keys = self._rope.rotate(prompt.keys.rows(heads_of_rows, positions), positions)
         held.recent.values_from(layer, heads_of_rows, page_rows(places, p.chunk), keys, held.rows, positions)
@@ -233,10 +263,26 @@ class ShadowKv:
 
     def truncate(self, slot: int, n_held: int, n: int) -> int:
         held = self._slots[slot]
-        for layer, prompt in enumerate(held.prompts):
-            if prompt is not None and n < prompt.tail:
-                held.prompts[layer] = None
+        cut = n < held.n_chunks * self._parameters.chunk
+        held.n_chunks[cut], held.fetched[cut], held.numbers[cut] = -1, -1, 0
+        np.minimum(held.prompt, n, out=held.prompt)
         return n
+
+    def state(self, slot: int, n_held: int) -> Mapping[str, StateArray]:
+        held, p = self._slots[slot], self._parameters
+        full, places = n_held // p.chunk, p.places(n_held)
+        return {
+            "rows": StateArray(held.rows.first(n_held)),
+            "recent": StateArray(held.recent.first(places * p.chunk)),
+            "outliers": StateArray(held.outliers.first(min(full, p.outliers // p.chunk) * p.chunk)),
+            "left": StateArray(held.left[:, :n_held]),
+            "basis": StateArray(held.basis),
+            "landmarks": StateArray(held.landmarks[:, :, :full]),
+            "numbers": StateArray(held.numbers[:, :, :full], (0, max(0, full - 1))),
+            "fetched": StateArray(held.fetched[:, :, :places], (-1, full - 1)),
+            "n_chunks": StateArray(held.n_chunks, (-1, full)),
+            "prompt": StateArray(held.prompt, (0, n_held)),
+        }
 
     def release(self, slot: int) -> None:
         del self._slots[slot]

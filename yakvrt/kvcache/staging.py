@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..ops import ELEMENT_BYTES
+from ..ops import ELEMENT_BYTES, KvRows
 from .contract import KvSetting
 
 if TYPE_CHECKING:
@@ -32,6 +32,13 @@ def staging_bytes(config: ModelConfig, kind: str, n_tokens: int) -> int:
     return 2 * config.n_kv_heads * config.head_dim * ELEMENT_BYTES[kind] * padded
 
 
+def row_views(rows: KvRows, slot: int, n_kv_heads: int, head_dim: int) -> tuple[np.ndarray, np.ndarray]:
+    """Keys and values of a slot of one layer, as they rest. Shapes: k [Hk, tiles, D, 16], v [Hk, n, D]."""
+    dtype = element_type(rows.kind)
+    k = rows.k[slot].view(dtype).reshape(n_kv_heads, -1, head_dim, TILE)
+    return k, rows.v[slot].view(dtype).reshape(n_kv_heads, -1, head_dim)
+
+
 class Staging:
     """One set of rows serves all slots and layers in turn: `rows` has no distance between slots."""
 
@@ -39,9 +46,7 @@ class Staging:
         n_heads, head_dim = setting.config.n_kv_heads, setting.config.head_dim
         rows = setting.backend.kv_rows(1, 1, n_heads, setting.ctx_size, head_dim, setting.kind)[0]
         self.rows = replace(rows, slot_bytes=0)
-        dtype = element_type(setting.kind)
-        self._k = rows.k[0].view(dtype).reshape(n_heads, -1, head_dim, TILE)
-        self._v = rows.v[0].view(dtype).reshape(n_heads, -1, head_dim)
+        self._k, self._v = row_views(rows, 0, n_heads, head_dim)
 
     def read(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
         """K and V of positions first to last - 1. Shapes: float32 [Hk, n, D]."""

@@ -27,7 +27,7 @@ from ..kernels.yakv_layout import Budget, YakvShape, indexed_end
 from ..kernels.yakv_select import RATIO_BITS
 from ..ops import ELEMENT_BYTES, Buffer, KvRows, Ops
 from .budget import MOST_TOKENS, check_budget, check_choice, check_range
-from .contract import AttentionInput, KvSetting, Pools
+from .contract import AttentionInput, KvSetting, Pools, StateArray
 from .slots import SlotList
 from .staging import Staging, staging_bytes
 
@@ -172,6 +172,10 @@ class YakvKv:
                 self._pools.refill(layer, slot, held, begin, end)
             stored[slot] = n
         return n
+
+    def state(self, slot: int, n_held: int) -> Mapping[str, StateArray]:
+        """No numbers beside the pools: where everything lies follows from n_held."""
+        return {name: StateArray(pool) for name, pool in self._pools.state(slot, n_held).items()}
 
     def release(self, slot: int) -> None:
         for stored in self._stored:
