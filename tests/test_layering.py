@@ -27,7 +27,8 @@ LAYERS: tuple[tuple[str, str], ...] = (
     ),
     (
         "text",
-        """engine chunk_size session sequence sampler memory_plan model_source runner
+        """engine chunk_size session session_origin session_file saved_session
+        sequence sampler memory_plan model_source runner
         tokenizer no_tokenizer tokenizer_files gguf_tokenizer gguf_vocabulary stream_decoder
         chat_template template_budget template_metering template_sandbox""",
     ),

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as IdSequence
 from dataclasses import fields, replace
-from functools import partial
+from functools import lru_cache, partial
 from threading import RLock
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from .runner import Runner
 from .sampler import SamplingParams
 from .sequence import Sequence
 from .session import Session
+from .session_origin import session_origin
 
 if TYPE_CHECKING:
     from .config import ModelConfig
@@ -51,6 +52,7 @@ class Engine:
         ctx_size: int,
         load_ms: float,
         weight_bytes: int,
+        origin: Callable[[], Mapping[str, str]],
     ) -> None:
         self.name = source.name
         self.config: ModelConfig = source.config
@@ -59,7 +61,7 @@ class Engine:
         self.ctx_size = ctx_size
         self.load_ms = load_ms
         self.weight_bytes = weight_bytes
-        self._backend, self.runner, self._kv = backend, runner, kv
+        self._backend, self.runner, self._kv, self._origin = backend, runner, kv, origin
         self._lock = RLock()
 
     @property
@@ -69,7 +71,8 @@ class Engine:
     def session(self) -> Session:
         """Opens a KV slot. Raises: RuntimeError when all are in use."""
         with self._lock:
-            return Session(self.runner, self._kv, self.ctx_size, self.config.vocab_size, self._lock)
+            vocab_size = self.config.vocab_size
+            return Session(self.runner, self._kv, self.ctx_size, vocab_size, self._lock, self._origin)
 
     def generate(
         self,
@@ -224,16 +227,17 @@ def load(
             weights = _weights(backend, source, dtype, loading, tile_cache=tile_cache, mmap=mmap, mlock=mlock)
             factors = source.rope_factors()
             rope = rope_frequencies(config, factors)
-            cache: KvMethod = method.build(
-                KvSetting(backend, config, weights, n_slots, context, cache_type, *rope), parameters
-            )
+            setting = KvSetting(backend, config, weights, n_slots, context, cache_type, *rope)
+            cache: KvMethod = method.build(setting, parameters)
             runner = Runner(backend, config, weights, cache, chunk=chunk, rope_factors=factors)
             runner.warm_up()
         except BaseException:
             backend.close()
             raise
         load_ms = (time.perf_counter() - started) * 1e3
-        return Engine(source, backend, runner, cache, context, load_ms, weights.n_bytes)
+        method_name = method.__name__.rpartition(".")[2]
+        origin = lru_cache(partial(session_origin, source.name, method_name, parameters, setting))
+        return Engine(source, backend, runner, cache, context, load_ms, weights.n_bytes, origin)
 
 
 def _weights(

@@ -1,14 +1,20 @@
-"""One KV slot and the tokens it holds."""
+"""One KV slot and the tokens it holds: grown, cut, copied, saved and restored."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as IdSequence
+from contextlib import contextmanager
+from pathlib import Path
 from threading import RLock
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from .kvcache.slot_state import copy_slot
+from .saved_session import open_session
+from .session_file import save_session
 
 if TYPE_CHECKING:
     from .kvcache.contract import KvMethod
@@ -24,8 +30,17 @@ class Session:
     session get their tokens in the order in which they come.
     """
 
-    def __init__(self, runner: Runner, kv: KvMethod, ctx_size: int, vocab_size: int, lock: RLock) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        kv: KvMethod,
+        ctx_size: int,
+        vocab_size: int,
+        lock: RLock,
+        origin: Callable[[], Mapping[str, str]],
+    ) -> None:
         self._runner, self._kv, self._lock, self._vocab_size = runner, kv, lock, vocab_size
+        self._origin = origin
         self.ctx_size = ctx_size
         self._ids: list[int] = []
         self._slot: int | None = kv.open(ctx_size)
@@ -76,6 +91,61 @@ class Session:
             if not 0 <= n <= len(self._ids):
                 raise ValueError(f"cannot keep {n} tokens of {len(self._ids)}")
             del self._ids[self._kv.truncate(self.slot, len(self._ids), n) :]
+
+    def copy_from(self, other: Session, n: int | None = None) -> None:
+        """Holds what another session of the engine would hold after truncate() to n tokens, all by default,
+        in place of its own; the two then go their own ways.
+
+        Raises: ValueError when the other holds fewer, or is of another engine.
+        """
+        with self._lock:
+            n = len(other.ids) if n is None else n
+            if other._kv is not self._kv:
+                raise ValueError("the sessions are of different engines; open both with the same one")
+            if not 0 <= n <= len(other.ids):
+                raise ValueError(f"cannot copy {n} tokens of {len(other.ids)}")
+            if other is self:
+                self.truncate(n)
+                return
+            source, target = other.slot, self.slot
+            with self._replaced():
+                n = copy_slot(self._kv, source, len(other.ids), target, n)
+                self._ids.extend(other.ids[:n])
+
+    def save(self, path: str | Path) -> None:
+        """Writes the tokens and all that is known of them to a file, for restore(); nothing is ever half
+        written.
+
+        Raises: ValueError or OSError, naming the file, when it cannot be written.
+        """
+        with self._lock:
+            save_session(path, self._origin(), self._ids, self._kv.state(self.slot, len(self._ids)))
+
+    def restore(self, path: str | Path) -> None:
+        """Holds what was saved, in place of its own; what follows is bit for bit what would have followed
+        there.
+
+        Raises: ValueError for a file of another model or setting, damaged, or of more tokens than fit;
+            OSError when it cannot be read. Nothing has changed then.
+        """
+        limits = {"ctx_size": self.ctx_size, "vocab_size": self._vocab_size}
+        with self._lock, open_session(path, self._origin(), **limits) as saved:
+            state = self._kv.state(self.slot, len(saved.ids))
+            saved.check(state)
+            with self._replaced():
+                saved.copy_to(state)
+                self._ids.extend(saved.ids)
+
+    @contextmanager
+    def _replaced(self) -> Iterator[None]:
+        """Inside, the slot is empty and gets other content; it is left empty when that is interrupted."""
+        self.truncate(0)
+        try:
+            yield
+        except BaseException:
+            self._ids.clear()
+            self._kv.truncate(self.slot, 0, 0)
+            raise
 
     def close(self) -> None:
         """Frees the slot; further calls do nothing."""

@@ -1,0 +1,66 @@
+"""What the keys and values of a session depend on, as text: who may go on from them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from yakvrt import __version__
+
+from .cpu.tiled_matrix import TiledMatrix
+
+if TYPE_CHECKING:
+    from .config import ModelConfig
+    from .kvcache.contract import KvSetting
+    from .weights import Weights
+
+PIECE_BYTES, N_PIECES = 64, 64  # of a matrix
+
+
+def session_origin(model: str, method: str, parameters: Any, setting: KvSetting) -> dict[str, str]:
+    """Sessions of equal origin may take over each other's slots; model_name is there to be shown."""
+    turned = hashlib.sha256(setting.inv_freq.tobytes() + repr(setting.rope_scale).encode()).hexdigest()
+    return {
+        "yakvrt_version": __version__,
+        "model_name": model,
+        "model": fingerprint(setting.config, setting.weights),
+        "rope": f"base {setting.config.rope_theta:g}, frequencies {turned[:16]}",
+        "kv": method,
+        "kv_args": ",".join(f"{field.name}={_text(parameters, field.name)}" for field in fields(parameters)),
+        "cache_type": setting.kind,
+    }
+
+
+def _text(parameters: Any, name: str) -> str:
+    """A value as --kv-args takes it."""
+    value = getattr(parameters, name)
+    return ("off", "on")[value] if isinstance(value, bool) else str(value)
+
+
+def fingerprint(config: ModelConfig, weights: Weights) -> str:
+    """Tells models apart by what they compute with, wherever their files lie: the configuration, all vectors
+    and pieces of every matrix as it rests in memory.
+    """
+    digest = hashlib.sha256(repr(config).encode())
+    for part in _parts(weights):
+        if isinstance(part, TiledMatrix):
+            digest.update(repr((part.format, part.n_rows, part.n_cols, part.n_experts)).encode())
+            first = np.linspace(0, max(0, part.n_bytes - PIECE_BYTES), N_PIECES).astype(np.int64)
+            for at in first:
+                digest.update(part.tiles[at : at + PIECE_BYTES].tobytes())
+            part = part.bias
+        digest.update(b"" if part is None else part.tobytes())
+    return digest.hexdigest()
+
+
+def _parts(weights: Weights) -> Iterator[TiledMatrix | np.ndarray | None]:
+    yield weights.token_embd
+    for layer in weights.layers:
+        for name in layer.__slots__:
+            yield getattr(layer, name)
+    yield weights.output_norm
+    yield weights.output
