@@ -23,7 +23,7 @@ LAYERS: tuple[tuple[str, str], ...] = (
         "verbs",
         """generate chat perplexity kl_divergence tokenize models pull plan
         bench bench_arguments bench_records bench_facts
-        cli_arguments machine_arguments cli_parsing prompt_text terminal""",
+        cli_arguments machine_arguments cli_parsing prompt_cache prompt_text terminal""",
     ),
     (
         "text",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from collections.abc import Sequence as ListOf
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from yakvrt import terminal
@@ -17,6 +19,7 @@ from yakvrt.cli_arguments import (
     sampling_params,
 )
 from yakvrt.cli_parsing import Parser, parse
+from yakvrt.prompt_cache import PromptCache, add_prompt_cache_arguments
 from yakvrt.prompt_text import chat_tokenizer, read_text
 from yakvrt.terminal import UsageError
 
@@ -41,6 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="print one JSON object at the end, no stream; after Ctrl-C its finish_reason is null",
     )
     add_chat_arguments(parser)
+    add_prompt_cache_arguments(parser)
     add_sampling_arguments(parser)
     add_model_arguments(parser)
     return parser
@@ -57,6 +61,7 @@ def _generate(args: argparse.Namespace) -> int:
     text = read_text(args)
     if text == "":
         raise ValueError("the prompt is empty; give some text with -p, -f or stdin")
+    cache = PromptCache(args)
     with load_engine(args) as engine:
         from yakvrt.no_tokenizer import NoTokenizer
         from yakvrt.sequence import Sequence
@@ -67,14 +72,17 @@ def _generate(args: argparse.Namespace) -> int:
         ids = args.prompt_ids or _encode(tokenizer, str(text), args)
         params = sampling_params(engine, overrides)
         bar = terminal.Bar("reading the prompt")
-        session = engine.session()
-        with Sequence(session, tokenizer, ids, params, owns_session=True, progress=bar) as sequence:
+        with (
+            cache.session(engine) as session,
+            Sequence(session, tokenizer, ids, params, progress=bar) as sequence,
+        ):
             if args.verbose:
                 terminal.note(f"{params} with seed {sequence.seed}")
             if args.display_prompt and not args.json:
                 print(tokenizer.decode(ids, skip_special=False), end="", flush=True)
-            code = _stream(sequence, silent=args.json)
+            code = _stream(sequence, partial(cache.keep_prompt, session, sequence), silent=args.json)
             bar.close()
+            cache.keep_all(session, sequence)
         if args.json:
             import json
 
@@ -118,9 +126,10 @@ def _encode(tokenizer: AnyTokenizer, text: str, args: argparse.Namespace) -> lis
     return tokenizer.encode_chat(messages, **(args.chat_template_kwargs or {}))
 
 
-def _stream(sequence: Sequence, *, silent: bool) -> int:
+def _stream(sequence: Sequence, take_in_prompt: Callable[[], None], *, silent: bool) -> int:
     """Print the pieces as they come; an interruption ends the answer, not the record of it."""
     try:
+        take_in_prompt()
         for piece in sequence:
             if not silent:
                 print(piece, end="", flush=True)

@@ -26,12 +26,12 @@ MAX_SHOWN = 200  # characters of a value
 ANEW = "delete it to make it anew"
 # What the metadata must say as it would be said here: what that is in a sentence, and the remedy.
 _FACTS = {
-    "yakvrt_version": ("version of yakvrt", ANEW),
-    "model": ("model", "load that model or name another file"),
-    "rope": ("RoPE setting", ANEW),
-    "kv": ("KV method", "give it with --kv or name another file"),
-    "kv_args": ("KV parameters", "give them with --kv-args or name another file"),
-    "cache_type": ("KV cache type", "give it with -ctk or name another file"),
+    "yakvrt_version": ("another version of yakvrt", ANEW),
+    "model": ("another model", "load that model or name another file"),
+    "rope": ("another RoPE setting", ANEW),
+    "kv": ("another KV method", "give it with --kv or name another file"),
+    "kv_args": ("other KV parameters", "give them with --kv-args or name another file"),
+    "cache_type": ("another KV cache type", "give it with -ctk or name another file"),
 }
 
 
@@ -142,9 +142,7 @@ def _check_origin(path: Path, metadata: Mapping[str, Any], origin: Mapping[str, 
         if metadata.get(name) != origin[name]:
             shown = "model_name" if name == "model" else name
             there, here = _shown(metadata.get(shown)), _shown(origin[shown])
-            raise SessionFileError(
-                f"{path} was saved with another {what}, {there} there and {here} here; {remedy}"
-            )
+            raise SessionFileError(f"{path} was saved with {what}, {there} there and {here} here; {remedy}")
 
 
 def _token_count(path: Path, metadata: Mapping[str, Any]) -> int:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from collections.abc import Sequence as IdSequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+import numpy as np
+
 from yakvrt.sampler import Logits, Sampled, Sampler, SamplingParams
 
 if TYPE_CHECKING:
@@ -117,6 +119,7 @@ class Sequence:
         self._cache_n = 0
         self._prompt_s = self._ttft_s = self._predicted_s = 0.0
         self._kv: dict[str, Any] | None = None
+        self._logits: Logits = np.empty(0, np.float32)  # of the prompt, once it is taken in
         self._pieces = self._run()
         try:
             self._check_prompt()
@@ -189,6 +192,11 @@ class Sequence:
             "ttft_ms": self._ttft_s * 1e3,
         }
 
+    def prefill(self) -> None:
+        """Take the prompt in now; otherwise the first step of the iteration does."""
+        if not self._prompt_s:
+            self._logits = self._prefill()
+
     def close(self) -> None:
         """Stop, and free the slot when it is owned; further calls do nothing."""
         self._pieces.close()
@@ -209,8 +217,8 @@ class Sequence:
             self._release()
 
     def _generate(self) -> Iterator[str]:
-        started = time.perf_counter()
-        logits = self._prefill()
+        self.prefill()
+        started, logits = time.perf_counter(), self._logits
         stream, stop_text = self._tokenizer.stream(continues=True), StopText(self.params.stop)
         history = list(self.prompt_ids)
         ends = self._eos_ids | self.params.stop_ids
@@ -224,7 +232,7 @@ class Sequence:
             if self.ids:
                 self._predicted_s += now - before
             else:
-                self._ttft_s = now - started
+                self._ttft_s = self._prompt_s + now - started
             self.ids.append(sampled.id)
             history.append(sampled.id)
             if self.logprobs is not None:
