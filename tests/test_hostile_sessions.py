@@ -125,7 +125,8 @@ def test_files_that_are_no_sessions(full: Target, content: bytes, message: str) 
         ({"format_version": 1}, "has format version no text, 1 is read here"),
         ({"yakvrt_version": "0.0.9"}, "another version of yakvrt, '0.0.9' there and '0.1.0' here"),
         ({"model": "0" * 64, "model_name": "other"}, "another model, 'other' there and 'qwen3' here; load"),
-        ({"model": None}, "another model"),
+        ({"model": None}, "other weights of 'qwen3', or another --dtype"),
+        ({"model": None, "model_name": 5}, "another model, no text there and 'qwen3' here"),
         ({"rope": "x" * 5000}, "another RoPE setting"),
         ({"kv": "quest"}, "another KV method, 'quest' there and 'full' here; give it with --kv"),
         ({"kv": "a\nb\x1b[31m"}, "another KV method, 'a\\nb\\x1b[31m' there"),
@@ -218,8 +219,8 @@ def test_other_models_and_weights(full: Target, tmp_path: Path) -> None:
     whole = with_header(full.header, full.data)
     assert full.refusal(whole) == ""
     for changes, message in (
-        ({"dtype": "bf16"}, "another model"),
-        ({"load_format": "dummy"}, "another model"),
+        ({"dtype": "bf16"}, "other weights of 'qwen3', or another --dtype; load those or name another file"),
+        ({"load_format": "dummy"}, "other weights of 'qwen3'"),
         ({"cache_type": "f32"}, "another KV cache type"),
     ):
         with engine("qwen3", "full", {}, **SETTING | changes) as other, other.session() as session:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -267,6 +268,20 @@ def test_timings_have_llama_cpps_names_and_agree_with_each_other() -> None:
     assert timings["prompt_per_second"] == pytest.approx(3e3 / timings["prompt_ms"])
     assert timings["predicted_per_second"] == pytest.approx(4e3 / timings["predicted_ms"])
     assert timings["ttft_ms"] >= timings["prompt_ms"] > 0
+
+
+def test_the_prompt_may_be_taken_in_before_the_first_step() -> None:
+    at_once, apart = HistoryModel(), HistoryModel()
+    expected, sequence = running(at_once, [1, 2, 3]), running(apart, [1, 2, 3])
+    list(expected)
+    sequence.prefill()
+    sequence.prefill()
+    assert apart.calls == [("prefill", 3)]
+    assert sequence.timings["prompt_n"] == 3
+    time.sleep(0.2)  # what lies between counts for nothing
+    list(sequence)
+    assert (sequence.ids, apart.calls) == (expected.ids, at_once.calls)
+    assert sequence.timings["ttft_ms"] < 200
 
 
 def test_a_fixed_seed_repeats_the_text() -> None:

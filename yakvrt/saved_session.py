@@ -142,6 +142,11 @@ def _check_origin(path: Path, metadata: Mapping[str, Any], origin: Mapping[str, 
         if metadata.get(name) != origin[name]:
             shown = "model_name" if name == "model" else name
             there, here = _shown(metadata.get(shown)), _shown(origin[shown])
+            if name == "model" and there == here:
+                raise SessionFileError(
+                    f"{path} was saved with other weights of {here}, or another --dtype; load those or name "
+                    "another file"
+                )
             raise SessionFileError(f"{path} was saved with {what}, {there} there and {here} here; {remedy}")
 
 

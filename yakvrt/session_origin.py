@@ -30,15 +30,18 @@ def session_origin(model: str, method: str, parameters: Any, setting: KvSetting)
         "model": fingerprint(setting.config, setting.weights),
         "rope": f"base {setting.config.rope_theta:g}, frequencies {turned[:16]}",
         "kv": method,
-        "kv_args": ",".join(f"{field.name}={_text(parameters, field.name)}" for field in fields(parameters)),
+        "kv_args": ",".join(
+            f"{f.name}={_text(getattr(parameters, f.name), f.type)}" for f in fields(parameters)
+        ),
         "cache_type": setting.kind,
     }
 
 
-def _text(parameters: Any, name: str) -> str:
-    """A value as --kv-args takes it."""
-    value = getattr(parameters, name)
-    return ("off", "on")[value] if isinstance(value, bool) else str(value)
+def _text(value: Any, type_name: Any) -> str:
+    """A value as --kv-args takes it, the same however it was given."""
+    if type_name == "bool":
+        return "on" if value else "off"
+    return repr(float(value)).removesuffix(".0") if type_name == "float" else str(value)
 
 
 def fingerprint(config: ModelConfig, weights: Weights) -> str:

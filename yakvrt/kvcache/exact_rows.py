@@ -19,7 +19,6 @@ class ExactRows:
         dtype = element_type(kind)
         memory = reserved((n_layers, n_heads, n_places, 2 * head_dim * dtype.itemsize))
         self._rows = memory.view(dtype)
-        self.n_places = n_places
         self._head_dim = head_dim
         self._heads = np.arange(n_heads)[:, None]
 
