@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .kvcache.contract import KvSetting
     from .weights import Weights
 
-PIECE_BYTES, N_PIECES = 64, 64  # of a matrix
+PIECE_BYTES, N_PIECES = 256, 16  # of a matrix
 
 
 def session_origin(model: str, method: str, parameters: Any, setting: KvSetting) -> dict[str, str]:
