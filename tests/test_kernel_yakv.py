@@ -103,13 +103,13 @@ def staged(rows: KvRows, shape: YakvShape) -> tuple[np.ndarray, np.ndarray]:
     return keys.reshape(N_KV_HEADS, -1, dim, 16), values.reshape(N_KV_HEADS, -1, dim)
 
 
-def make_slot(backend: CpuBackend, shape: YakvShape) -> Slot:
+def make_slot(backend: CpuBackend, shape: YakvShape, n_tokens: int = N_TOKENS) -> Slot:
     rng = np.random.default_rng(shape.head_dim)
     staging = replace(
-        backend.kv_rows(1, 1, N_KV_HEADS, N_TOKENS, shape.head_dim, shape.kind)[0], slot_bytes=0
+        backend.kv_rows(1, 1, N_KV_HEADS, n_tokens, shape.head_dim, shape.kind)[0], slot_bytes=0
     )
-    pools = backend.yakv_pools(1, 2, N_KV_HEADS, N_TOKENS, shape, BUDGET, staging)
-    k, v = rng.standard_normal((2, N_TOKENS, N_KV_HEADS, shape.head_dim)).astype(np.float32)
+    pools = backend.yakv_pools(1, 2, N_KV_HEADS, n_tokens, shape, BUDGET, staging)
+    k, v = rng.standard_normal((2, n_tokens, N_KV_HEADS, shape.head_dim)).astype(np.float32)
     k += 2 * rng.standard_normal((N_KV_HEADS, shape.head_dim)).astype(np.float32)  # a mean worth subtracting
     exact = (to_kind(x, shape.kind).astype(np.float32) for x in (k, v))
     return Slot(shape, backend, staging, pools, *exact)
@@ -202,6 +202,32 @@ def test_a_slot_that_grows(backend: CpuBackend, shape: YakvShape, prompt: tuple[
     # a selector code that rounds the other way may exchange two rows of nearly equal rank
     assert np.median(errors) < 2e-3
     assert max(errors) < 0.15
+
+
+@pytest.mark.parametrize("shape", [BASE, *SHAPES[3:]], ids=lambda s: s.rule)
+@pytest.mark.parametrize("n", [64 * 16 + 4 + 64, 64 * 35 + 4 + 64], ids=str)
+def test_runs_of_blocks_join(backend: CpuBackend, shape: YakvShape, n: int) -> None:
+    """Runs of 16 blocks whose largest logits differ widely, the last one not full; the same with any team."""
+    slot = make_slot(backend, shape, n + 8)
+    slot.k[:] *= np.linspace(0.3, 3, n + 8, dtype=np.float32)[::-1, None, None] ** 2
+    slot.prompt(0, n)
+    q = 2 * np.random.default_rng(n).standard_normal((N_KV_HEADS, shape.group, shape.head_dim), np.float32)
+    out = slot.decode(n, q)
+    alone = CpuBackend(1)
+    single = replace(slot, backend=alone).decode(n, q)
+    alone.close()
+    np.testing.assert_array_equal(out, single)
+    end = indexed_end(n, shape.n_sinks, shape.window)
+    exact = np.r_[0 : shape.n_sinks, end : n + 1]
+    for head in range(N_KV_HEADS):
+        mean = slot.k[shape.n_sinks : n, head].mean(axis=0, dtype=np.float64).astype(np.float32)
+        truth = indexed_truth(slot, head, mean if shape.centred else None, end, q[head])
+        k = budget_of(n + 1, end - shape.n_sinks, BUDGET.ratio, BUDGET.at_least, BUDGET.min_len)
+        rows, indexed = (slot.k[exact, head], slot.v[exact, head]), (truth.k, truth.v)
+        expected, _ = attend_yakv_ref(
+            q[head], rows, truth.logits, indexed, truth.mean_values, k, shape.rule, shape.tail
+        )
+        assert np.linalg.norm(out[head] - expected) / np.linalg.norm(expected) < 0.02
 
 
 @pytest.mark.parametrize("shape", SHAPES[:2], ids=str)

@@ -28,6 +28,7 @@ from .simd import (
 
 LOWEST = -(2**31)  # below the key of every number
 UNROLL = 4
+CHUNK = 8  # vectors whose keys share their maxima
 LANES = ir.Constant(V16I32, list(range(16)))
 
 
@@ -85,6 +86,18 @@ def smallest_key(b: Any, keys: Any, n_vectors: Any) -> Any:
     return _extreme(b, keys, n_vectors, "<", "smin")
 
 
+@op(types.void, addr, types.int64, addr)
+def lane_maxima(b: Any, keys: Any, n_chunks: Any, out: Any) -> None:
+    """Of every chunk of CHUNK vectors the largest key of each lane."""
+    with cgutils.for_range(b, n_chunks) as loop:
+        start = b.add(keys, b.mul(loop.index, const_i64(64 * CHUNK)))
+        found = load(b, start, V16I32)
+        for i in range(1, CHUNK):
+            piece = load(b, start, V16I32, 64 * i)
+            found = b.select(b.icmp_signed(">", piece, found), piece, found)
+        simd.store(b, found, out, b.mul(loop.index, const_i64(64)))
+
+
 def _extreme(builder: Any, keys: Any, n_vectors: Any, order: str, name: str) -> Any:
     smallest = order == "<"
     start_value = const(V16I32, 2**31 - 1 if smallest else LOWEST)
@@ -125,13 +138,12 @@ def keep_at_least(b: Any, keys: Any, n_vectors: Any, bound: Any, kept_keys: Any,
     with cgutils.for_range(b, n_vectors) as loop:
         piece = load(b, keys, V16I32, b.mul(loop.index, const_i64(64)))
         chosen = b.icmp_signed(">=", piece, wanted)
-        n = _count_lanes(b, chosen)
-        with b.if_then(b.icmp_signed("!=", n, const_i64(0))):
-            first = splat(b, b.trunc(b.mul(loop.index, const_i64(16)), I32))
-            kept = b.load(count)
-            _compress(b, piece, chosen, kept_keys, kept)
-            _compress(b, b.add(first, LANES), chosen, kept_ids, kept)
-            b.store(b.add(kept, n), count)
+        first = splat(b, b.trunc(b.mul(loop.index, const_i64(16)), I32))
+        kept = b.load(count)
+        # without a branch, which would be guessed wrong too often
+        _compress(b, piece, chosen, kept_keys, kept)
+        _compress(b, b.add(first, LANES), chosen, kept_ids, kept)
+        b.store(b.add(kept, _count_lanes(b, chosen)), count)
     return b.load(count)
 
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from ..kernels.higgs_score import query_bytes
 from ..kernels.yakv_attend import attend_rows_scratch_bytes
-from ..kernels.yakv_layout import MAX_PARTIALS
-from ..kernels.yakv_score import BLOCKS_PER_RUN, score_scratch_bytes
+from ..kernels.yakv_layout import BLOCKS_PER_RUN, MAX_PARTIALS
+from ..kernels.yakv_score import score_scratch_bytes
 from ..kernels.yakv_select import select_rows_scratch_bytes
 from ..ops import Buffer
 from .kernel_spec import kernel
@@ -24,8 +24,9 @@ def record_yakv(recorder: Recorder, out: Buffer, q: Buffer, k: Buffer, v: Buffer
     group, head_dim, n_tokens = shape.group, shape.head_dim, 64 * rows.n_blocks
     units = recorder.capacity * recorder.n_kv_heads
     n_runs = -(-rows.n_blocks // BLOCKS_PER_RUN)
-    logits = memory.shared("yakv_logits", units * group * n_tokens * 4)
+    weights = memory.shared("yakv_weights", units * shape.weight_rows * n_tokens * 4)
     run_stats = memory.shared("yakv_run_stats", units * n_runs * group * 8)
+    block_sums = memory.shared("yakv_block_sums", units * group * n_runs * BLOCKS_PER_RUN * 4)
     sums = memory.shared("split_sums", units * group * MAX_PARTIALS * head_dim * 4)
     stats = memory.shared("split_stats", units * group * MAX_PARTIALS * 8)
     ids = memory.shared("yakv_ids", units * n_tokens * 4)
@@ -34,8 +35,8 @@ def record_yakv(recorder: Recorder, out: Buffer, q: Buffer, k: Buffer, v: Buffer
     per_thread = padded(
         max(
             score_scratch_bytes(group, head_dim, query_bytes(shape.selector, head_dim)),
-            select_rows_scratch_bytes(group, head_dim, n_tokens),
-            attend_rows_scratch_bytes(group, head_dim),
+            select_rows_scratch_bytes(group, n_tokens),
+            attend_rows_scratch_bytes(group, head_dim, n_tokens),
         ),
         64,
     )
@@ -53,10 +54,11 @@ def record_yakv(recorder: Recorder, out: Buffer, q: Buffer, k: Buffer, v: Buffer
         batch.positions,
         batch.n_rows,
         scale,
-        logits,
+        weights,
         n_tokens * 4,
         run_stats,
         n_runs,
+        block_sums,
         sums,
         stats,
         *scratch,
@@ -66,14 +68,12 @@ def record_yakv(recorder: Recorder, out: Buffer, q: Buffer, k: Buffer, v: Buffer
     tape.add(
         kernel("yakv_select", "yakv_select_cpu", *shape.parameters),
         rows.table,
-        batch.slots,
         batch.positions,
         batch.n_rows,
-        logits,
+        weights,
         n_tokens * 4,
         run_stats,
         n_runs,
-        sums,
         stats,
         ids,
         n_tokens * 4,
@@ -89,8 +89,14 @@ def record_yakv(recorder: Recorder, out: Buffer, q: Buffer, k: Buffer, v: Buffer
         q.data,
         q.data.strides[0],
         batch.slots,
+        batch.positions,
         batch.n_rows,
         scale,
+        weights,
+        n_tokens * 4,
+        run_stats,
+        n_runs,
+        block_sums,
         sums,
         stats,
         ids,

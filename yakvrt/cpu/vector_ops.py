@@ -43,6 +43,12 @@ def store_bf16(b: Any, p: Any, v: Any) -> None:
 STORE = {"f32": store_f32, "f16": store_f16, "bf16": store_bf16}
 
 
+@op(types.void, addr)
+def prefetch(b: Any, p: Any) -> None:
+    """Asks for a cache line; any address is allowed."""
+    simd.emit_prefetch(b, p, 0, 64)
+
+
 @op(f32, addr)
 def get_f32(b: Any, p: Any) -> Any:
     return simd.load(b, p, F32)

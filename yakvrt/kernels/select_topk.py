@@ -12,6 +12,8 @@ import numpy as np
 
 RULES = ("sum", "max", "mean")
 SLACK = 1.5  # candidates kept per wanted id before the exact search
+CHUNK_TOKENS = 128  # keys are padded to as many; every 8 of them share a maximum
+FEW = 10  # tokens per wanted id from which on these maxima bound the search
 
 
 def weights_ref(logits: np.ndarray, lse: np.ndarray, rule: str) -> np.ndarray:
@@ -30,13 +32,28 @@ def select_topk_ref(weights: np.ndarray, k: int) -> np.ndarray:
 
 
 def keys_bytes(n: int) -> int:
-    """Bytes of the keys of n tokens, padded to four vectors."""
-    return -(-n // 64) * 256
+    """Bytes of the keys of n tokens, padded to whole chunks."""
+    return -(-n // CHUNK_TOKENS) * CHUNK_TOKENS * 4
 
 
 def select_scratch_bytes(n: int) -> int:
     """Scratch of make_select_largest for up to n keys, which does not hold the keys themselves."""
     return 3 * (keys_bytes(n) + 64)
+
+
+def make_pad() -> Any:
+    """An inline pad(keys, n): fills up keys of n tokens, a multiple of 16, to whole chunks."""
+    from ..cpu import largest
+    from ..cpu import vector_ops as v
+
+    chunk = CHUNK_TOKENS
+
+    @v.inline
+    def pad(keys: int, n: int) -> None:
+        for first in range(n, (n + chunk - 1) // chunk * chunk, 16):
+            largest.store_keys(keys + first * 4, v.zero(), 0)
+
+    return pad
 
 
 def make_weights(rule: str, group: int) -> Any:
@@ -50,7 +67,7 @@ def make_weights(rule: str, group: int) -> Any:
 
     if rule not in RULES:
         raise ValueError(f"no ranking rule {rule!r}: choose one of {', '.join(RULES)}")
-    as_sum, as_mean = rule == "sum", rule == "mean"
+    as_sum, as_mean, pad = rule == "sum", rule == "mean", make_pad()
 
     @v.inline
     def weights(keys: int, logits: int, logits_stride: int, lse: int, n: int) -> None:
@@ -66,8 +83,7 @@ def make_weights(rule: str, group: int) -> Any:
             if as_mean:
                 total = v.mul(total, v.splat(np.float32(1 / group)))
             largest.store_keys(keys + first * 4, total, n - first)
-        for first in range((n + 15) // 16 * 16, (n + 63) // 64 * 64, 16):
-            largest.store_keys(keys + first * 4, v.zero(), 0)
+        pad(keys, (n + 15) // 16 * 16)
 
     return weights
 
@@ -79,6 +95,8 @@ def make_select_largest() -> Any:
     """
     from ..cpu import largest
     from ..cpu import vector_ops as v
+
+    chunk, few, lowest = CHUNK_TOKENS, FEW, largest.LOWEST
 
     @v.inline
     def narrow(keys: int, n_vectors: int, low: int, high: int, count: int, k: int, enough: int) -> Any:
@@ -96,6 +114,18 @@ def make_select_largest() -> Any:
         return low, high, count
 
     @v.inline
+    def bound(keys: int, n_vectors: int, k: int, maxima: int) -> int:
+        """A key that at least k keys reach, and few more: so do k of the maxima of 8 keys each."""
+        n_chunks = n_vectors * 16 // chunk
+        largest.lane_maxima(keys, n_chunks, maxima)
+        n_maxima = (n_chunks + 3) // 4 * 4
+        for i in range(n_chunks * 16, n_maxima * 16):
+            v.put_i32(maxima + i * 4, lowest)
+        low, high = largest.smallest_key(maxima, n_maxima), largest.largest_key(maxima, n_maxima) + 1
+        count = largest.count_at_least(maxima, n_maxima, low)
+        return narrow(maxima, n_maxima, low, high, count, k, k + k // 8)[0]
+
+    @v.inline
     def select_largest(keys: int, n: int, k: int, ids: int, scratch: int) -> int:
         k = min(k, n)
         if k <= 0:
@@ -104,17 +134,21 @@ def make_select_largest() -> Any:
             for i in range(n):
                 v.put_i32(ids + i * 4, i)
             return n
-        n_vectors = (n + 63) // 64 * 4
-        low = largest.smallest_key(keys, n_vectors)
-        high = largest.largest_key(keys, n_vectors) + 1
-        low, high, count = narrow(keys, n_vectors, low, high, n, k, int(k * SLACK))
+        n_vectors = (n + chunk - 1) // chunk * (chunk // 16)
         kept_keys = scratch
         kept_ids = kept_keys + n_vectors * 64 + 64
         chosen = kept_ids + n_vectors * 64 + 64
+        if k * few <= n:
+            low = bound(keys, n_vectors, k, chosen)
+        else:
+            low = largest.smallest_key(keys, n_vectors)
+            high = largest.largest_key(keys, n_vectors) + 1
+            low = narrow(keys, n_vectors, low, high, n, k, int(k * SLACK))[0]
         count = largest.keep_at_least(keys, n_vectors, low, kept_keys, kept_ids)
         n_kept = (count + 63) // 64 * 4
         for i in range(count, n_kept * 16):
-            v.put_i32(kept_keys + i * 4, largest.LOWEST)
+            v.put_i32(kept_keys + i * 4, lowest)
+        high = largest.largest_key(kept_keys, n_kept) + 1
         low, high, count = narrow(kept_keys, n_kept, low, high, count, k, k)
         last_equal = n
         if count > k:  # more are equal to the bound than fit
@@ -143,7 +177,7 @@ def select_topk_cpu(rule: str, group: int) -> Any:
     """
     from ..cpu import vector_ops as v
 
-    weights, select_largest = make_weights(rule, group), make_select_largest()
+    weights, select_largest, chunk = make_weights(rule, group), make_select_largest(), CHUNK_TOKENS
 
     def kernel(thread: int, n_threads: int, counter: int, args: int) -> None:
         ids, ids_stride, counts = v.get_i64(args), v.get_i64(args + 8), v.get_i64(args + 16)
@@ -154,7 +188,7 @@ def select_topk_cpu(rule: str, group: int) -> Any:
         for head in range(first, last):
             n, k = v.get_i64(lengths + head * 8), v.get_i64(budgets + head * 8)
             weights(keys, logits + head * group * logits_stride, logits_stride, lse + head * group * 4, n)
-            scratch = keys + (n + 63) // 64 * 256
+            scratch = keys + (n + chunk - 1) // chunk * chunk * 4
             v.put_i64(counts + head * 8, select_largest(keys, n, k, ids + head * ids_stride, scratch))
 
     return kernel

@@ -1,5 +1,5 @@
-"""Third pass of a YAKV decode step: the selected rows are decoded and attended to, in runs; then all partial
-results of a query head are joined.
+"""Third pass of a YAKV decode step: the selected rows are decoded and attended to, in runs, and the tail is
+added; then all partial results of a query head are joined.
 """
 
 from __future__ import annotations
@@ -10,7 +10,17 @@ import numpy as np
 
 from .higgs_layout import ROW_FORMATS, row_bytes
 from .select_topk import select_topk_ref, weights_ref
-from .yakv_layout import FIRST_RUN, MAX_PARTIALS, YakvShape, make_pool_addresses, pool_word, run_len
+from .yakv_layout import (
+    BLOCKS_PER_RUN,
+    FIRST_RUN,
+    MAX_PARTIALS,
+    YakvShape,
+    indexed_end,
+    make_pool_addresses,
+    pool_word,
+    run_len,
+)
+from .yakv_tail import make_add_tail, make_run_weights, run_weights_bytes
 
 ROWS_AT_ONCE = 64
 
@@ -47,17 +57,19 @@ def attend_yakv_ref(
     return sums / total, ids
 
 
-def attend_rows_scratch_bytes(group: int, head_dim: int) -> int:
-    """Scratch of a thread: queries, their offsets, a softmax state, scores, decoded rows."""
-    floats = group * (2 * head_dim + 2 + ROWS_AT_ONCE) + ROWS_AT_ONCE * head_dim
-    return floats * 4 + 4 * 64 + group * 4
+def attend_rows_scratch_bytes(group: int, head_dim: int, n_tokens: int) -> int:
+    """Scratch of a thread: queries, their offsets, a softmax state, scores; decoded rows, or run weights."""
+    floats = group * (2 * head_dim + 2 + ROWS_AT_ONCE)
+    runs = group * run_weights_bytes(-(-n_tokens // (64 * BLOCKS_PER_RUN)))
+    return floats * 4 + 4 * 64 + group * 4 + max(ROWS_AT_ONCE * head_dim * 4, runs)
 
 
 def yakv_attend_cpu(*parameters: Any) -> Any:
-    """Threads share (kv head, run of selected rows).
+    """Threads share (kv head, the tail or a run of selected rows).
 
-    Args: pools, q, q_stride, slots, n_rows*, scale*, sums, stats, ids, ids_stride, counts, scratch,
-    scratch_stride, q_copy (see rms_norm_cpu). Runs are partials 2, 3, ... of sums and stats.
+    Args: pools, q, q_stride, slots, positions, n_rows*, scale*, weights, weights_stride, run_stats, n_runs,
+    block_sums, sums, stats, ids, ids_stride, counts, scratch, scratch_stride, q_copy (see rms_norm_cpu). The
+    tail is partial 1 of sums and stats, runs are partials 2, 3, ...; other shapes as in yakv_score_cpu.
     """
     from ..cpu import vector_ops as v
     from ..cpu.attention_tiles import make_weighted_sum
@@ -67,14 +79,16 @@ def yakv_attend_cpu(*parameters: Any) -> Any:
     from .yakv_score import make_put_partial
 
     shape = YakvShape(*parameters)
-    group, head_dim = shape.group, shape.head_dim
+    group, head_dim, weight_rows, tail = shape.group, shape.head_dim, shape.weight_rows, shape.tail
+    n_sinks, window = shape.n_sinks, shape.window
+    run_weights, add_tail = make_run_weights(group), make_add_tail(group, head_dim)
     decode_k, decode_v = make_decode_row(shape.k_format, head_dim), make_decode_row(shape.v_format, head_dim)
     add_values = make_weighted_sum(group, head_dim, "f32")
     reset, fold = make_accumulate(group, head_dim)
     put_partial = make_put_partial(group, head_dim)
     rotate, unrotate = make_rotate(head_dim), make_rotate(head_dim, inverse=True)
-    _, _, _, rows_of, scales_of, _, mean_of = make_pool_addresses(shape)
-    run_len_of = v.inline(run_len)
+    _, _, _, rows_of, scales_of, values_of, mean_of = make_pool_addresses(shape)
+    run_len_of, end_of = v.inline(run_len), v.inline(indexed_end)
     stride = row_bytes(head_dim, shape.k_format, shape.v_format)
     k_rotated, v_rotated = (ROW_FORMATS[name].rotated for name in (shape.k_format, shape.v_format))
     v_codes = ROW_FORMATS[shape.k_format].n_bytes(head_dim)
@@ -109,59 +123,111 @@ def yakv_attend_cpu(*parameters: Any) -> Any:
                     )
                 v.put_f32(scores + g * score_bytes + i * 4, v.hsum(total) + v.get_f32(offsets + g * 4))
 
+    @v.inline
+    def attend_run(
+        ids: int,
+        n: int,
+        codes: int,
+        scales: int,
+        k_tables: int,
+        v_tables: int,
+        queries: int,
+        state: int,
+        scores: int,
+        rows: int,
+        offsets: int,
+    ) -> None:
+        """Folds up to 64 rows into the state."""
+        for i in range(n):  # rows lie anywhere in memory
+            index = v.get_i32(ids + i * 4)
+            v.prefetch(codes + index * stride)
+            if stride > 64:
+                v.prefetch(codes + index * stride + 64)
+            v.prefetch(scales + index * 4)
+        for i in range(n):
+            index = v.get_i32(ids + i * 4)
+            decode_k(rows + i * row_floats, codes + index * stride, v.get_f16(scales + index * 4), k_tables)
+        dot_products(rows, n, queries, offsets, scores)
+        for g in range(group):
+            fold(scores + g * score_bytes, n, (n + 15) // 16 * 16, state, g)
+        for i in range(n):
+            index = v.get_i32(ids + i * 4)
+            source, scale = codes + index * stride + v_codes, v.get_f16(scales + index * 4 + 2)
+            decode_v(rows + i * row_floats, source, scale, v_tables)
+        add_values(rows, n, scores, score_bytes, state)
+
     def kernel(thread: int, n_threads: int, counter: int, args: int) -> None:
         pools = v.get_i64(args)
-        q = v.get_i64(args + 8) + thread * v.get_i64(args + 104)
-        q_stride, slots, n_rows = v.get_i64(args + 16), v.get_i64(args + 24), v.get_i64(v.get_i64(args + 32))
-        scale, sums, stats = v.get_f32(v.get_i64(args + 40)), v.get_i64(args + 48), v.get_i64(args + 56)
-        ids, ids_stride, counts = v.get_i64(args + 64), v.get_i64(args + 72), v.get_i64(args + 80)
-        queries = v.get_i64(args + 88) + thread * v.get_i64(args + 96)
+        q = v.get_i64(args + 8) + thread * v.get_i64(args + 152)
+        q_stride, slots, positions = v.get_i64(args + 16), v.get_i64(args + 24), v.get_i64(args + 32)
+        n_rows, scale = v.get_i64(v.get_i64(args + 40)), v.get_f32(v.get_i64(args + 48))
+        weights, weights_stride = v.get_i64(args + 56), v.get_i64(args + 64)
+        run_stats, max_runs, block_sums = v.get_i64(args + 72), v.get_i64(args + 80), v.get_i64(args + 88)
+        sums, stats = v.get_i64(args + 96), v.get_i64(args + 104)
+        ids, ids_stride, counts = v.get_i64(args + 112), v.get_i64(args + 120), v.get_i64(args + 128)
+        queries = v.get_i64(args + 136) + thread * v.get_i64(args + 144)
         state = queries + group * row_floats
         scores = state + (group * (row_floats + 8) + 63) // 64 * 64
-        rows = scores + group * score_bytes
-        offsets = rows + at_once * row_floats
+        offsets = scores + group * score_bytes
+        rows = offsets + (group * 4 + 63) // 64 * 64
         n_heads = v.get_i64(pools + heads_at)
         k_tables, v_tables = v.get_i64(pools + k_tables_at), v.get_i64(pools + v_tables_at)
         for row in range(n_rows):
             slot = v.get_i64(slots + row * 8)
+            n_indexed = end_of(v.get_i64(positions + row * 8), n_sinks, window) - n_sinks
             n_selected = v.get_i64(counts + row * n_heads * 8)  # the same for every head
-            if n_selected == 0:
-                continue
             run_rows = run_len_of(n_selected)
-            n_runs = (n_selected + run_rows - 1) // run_rows
-            first, last = v.share(n_heads * n_runs, thread, n_threads, 0)
+            per_head = 1 + (n_selected + run_rows - 1) // run_rows
+            first, last = v.share(n_heads * per_head, thread, n_threads, 0)
             ready = -1
             for unit in range(first, last):
-                head, run = unit // n_runs, unit % n_runs
+                head, run = unit // per_head, unit % per_head - 1
+                own = row * n_heads + head
+                own_ids = ids + own * ids_stride
+                reset(state)
+                if run < 0:
+                    if tail and n_selected < n_indexed:
+                        n_blocks = n_indexed // 64
+                        n_scored = (n_blocks + BLOCKS_PER_RUN - 1) // BLOCKS_PER_RUN
+                        own_stats = stats + own * group * MAX_PARTIALS * 8
+                        runs_stride = run_weights(
+                            rows, own_stats, run_stats + own * max_runs * group * 8, n_scored
+                        )
+                        add_tail(
+                            state,
+                            values_of(pools, slot, head),
+                            weights + own * weight_rows * weights_stride,
+                            weights_stride,
+                            block_sums + own * group * max_runs * 64,
+                            max_runs * 64,
+                            rows,
+                            runs_stride,
+                            n_blocks,
+                            own_ids,
+                            n_selected,
+                        )
+                    put_partial(sums, stats, row, head, n_heads, 1, state)
+                    continue
                 if ready != head:
                     source = q + row * q_stride + head * group * row_floats
                     prepare(source, scale, mean_of(pools, slot, head), queries, offsets)
                     ready = head
                 codes, scales = rows_of(pools, slot, head), scales_of(pools, slot, head)
-                own_ids = ids + (row * n_heads + head) * ids_stride
-                reset(state)
-                for start in range(run * run_rows, min((run + 1) * run_rows, n_selected), at_once):
-                    n = min(at_once, (run + 1) * run_rows - start, n_selected - start)
-                    for i in range(n):
-                        index = v.get_i32(own_ids + (start + i) * 4)
-                        decode_k(
-                            rows + i * row_floats,
-                            codes + index * stride,
-                            v.get_f16(scales + index * 4),
-                            k_tables,
-                        )
-                    dot_products(rows, n, queries, offsets, scores)
-                    for g in range(group):
-                        fold(scores + g * score_bytes, n, (n + 15) // 16 * 16, state, g)
-                    for i in range(n):
-                        index = v.get_i32(own_ids + (start + i) * 4)
-                        decode_v(
-                            rows + i * row_floats,
-                            codes + index * stride + v_codes,
-                            v.get_f16(scales + index * 4 + 2),
-                            v_tables,
-                        )
-                    add_values(rows, n, scores, score_bytes, state)
+                end = min((run + 1) * run_rows, n_selected)
+                for start in range(run * run_rows, end, at_once):
+                    attend_run(
+                        own_ids + start * 4,
+                        min(at_once, end - start),
+                        codes,
+                        scales,
+                        k_tables,
+                        v_tables,
+                        queries,
+                        state,
+                        scores,
+                        rows,
+                        offsets,
+                    )
                 if v_rotated:
                     for g in range(group):
                         unrotate(state + g * row_floats, state + g * row_floats)

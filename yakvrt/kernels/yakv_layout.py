@@ -29,6 +29,7 @@ POOL_WORDS = (
 )
 MAX_PARTIALS = 16  # of one query head: the ring, the tail, then runs of selected rows; lanes of a vector
 FIRST_RUN = 2
+BLOCKS_PER_RUN = 16  # scored by one thread at a time; lanes of a vector
 
 
 def pool_word(name: str) -> int:
@@ -57,6 +58,11 @@ class YakvShape:
     @property
     def parameters(self) -> tuple[str | int | bool, ...]:
         return tuple(getattr(self, name) for name in self.__slots__)
+
+    @property
+    def weight_rows(self) -> int:
+        """Rows of weights a step keeps per kv head: of its queries, and what else ranks."""
+        return self.group + (self.rule == "mean")
 
     @property
     def sink_places(self) -> int:

@@ -1,16 +1,26 @@
 """First pass of a YAKV decode step: the new row goes into the ring, the ring is attended to, and every
-indexed key is scored from its selector code.
+indexed key is scored from its selector code. Scores become weights, exponentials relative to the largest of
+a run of blocks; see yakv_tail.py.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from .attend import CHUNK
-from .yakv_layout import MAX_PARTIALS, YakvShape, indexed_end, make_pool_addresses, pool_word, ring_place
-from .yakv_store import store_scratch_bytes
+import numpy as np
 
-BLOCKS_PER_RUN = 32  # scored by one thread at a time
+from .attend import CHUNK
+from .yakv_layout import (
+    BLOCKS_PER_RUN,
+    MAX_PARTIALS,
+    YakvShape,
+    indexed_end,
+    make_pool_addresses,
+    pool_word,
+    ring_place,
+)
+from .yakv_store import store_scratch_bytes
+from .yakv_tail import LEAST
 
 
 def score_scratch_bytes(group: int, head_dim: int, record_bytes: int) -> int:
@@ -51,11 +61,12 @@ def make_put_partial(group: int, head_dim: int) -> Any:
 def yakv_score_cpu(*parameters: Any) -> Any:
     """Threads share (kv head, the ring or a run of blocks).
 
-    Args: pools, q, k, v, q_stride, kv_stride, slots, positions, n_rows*, scale*, logits, logits_stride,
-    run_stats, n_runs, sums, stats, scratch, scratch_stride, q_copy, k_copy (see rms_norm_cpu).
-    Shapes: logits float32 [B, Hq, logits_stride / 4], run_stats float32 [B, Hk, n_runs, G, 2]: maximum
-    and sum of exponentials of a run of blocks; sums and stats as in merge_partials_cpu, of which the ring
-    is partial 0.
+    Args: pools, q, k, v, q_stride, kv_stride, slots, positions, n_rows*, scale*, weights, weights_stride,
+    run_stats, n_runs, block_sums, sums, stats, scratch, scratch_stride, q_copy, k_copy (see rms_norm_cpu).
+    Shapes: weights float32 [B, Hk, G, weights_stride / 4], of rule "mean" with a row of mean logits behind
+    those of a head's queries; run_stats float32 [B, Hk, n_runs, G, 2]: maximum and sum of weights of a run
+    of blocks; block_sums float32 [B, Hk, G, n_runs, BLOCKS_PER_RUN] of weights; sums and stats as in
+    merge_partials_cpu, of which the ring is partial 0.
     """
     from ..cpu import vector_ops as v
     from ..cpu.attention_tiles import make_scores, make_weighted_sum
@@ -68,7 +79,7 @@ def yakv_score_cpu(*parameters: Any) -> Any:
     shape = YakvShape(*parameters)
     group, head_dim, kind = shape.group, shape.head_dim, shape.kind
     n_sinks, window, sink_places, ring_len = shape.n_sinks, shape.window, shape.sink_places, shape.window + 64
-    centred = shape.centred
+    centred, weight_rows, as_mean, least = shape.centred, shape.weight_rows, shape.rule == "mean", LEAST
     scores_of, add_values = make_scores(group, head_dim, kind), make_weighted_sum(group, head_dim, kind)
     reset, fold = make_accumulate(group, head_dim)
     append, put_partial = make_append(head_dim, kind), make_put_partial(group, head_dim)
@@ -137,10 +148,36 @@ def yakv_score_cpu(*parameters: Any) -> Any:
             block = (begin - n_sinks) // 64
             encode_block(pools, slot, head, block, k_cache, v_cache, sink_places + first, scratch + at_encode)
 
+    @v.inline
+    def weigh(
+        out: int, stride: int, begin: int, end: int, maxima: int, cell: int, sums: int, sums_stride: int
+    ) -> None:
+        """The logits of blocks begin .. end - 1 become weights; their statistics."""
+        if as_mean:
+            share = v.splat(np.float32(1 / group))
+            for j in range(begin * 256, end * 256, 64):
+                total = v.load_f32(out + j)
+                for g in range(1, group):
+                    total = v.add(total, v.load_f32(out + g * stride + j))
+                v.store_f32(out + group * stride + j, v.mul(total, share))
+        lowest = v.splat(np.float32(least))
+        for g in range(group):
+            negative, row = v.splat(-v.get_f32(maxima + g * 4)), out + g * stride
+            v.store_f32(sums + g * sums_stride, v.zero())
+            for block in range(begin, end):
+                total = v.zero()
+                for j in range(block * 256, block * 256 + 256, 64):
+                    weight = v.vexp(v.vmax(v.add(v.load_f32(row + j), negative), lowest))
+                    v.store_f32(row + j, weight)
+                    total = v.add(total, weight)
+                v.put_f32(sums + g * sums_stride + (block - begin) * 4, v.hsum(total))
+            v.put_f32(cell + g * 8, v.get_f32(maxima + g * 4))
+            v.put_f32(cell + g * 8 + 4, v.hsum(v.load_f32(sums + g * sums_stride)))
+
     def kernel(thread: int, n_threads: int, counter: int, args: int) -> None:
         pools = v.get_i64(args)
-        q = v.get_i64(args + 8) + thread * v.get_i64(args + 144)
-        k, values = v.get_i64(args + 16) + thread * v.get_i64(args + 152), v.get_i64(args + 24)
+        q = v.get_i64(args + 8) + thread * v.get_i64(args + 152)
+        k, values = v.get_i64(args + 16) + thread * v.get_i64(args + 160), v.get_i64(args + 24)
         q_stride, kv_stride = v.get_i64(args + 32), v.get_i64(args + 40)
         slots, positions, n_rows = (
             v.get_i64(args + 48),
@@ -148,10 +185,10 @@ def yakv_score_cpu(*parameters: Any) -> Any:
             v.get_i64(v.get_i64(args + 64)),
         )
         scale = v.get_f32(v.get_i64(args + 72))
-        logits, logits_stride = v.get_i64(args + 80), v.get_i64(args + 88)
-        run_stats, max_runs = v.get_i64(args + 96), v.get_i64(args + 104)
-        sums, stats = v.get_i64(args + 112), v.get_i64(args + 120)
-        scratch = v.get_i64(args + 128) + thread * v.get_i64(args + 136)
+        weights, weights_stride = v.get_i64(args + 80), v.get_i64(args + 88)
+        run_stats, max_runs, block_sums = v.get_i64(args + 96), v.get_i64(args + 104), v.get_i64(args + 112)
+        sums, stats = v.get_i64(args + 120), v.get_i64(args + 128)
+        scratch = v.get_i64(args + 136) + thread * v.get_i64(args + 144)
         n_heads = v.get_i64(pools + heads_at)
         tables, mean_tables = v.get_i64(pools + tables_at), v.get_i64(pools + mean_tables_at)
         for row in range(n_rows):
@@ -176,7 +213,7 @@ def yakv_score_cpu(*parameters: Any) -> Any:
                             record = scratch + g * record_bytes
                             quantise_query(record, queries + g * head_bytes, mean, scale, scratch + at_row)
                         quantised = head
-                    out = logits + (row * n_heads + head) * group * logits_stride
+                    out = weights + (row * n_heads + head) * weight_rows * weights_stride
                     begin, end = run * BLOCKS_PER_RUN, min((run + 1) * BLOCKS_PER_RUN, n_blocks)
                     maxima = scratch + at_attention
                     blocks = selector_of(pools, slot, head)
@@ -187,19 +224,13 @@ def yakv_score_cpu(*parameters: Any) -> Any:
                         end,
                         n_indexed,
                         out,
-                        logits_stride,
+                        weights_stride,
                         maxima,
                         tables,
                         mean_tables,
                     )
-                    for g in range(group):
-                        negative = v.splat(-v.get_f32(maxima + g * 4))
-                        total = v.zero()
-                        for j in range(begin * 256, end * 256, 64):
-                            piece = v.load_f32(out + g * logits_stride + j)
-                            total = v.add(total, v.vexp(v.add(piece, negative)))
-                        cell = run_stats + (((row * n_heads + head) * max_runs + run) * group + g) * 8
-                        v.put_f32(cell, v.get_f32(maxima + g * 4))
-                        v.put_f32(cell + 4, v.hsum(total))
+                    cell = run_stats + ((row * n_heads + head) * max_runs + run) * group * 8
+                    own_sums = block_sums + ((row * n_heads + head) * group * max_runs + run) * 64
+                    weigh(out, weights_stride, begin, end, maxima, cell, own_sums, max_runs * 64)
 
     return kernel

@@ -1,0 +1,107 @@
+"""The tail of a YAKV decode step: the estimated mass of the rows that were not selected times the mean value
+of their block. And the weights that both it and the ranking rest on.
+
+A step takes one exponential of every logit: relative to the largest of its run of blocks, which is known
+when the run is scored. What the run itself weighs (a run weight) makes the rest of it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .yakv_layout import BLOCKS_PER_RUN, MAX_PARTIALS
+
+# Exponents are cut off here: e^-43 is nothing beside 1 in float32, and the product of two such weights is
+# still a normal number.
+LEAST = -43.0
+RUN_HEADER = 64  # bytes before the run weights of a query: the largest logit, the sum of exponentials
+
+
+def run_weights_bytes(n_runs: int) -> int:
+    """Bytes of the run weights of one query."""
+    return RUN_HEADER + -(-n_runs // 16) * 64
+
+
+def make_run_weights(group: int) -> Any:
+    """An inline run_weights(out, stats, run_stats, n_runs) -> bytes between queries.
+
+    Shapes: out [G][largest logit of ring and runs, sum of exponentials relative to it, ...][n_runs] from
+    RUN_HEADER on: what a weight in a run is multiplied by to be relative to that largest logit.
+    """
+    from ..cpu import vector_ops as v
+
+    least, bytes_of, header = np.float32(LEAST), v.inline(run_weights_bytes), RUN_HEADER
+
+    @v.inline
+    def run_weights(out: int, stats: int, run_stats: int, n_runs: int) -> int:
+        stride = bytes_of(n_runs)
+        for g in range(group):
+            cells = stats + g * MAX_PARTIALS * 8
+            ring_max, target = v.get_f32(cells), out + g * stride
+            largest = ring_max
+            for run in range(n_runs):
+                largest = max(largest, v.get_f32(run_stats + (run * group + g) * 8))
+            total = v.get_f32(cells + MAX_PARTIALS * 4) * v.scalar_exp(ring_max - largest)
+            for run in range(n_runs):
+                cell = run_stats + (run * group + g) * 8
+                weight = v.scalar_exp(max(v.get_f32(cell) - largest, least))
+                v.put_f32(target + header + run * 4, weight)
+                total += weight * v.get_f32(cell + 4)
+            v.put_f32(target, largest)
+            v.put_f32(target + 4, total)
+        return stride
+
+    return run_weights
+
+
+def make_add_tail(group: int, head_dim: int) -> Any:
+    """An inline add_tail(state, values, weights, weights_stride, block_sums, sums_stride, runs, runs_stride,
+    n_blocks, ids, count): the softmax state of the rows that are not among the ids.
+
+    Takes the selected rows off the block sums, which then are masses. `runs`: as make_run_weights leaves
+    them; other shapes as in yakv_score_cpu, of one head.
+    """
+    from ..cpu import vector_ops as v
+    from ..cpu.attention_tiles import PREFETCH_AHEAD, make_weighted_sum
+
+    add_values, header = make_weighted_sum(group, head_dim, "f16", prefetch=True), RUN_HEADER
+    value_bytes = head_dim * 2
+
+    @v.inline
+    def add_tail(
+        state: int,
+        values: int,
+        weights: int,
+        weights_stride: int,
+        block_sums: int,
+        sums_stride: int,
+        runs: int,
+        runs_stride: int,
+        n_blocks: int,
+        ids: int,
+        count: int,
+    ) -> None:
+        for line in range(0, min(n_blocks * value_bytes, PREFETCH_AHEAD), 64):
+            v.prefetch(values + line)
+        for i in range(count):
+            token = v.get_i32(ids + i * 4)
+            cell, weight = block_sums + token // 64 * 4, weights + token * 4
+            for g in range(group):
+                rest = v.get_f32(cell + g * sums_stride) - v.get_f32(weight + g * weights_stride)
+                v.put_f32(cell + g * sums_stride, rest)
+        for g in range(group):
+            own, total = runs + g * runs_stride, v.zero()
+            for run in range((n_blocks + BLOCKS_PER_RUN - 1) // BLOCKS_PER_RUN):
+                cells = block_sums + g * sums_stride + run * 64
+                factor = v.splat(v.get_f32(own + header + run * 4))
+                mass = v.vmax(v.mul(v.load_f32(cells), factor), v.zero())  # rounding may leave less than none
+                v.store_f32(cells, mass)
+                total = v.add(total, mass)
+            running = state + group * head_dim * 4 + g * 8
+            v.put_f32(running, v.get_f32(own))
+            v.put_f32(running + 4, v.hsum(total))
+        add_values(values, n_blocks, block_sums, sums_stride, state)
+
+    return add_tail
