@@ -25,6 +25,7 @@ EVERYTHING: Mapping[str, tuple[Mapping[str, str], float]] = {
     "oracle": ({"sparse_budget": "4096"}, 1e-5),
     "yakv": ({"sparse_budget": "4096", "k_bits": "16", "v_bits": "16"}, 0.02),
     "yakv-paper": ({"sparse_budget": "4096"}, 0.6),
+    "yakv+cache": ({"sparse_budget": "4096", "k_bits": "16", "v_bits": "16", "slot_cache": "1"}, 0.02),
 }
 # Parameters under which a method chooses few of some hundred rows.
 LITTLE: Mapping[str, Mapping[str, str]] = {
@@ -37,6 +38,10 @@ LITTLE: Mapping[str, Mapping[str, str]] = {
     "oracle": {"sparse_budget": "32"},
     "yakv": {"sparse_budget": "32", "min_seqlen_to_prune": "0", "k_bits": "8", "v_bits": "8"},
     "yakv-paper": {"sparse_budget": "32"},
+    "yakv+cache": {
+        **{"sparse_budget": "32", "min_seqlen_to_prune": "0", "slot_cache": "1.5"},
+        **{"k_bits": "8", "v_bits": "8"},
+    },
 }
 BUDGET = 32
 # Positions that are read in every step, of n: counted from the start, or from the end where negative.
@@ -50,6 +55,7 @@ ALWAYS: Mapping[str, tuple[int, ...]] = {
     "oracle": (0, 3, -1, -62),
     "yakv": (0, 3, -1, -64),
     "yakv-paper": (-1, -64),
+    "yakv+cache": (0, 3, -1, -64),
 }
 # Parameters under which windows, sinks and outliers are larger than any sequence of the tests; InfiniGen has
 # none.
@@ -65,12 +71,16 @@ WIDE: Mapping[str, Mapping[str, str]] = {
 }
 # How far a row that is read may be from the one that was stored, as a share of its size.
 ROW_ERROR: Mapping[str, float] = dict.fromkeys(EVERYTHING, 0.01) | {"yakv-paper": 0.15}
-MODULES = tuple(EVERYTHING)
+MODULES = tuple(EVERYTHING)  # a method, or a method with something on
+
+
+def method_of(name: str) -> str:
+    return name.partition("+")[0]
 
 
 def engine(family: str, kv: str, args: Mapping[str, str], **settings: object) -> yakvrt.Engine:
     values = {"dtype": "f32", "cache_type": "f32", "ctx_size": 384, "ubatch_size": 64, "threads": 1}
-    return yakvrt.load(str(tiny_dir(family)), kv=kv, kv_args=args, **{**values, **settings})  # type: ignore[arg-type]
+    return yakvrt.load(str(tiny_dir(family)), kv=method_of(kv), kv_args=args, **{**values, **settings})  # type: ignore[arg-type]
 
 
 def ids_of(family: str, n: int) -> list[int]:
@@ -79,7 +89,9 @@ def ids_of(family: str, n: int) -> list[int]:
 
 def test_every_module_is_under_contract() -> None:
     assert set(MODULES) == set(LITTLE) == set(ALWAYS)
-    assert {METHODS[name].module for name in MODULES} == {preset.module for preset in METHODS.values()}
+    assert {METHODS[method_of(name)].module for name in MODULES} == {
+        preset.module for preset in METHODS.values()
+    }
 
 
 def scripted(loaded: yakvrt.Engine, family: str) -> np.ndarray:
@@ -159,7 +171,7 @@ def outputs(
     name: str, args: Mapping[str, str], n: int, n_new: int, size: float = 1
 ) -> tuple[np.ndarray, ...]:
     """What a method gives in the steps behind a prompt of n tokens, and what full attention gives."""
-    with KvSlots(name, sparse(args), heads=(6, 2, 32)) as slots:
+    with KvSlots(method_of(name), sparse(args), heads=(6, 2, 32)) as slots:
         q, k, v = activations(np.random.default_rng(n), n + n_new, slots)
         q, slot = 10 * size * q, slots.kv.open(512)
         if n:
@@ -199,7 +211,7 @@ def test_lasting_rows_are_always_read(name: str, story: str) -> None:
     """A row's value shows in the output only when the row is read."""
     n, n_new = 301, 3
     told = {"one prompt": n, "a further prompt": 150, "a cut": 411}[story]
-    with KvSlots(name, LITTLE[name]) as slots:
+    with KvSlots(method_of(name), LITTLE[name]) as slots:
         for place in (*ALWAYS[name], n + n_new):
             q, k, v = activations(np.random.default_rng(5), n + n_new + 1, slots)
             v[place] += 1e4
@@ -219,7 +231,7 @@ def test_lasting_rows_are_always_read(name: str, story: str) -> None:
 @pytest.mark.parametrize("name", MODULES)
 def test_a_planted_key_is_found(name: str, heads: tuple[int, int, int]) -> None:
     n = 300
-    with KvSlots(name, LITTLE[name], heads=heads) as slots:
+    with KvSlots(method_of(name), LITTLE[name], heads=heads) as slots:
         for place in (65, 131, 222):
             rng = np.random.default_rng(place)
             q, k, v = activations(rng, n + 2, slots)
@@ -241,7 +253,7 @@ def test_a_planted_key_is_found(name: str, heads: tuple[int, int, int]) -> None:
 @pytest.mark.parametrize("name", MODULES)
 def test_a_planted_key_is_found_among_generated_tokens(name: str) -> None:
     n, place, last = 150, 163, 330
-    with KvSlots(name, LITTLE[name]) as slots:
+    with KvSlots(method_of(name), LITTLE[name]) as slots:
         rng = np.random.default_rng(2)
         q, k, v = activations(rng, last + 1, slots)
         aim = rng.standard_normal((2, 16), np.float32)
@@ -300,7 +312,7 @@ def test_up_to_the_budget_everything_is_read(name: str, n: int) -> None:
 @pytest.mark.parametrize("name", MODULES)
 def test_lengths_around_the_budget(name: str, n: int) -> None:
     """Where all values are one row, so is any attention to rows that are there."""
-    with KvSlots(name, LITTLE[name]) as slots:
+    with KvSlots(method_of(name), LITTLE[name]) as slots:
         q, k, v = activations(np.random.default_rng(n), n + 20, slots)
         v[:] = v[0]
         expected = np.repeat(v[0], 2, axis=0).reshape(-1)
@@ -316,7 +328,7 @@ def test_lengths_around_the_budget(name: str, n: int) -> None:
         assert relative(out.reshape(-1), expected) < ROW_ERROR[name]
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if name != "full"])
+@pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name].module != "full"])
 @pytest.mark.parametrize(
     ("args", "message"),
     [

@@ -135,11 +135,13 @@ class CpuBackend:
         shape: YakvShape,
         budget: Budget,
         staging: KvRows,
+        n_places: int = 0,
     ) -> YakvPools:
-        """Pools for slots of n_tokens tokens; `staging` are the exact rows of one layer of a prompt."""
-        return YakvPools(
-            self._run, self.n_threads, n_layers, n_slots, n_kv_heads, n_tokens, shape, budget, staging
-        )
+        """Pools for slots of n_tokens tokens; `staging` are the exact rows of one layer of a prompt, n_places
+        those of a head in the cache of rows.
+        """
+        sizes = n_layers, n_slots, n_kv_heads, n_tokens
+        return YakvPools(self._run, self.n_threads, *sizes, shape, budget, staging, n_places)
 
     def record(
         self,

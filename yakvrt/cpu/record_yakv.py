@@ -1,9 +1,10 @@
-"""Records a decode step's attention under YAKV: score, select, attend, merge."""
+"""Records a decode step's attention under YAKV: score, select, fetch where rows are cached, attend, merge."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..kernels.higgs_layout import row_bytes
 from ..kernels.higgs_score import query_bytes
 from ..kernels.yakv_attend import attend_rows_scratch_bytes
 from ..kernels.yakv_layout import BLOCKS_PER_RUN, MAX_PARTIALS
@@ -83,9 +84,22 @@ def record_yakv(recorder: Recorder, out: Buffer, q: Buffer, k: Buffer, v: Buffer
         rows.budget.min_len,
         *scratch,
     )
+    places = ids
+    if rows.n_places:
+        places = memory.shared("yakv_places", units * n_tokens * 4)
+        tape.add(
+            kernel("yakv_fetch", "yakv_fetch_cpu", row_bytes(head_dim, shape.k_format, shape.v_format)),
+            rows.table,
+            batch.slots,
+            batch.n_rows,
+            ids,
+            n_tokens * 4,
+            counts,
+            places,
+        )
     tape.add(
         kernel("yakv_attend", "yakv_attend_cpu", *shape.parameters),
-        rows.table,
+        rows.attend_table,
         q.data,
         q.data.strides[0],
         batch.slots,
@@ -104,6 +118,7 @@ def record_yakv(recorder: Recorder, out: Buffer, q: Buffer, k: Buffer, v: Buffer
         counts,
         *scratch,
         q_copy,
+        places,
     )
     out_copy = memory.write_private(out)
     tape.add(

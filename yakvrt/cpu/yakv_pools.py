@@ -9,6 +9,7 @@ import numpy as np
 
 from ..higgs_grids import load_grid
 from ..kernels.higgs_layout import BLOCK_TOKENS, ROW_FORMATS, SELECTORS, pack_tables, row_bytes
+from ..kernels.yakv_fetch import directory_bytes
 from ..kernels.yakv_layout import POOL_WORDS, Budget, YakvShape, indexed_end
 from ..kernels.yakv_store import store_scratch_bytes
 from ..ops import ELEMENT_BYTES, KvRows
@@ -16,15 +17,19 @@ from .kernel_spec import kernel
 from .memory import aligned, padded, reserved
 from .tape import Tape
 
+_ROW_WORDS = tuple(f"{name}{suffix}" for name in ("rows", "scales") for suffix in ("", "_slot", "_head"))
+
 
 @dataclass(frozen=True, slots=True)
 class YakvRows:
     """One layer. `table` holds what kernels need to know of the pools (yakv_layout.POOL_WORDS)."""
 
     table: np.ndarray
+    attend_table: np.ndarray  # the same, or with a cache's pools in place of rows and scales
     shape: YakvShape
     budget: Budget
     n_blocks: int  # of the longest slot
+    n_places: int  # of the cache of rows; 0: none
 
     @property
     def rows_read(self) -> int:
@@ -32,28 +37,42 @@ class YakvRows:
         return int(self.table[POOL_WORDS.index("rows_read")])
 
     @property
+    def hits(self) -> int:
+        """How many of them were in the cache."""
+        return int(self.table[POOL_WORDS.index("hits")])
+
+    @property
     def steps(self) -> int:
         """Tokens decoded since the start."""
         return int(self.table[POOL_WORDS.index("steps")])
 
 
-def pool_bytes(shape: YakvShape, n_blocks: int) -> dict[str, int]:
+def pool_bytes(shape: YakvShape, n_blocks: int, n_places: int) -> dict[str, int]:
     """Bytes of one layer, slot and kv head by pool."""
     ring = shape.ring_places * shape.head_dim * ELEMENT_BYTES[shape.kind]
+    row = row_bytes(shape.head_dim, shape.k_format, shape.v_format)
+    cache = {
+        "cached_rows": n_places * row,
+        "cached_scales": n_places * 4,
+        "directory": directory_bytes(n_places, n_blocks * BLOCK_TOKENS),
+    }
     return {
-        "ring": ring,
+        "ring_k": ring,
+        "ring_v": ring,
         "selectors": n_blocks * SELECTORS[shape.selector].block_bytes(shape.head_dim),
-        "rows": n_blocks * BLOCK_TOKENS * row_bytes(shape.head_dim, shape.k_format, shape.v_format),
+        "rows": n_blocks * BLOCK_TOKENS * row,
         "scales": n_blocks * BLOCK_TOKENS * 4,
         "values": n_blocks * shape.head_dim * 2,
         "means": shape.head_dim * 4,
+        **(cache if n_places else {}),
     }
 
 
 class YakvPools:
     """The pools of all layers and slots. Owns: their memory, whose pages are taken when first written.
 
-    `run` replays a tape; `staging` are the exact rows of the prompt under way.
+    `run` replays a tape; `staging` are the exact rows of the prompt under way; n_places are those of a head
+    in the cache of rows, 0 for none.
     """
 
     def __init__(
@@ -67,14 +86,12 @@ class YakvPools:
         shape: YakvShape,
         budget: Budget,
         staging: KvRows,
+        n_places: int,
     ) -> None:
         self._run, self._shape = run, shape
         n_blocks = max(1, -(-(n_tokens - shape.n_sinks) // BLOCK_TOKENS))
-        sizes = {name: padded(n, 64) for name, n in pool_bytes(shape, n_blocks).items()}
-        self._pools = {
-            name: reserved((n_layers, n_slots, n_kv_heads, sizes["ring" if name in "kv" else name]))
-            for name in ("k", "v", "selectors", "rows", "scales", "values", "means")
-        }
+        sizes = {name: padded(n, 64) for name, n in pool_bytes(shape, n_blocks, n_places).items()}
+        self._pools = {name: reserved((n_layers, n_slots, n_kv_heads, size)) for name, size in sizes.items()}
         selector = SELECTORS[shape.selector]
         grids = (
             selector.grid,
@@ -86,15 +103,19 @@ class YakvPools:
         words = [self._tables[name].ctypes.data if name else 0 for name in grids]
         self.layers = []
         for layer in range(n_layers):
-            at = {name: int(pool[layer].ctypes.data) for name, pool in self._pools.items()}
-            values = {"ring_k": at["k"], "ring_v": at["v"], "n_kv_heads": n_kv_heads, **at}
+            values = {name: int(pool[layer].ctypes.data) for name, pool in self._pools.items()}
+            values |= {"n_kv_heads": n_kv_heads, "n_places": n_places}
             values |= dict(
                 zip(("selector_tables", "mean_tables", "k_tables", "v_tables"), words, strict=True)
             )
             for name, size in sizes.items():
                 values |= {f"{name}_slot": n_kv_heads * size, f"{name}_head": size}
             table = np.array([values.get(name, 0) for name in POOL_WORDS], np.int64)
-            self.layers.append(YakvRows(table, shape, budget, n_blocks))
+            attended = table
+            if n_places:
+                cached = {word: values[f"cached_{word}"] for word in _ROW_WORDS}
+                attended = np.array([(values | cached).get(name, 0) for name in POOL_WORDS], np.int64)
+            self.layers.append(YakvRows(table, attended, shape, budget, n_blocks, n_places))
         self._numbers = {name: np.zeros(1, np.int64) for name in ("slot", "held", "total", "first", "last")}
         stride = padded(store_scratch_bytes(shape.head_dim), 64)
         self._scratch = aligned(n_threads * stride)
@@ -133,14 +154,16 @@ class YakvPools:
         self._run(self._refill[layer])
 
     def state(self, slot: int, n_held: int) -> dict[str, np.ndarray]:
-        """What n_held tokens of a slot occupy. Shapes: uint8 [L, Hk, bytes], views."""
+        """What n_held tokens of a slot occupy. Shapes: uint8 [L, Hk, bytes], views.
+
+        Whoever gets them may write them, so the slot's cache of rows is emptied.
+        """
         shape = self._shape
         n_blocks = (indexed_end(n_held, shape.n_sinks, shape.window) - shape.n_sinks) // BLOCK_TOKENS
-        sizes = pool_bytes(shape, n_blocks)
-        return {
-            name: pool[:, slot, :, : sizes["ring" if name in "kv" else name]]
-            for name, pool in self._pools.items()
-        }
+        if "directory" in self._pools:
+            self._pools["directory"][:, slot] = 0
+        sizes = pool_bytes(shape, n_blocks, n_places=0)
+        return {name: self._pools[name][:, slot, :, :size] for name, size in sizes.items()}
 
     def _set(self, **values: int) -> None:
         for name, value in values.items():

@@ -68,8 +68,9 @@ def yakv_attend_cpu(*parameters: Any) -> Any:
     """Threads share (kv head, the tail or a run of selected rows).
 
     Args: pools, q, q_stride, slots, positions, n_rows*, scale*, weights, weights_stride, run_stats, n_runs,
-    block_sums, sums, stats, ids, ids_stride, counts, scratch, scratch_stride, q_copy (see rms_norm_cpu). The
-    tail is partial 1 of sums and stats, runs are partials 2, 3, ...; other shapes as in yakv_score_cpu.
+    block_sums, sums, stats, ids, ids_stride, counts, scratch, scratch_stride, q_copy (see rms_norm_cpu),
+    places (where selected rows lie in the pool of rows: the ids themselves, or places of a cache). The tail
+    is partial 1 of sums and stats, runs are partials 2, 3, ...; other shapes as in yakv_score_cpu.
     """
     from ..cpu import vector_ops as v
     from ..cpu.attention_tiles import make_weighted_sum
@@ -125,7 +126,7 @@ def yakv_attend_cpu(*parameters: Any) -> Any:
 
     @v.inline
     def attend_run(
-        ids: int,
+        places: int,
         n: int,
         codes: int,
         scales: int,
@@ -139,20 +140,20 @@ def yakv_attend_cpu(*parameters: Any) -> Any:
     ) -> None:
         """Folds up to 64 rows into the state."""
         for i in range(n):  # rows lie anywhere in memory
-            index = v.get_i32(ids + i * 4)
-            v.prefetch(codes + index * stride)
+            place = v.get_i32(places + i * 4)
+            v.prefetch(codes + place * stride)
             if stride > 64:
-                v.prefetch(codes + index * stride + 64)
-            v.prefetch(scales + index * 4)
+                v.prefetch(codes + place * stride + 64)
+            v.prefetch(scales + place * 4)
         for i in range(n):
-            index = v.get_i32(ids + i * 4)
-            decode_k(rows + i * row_floats, codes + index * stride, v.get_f16(scales + index * 4), k_tables)
+            place = v.get_i32(places + i * 4)
+            decode_k(rows + i * row_floats, codes + place * stride, v.get_f16(scales + place * 4), k_tables)
         dot_products(rows, n, queries, offsets, scores)
         for g in range(group):
             fold(scores + g * score_bytes, n, (n + 15) // 16 * 16, state, g)
         for i in range(n):
-            index = v.get_i32(ids + i * 4)
-            source, scale = codes + index * stride + v_codes, v.get_f16(scales + index * 4 + 2)
+            place = v.get_i32(places + i * 4)
+            source, scale = codes + place * stride + v_codes, v.get_f16(scales + place * 4 + 2)
             decode_v(rows + i * row_floats, source, scale, v_tables)
         add_values(rows, n, scores, score_bytes, state)
 
@@ -165,6 +166,7 @@ def yakv_attend_cpu(*parameters: Any) -> Any:
         run_stats, max_runs, block_sums = v.get_i64(args + 72), v.get_i64(args + 80), v.get_i64(args + 88)
         sums, stats = v.get_i64(args + 96), v.get_i64(args + 104)
         ids, ids_stride, counts = v.get_i64(args + 112), v.get_i64(args + 120), v.get_i64(args + 128)
+        places = v.get_i64(args + 160)
         queries = v.get_i64(args + 136) + thread * v.get_i64(args + 144)
         state = queries + group * row_floats
         scores = state + (group * (row_floats + 8) + 63) // 64 * 64
@@ -183,7 +185,6 @@ def yakv_attend_cpu(*parameters: Any) -> Any:
             for unit in range(first, last):
                 head, run = unit // per_head, unit % per_head - 1
                 own = row * n_heads + head
-                own_ids = ids + own * ids_stride
                 reset(state)
                 if run < 0:
                     if tail and n_selected < n_indexed:
@@ -203,7 +204,7 @@ def yakv_attend_cpu(*parameters: Any) -> Any:
                             rows,
                             runs_stride,
                             n_blocks,
-                            own_ids,
+                            ids + own * ids_stride,
                             n_selected,
                         )
                     put_partial(sums, stats, row, head, n_heads, 1, state)
@@ -216,7 +217,7 @@ def yakv_attend_cpu(*parameters: Any) -> Any:
                 end = min((run + 1) * run_rows, n_selected)
                 for start in range(run * run_rows, end, at_once):
                     attend_run(
-                        own_ids + start * 4,
+                        places + own * ids_stride + start * 4,
                         min(at_once, end - start),
                         codes,
                         scales,

@@ -18,14 +18,18 @@ from .higgs_layout import BLOCK_TOKENS
 
 # int64 words of a layer's pool table: addresses, and strides in bytes
 POOL_WORDS = (
-    *("ring_k", "ring_v", "ring_slot", "ring_head"),
+    *("ring_k", "ring_k_slot", "ring_k_head", "ring_v", "ring_v_slot", "ring_v_head"),
     *("selectors", "selectors_slot", "selectors_head"),
     *("rows", "rows_slot", "rows_head"),
     *("scales", "scales_slot", "scales_head"),
     *("values", "values_slot", "values_head"),
     *("means", "means_slot", "means_head"),
+    *("directory", "directory_slot", "directory_head"),
+    *("cached_rows", "cached_rows_slot", "cached_rows_head"),
+    *("cached_scales", "cached_scales_slot", "cached_scales_head"),
     *("selector_tables", "mean_tables", "k_tables", "v_tables"),
     *("n_kv_heads", "rows_read", "steps"),
+    *("n_places", "hits"),  # of the cache of rows, if there is one; selected rows that were in it
 )
 MAX_PARTIALS = 16  # of one query head: the ring, the tail, then runs of selected rows; lanes of a vector
 FIRST_RUN = 2
@@ -101,28 +105,23 @@ def run_len(n_selected: int) -> int:
     return max(32, (n_selected + 16 * 14 - 1) // (16 * 14) * 16)
 
 
+def make_address(name: str) -> Any:
+    """An inline function of (pools, slot, head): where a pool of that name begins for a head."""
+    from ..cpu import vector_ops as v
+
+    base_at, slot_at, head_at = (pool_word(word) for word in (name, f"{name}_slot", f"{name}_head"))
+
+    @v.inline
+    def address_of(pools: int, slot: int, head: int) -> int:
+        base, slot_stride = v.get_i64(pools + base_at), v.get_i64(pools + slot_at)
+        return base + slot * slot_stride + head * v.get_i64(pools + head_at)
+
+    return address_of
+
+
 def make_pool_addresses(shape: YakvShape) -> tuple[Any, ...]:
     """Inline functions of (pools, slot, head): where the ring's keys and values, the selector blocks, the
     host rows, their scales, the mean values of blocks and the mean key of a head begin.
     """
-    from ..cpu import vector_ops as v
-
-    def address(name: str, slot_name: str, head_name: str) -> Any:
-        base_at, slot_at, head_at = pool_word(name), pool_word(slot_name), pool_word(head_name)
-
-        @v.inline
-        def address_of(pools: int, slot: int, head: int) -> int:
-            base, slot_stride = v.get_i64(pools + base_at), v.get_i64(pools + slot_at)
-            return base + slot * slot_stride + head * v.get_i64(pools + head_at)
-
-        return address_of
-
-    return (
-        address("ring_k", "ring_slot", "ring_head"),
-        address("ring_v", "ring_slot", "ring_head"),
-        address("selectors", "selectors_slot", "selectors_head"),
-        address("rows", "rows_slot", "rows_head"),
-        address("scales", "scales_slot", "scales_head"),
-        address("values", "values_slot", "values_head"),
-        address("means", "means_slot", "means_head"),
-    )
+    names = ("ring_k", "ring_v", "selectors", "rows", "scales", "values", "means")
+    return tuple(make_address(name) for name in names)

@@ -74,6 +74,7 @@ def yakv_score_cpu(*parameters: Any) -> Any:
     from .attend import make_accumulate
     from .higgs_score import make_quantise_query, make_score_blocks, query_bytes
     from .kv_append import make_append
+    from .yakv_fetch import make_forget
     from .yakv_store import make_encode_block, make_mean_key
 
     shape = YakvShape(*parameters)
@@ -84,6 +85,7 @@ def yakv_score_cpu(*parameters: Any) -> Any:
     reset, fold = make_accumulate(group, head_dim)
     append, put_partial = make_append(head_dim, kind), make_put_partial(group, head_dim)
     encode_block, mean_key = make_encode_block(shape), make_mean_key(shape)
+    forget = make_forget()
     quantise_query = make_quantise_query(shape.selector, head_dim)
     score_blocks = make_score_blocks(shape.selector, head_dim, group)
     ring_k, ring_v, selector_of, _, _, _, mean_of = make_pool_addresses(shape)
@@ -146,6 +148,7 @@ def yakv_score_cpu(*parameters: Any) -> Any:
             if centred and begin == n_sinks:
                 mean_key(mean_of(pools, slot, head), k_cache, sink_places, n_recent)
             block = (begin - n_sinks) // 64
+            forget(pools, slot, head, block * 64, block * 64 + 64)
             encode_block(pools, slot, head, block, k_cache, v_cache, sink_places + first, scratch + at_encode)
 
     @v.inline

@@ -108,15 +108,18 @@ def make_mean_key(shape: YakvShape) -> Any:
 
 def yakv_store_cpu(*parameters: Any) -> Any:
     """Takes over a prompt's exact rows: the mean key of every head if it has none yet, blocks that left
-    the window, and the ring. Threads share the heads first, then blocks and rings.
+    the window, which a cache must not hold from before, and the ring. Threads share the heads first, then
+    blocks and rings.
 
     Args: pools, k_cache, v_cache, head_stride (of the prompt's rows; position p lies at place p), slot*,
-    n_held*, n_tokens* (held and new), scratch, scratch_stride, phase (0: mean keys, 1: blocks and rings).
+    n_held*, n_tokens* (held and new), scratch, scratch_stride, phase (0: mean keys and the cache, 1: blocks
+    and rings).
     """
     from ..cpu import vector_ops as v
     from .kv_append import make_append
+    from .yakv_fetch import make_forget
 
-    shape = YakvShape(*parameters)
+    shape, forget = YakvShape(*parameters), make_forget()
     n_sinks, window, sink_places, ring_len = shape.n_sinks, shape.window, shape.sink_places, shape.window + 64
     encode_block, mean_key = make_encode_block(shape), make_mean_key(shape)
     read_rows, append = make_read_rows(shape.head_dim, shape.kind), make_append(shape.head_dim, shape.kind)
@@ -142,9 +145,10 @@ def yakv_store_cpu(*parameters: Any) -> Any:
         n_heads = v.get_i64(pools + heads_at)
         begin, end = end_of(n_held, n_sinks, window), end_of(n_tokens, n_sinks, window)
         if v.get_i64(args + 72) == 0:
-            if begin == n_sinks and end > n_sinks:
-                first, last = v.share(n_heads, thread, n_threads, 0)
-                for head in range(first, last):
+            first, last = v.share(n_heads, thread, n_threads, 0)
+            for head in range(first, last):
+                forget(pools, slot, head, begin - n_sinks, end - n_sinks)
+                if begin == n_sinks and end > n_sinks:
                     # the sinks lie far from the other keys
                     mean_key(
                         mean_of(pools, slot, head), k_cache + head * head_stride, n_sinks, n_tokens - n_sinks

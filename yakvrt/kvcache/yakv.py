@@ -11,18 +11,21 @@ Source: YAKV, arXiv 2604.08426; HIGGS, arXiv 2411.17525.
 Differs: rotation and scale per kv head, the mean key subtracted, keys stored after RoPE, exact sinks, the
 sum rule with the exact rows in the normaliser, generated tokens indexed, the tail.
 Bytes: device L * Hk * (selector block + 2 D) / 64 per token, host L * Hk * (row + 4); moved per step and
-layer Hk * k * (row + 4).
+layer Hk * k * (row + 4). With a cache of rows only those move that are not resident; it holds L * Hk *
+(places * (row + 16) + 4 per token) on the device.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import ceil
 from typing import TYPE_CHECKING
 
 from ..kernels.higgs_layout import ROW_FORMATS, SELECTORS, row_bytes
 from ..kernels.rotate import rotation_factors
 from ..kernels.select_topk import RULES
+from ..kernels.yakv_fetch import directory_bytes, most_selected
 from ..kernels.yakv_layout import Budget, YakvShape, indexed_end
 from ..kernels.yakv_select import RATIO_BITS
 from ..ops import ELEMENT_BYTES, Buffer, KvRows, Ops
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
     from ..config import ModelConfig
 
 MAX_WINDOW = 4096
+MAX_SLOT_CACHE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,8 @@ class Parameters:
     """Budgets in tokens per head, or below 1 as a ratio of the tokens held.
 
     selector: "2bit", "1.5bit" or "1bit"; k_bits and v_bits: 3, 4, 8 or 16; rule: "sum", "max" or "mean".
+    slot_cache: places for selected rows on the device, as a multiple of a head's largest selection in a slot;
+    0: none. The least recently used row gives way.
     """
 
     sparse_budget: float = 0.03125
@@ -54,6 +60,7 @@ class Parameters:
     rule: str = "sum"
     centred: bool = True
     tail: bool = True
+    slot_cache: float = 0.0
 
     def __post_init__(self) -> None:
         check_budget("sparse_budget", self.sparse_budget)
@@ -62,6 +69,11 @@ class Parameters:
         check_range("recent", self.recent, 64, MAX_WINDOW)
         if self.recent % 64:
             raise ValueError(f"recent={self.recent} is not a multiple of 64")
+        if not (self.slot_cache == 0 or 1 <= self.slot_cache <= MAX_SLOT_CACHE):
+            raise ValueError(
+                f"slot_cache={self.slot_cache:g} is out of range; give 0 for none, or 1 to {MAX_SLOT_CACHE} "
+                "times the rows of a selection"
+            )
         check_choice("selector", self.selector, tuple(SELECTORS))
         check_choice("rule", self.rule, RULES)
         for name in ("k_bits", "v_bits"):
@@ -72,6 +84,18 @@ class Parameters:
     @property
     def row_formats(self) -> tuple[str, str]:
         return _FORMATS[self.k_bits], _FORMATS[self.v_bits]
+
+    @property
+    def budget(self) -> Budget:
+        ratio = self.sparse_budget if self.sparse_budget <= 1 else 0.0
+        at_least = 1 if ratio else int(self.sparse_budget)
+        return Budget(round(ratio * 2**RATIO_BITS), at_least, self.min_seqlen_to_prune)
+
+    def cache_places(self, n_tokens: int) -> int:
+        """Places for rows of a head in a slot of n_tokens; never more than there are rows."""
+        most = most_selected(n_tokens, self.prefix_budget, self.recent, self.budget)
+        n_rows = indexed_end(n_tokens, self.prefix_budget, self.recent) - self.prefix_budget
+        return min(n_rows, ceil(self.slot_cache * most))
 
 
 _FORMATS = {row_format.bits: name for name, row_format in ROW_FORMATS.items()}
@@ -105,14 +129,18 @@ def pools(config: ModelConfig, parameters: Parameters, kind: str, n_tokens: int)
     heads = config.n_layers * config.n_kv_heads
     n_blocks = max(1, -(-(n_tokens - shape.n_sinks) // 64))
     exact = 2 * shape.head_dim * ELEMENT_BYTES[kind]
+    row = row_bytes(shape.head_dim, shape.k_format, shape.v_format)
+    places = parameters.cache_places(n_tokens)
+    cache = places * (row + 4) + directory_bytes(places, n_blocks * 64)
     return Pools(
         device={
             "selectors": heads * n_blocks * SELECTORS[shape.selector].block_bytes(shape.head_dim),
             "mean values": heads * n_blocks * 2 * shape.head_dim,
             "exact rows": heads * (shape.ring_places * exact + 4 * shape.head_dim),
+            **({"cache of rows": heads * cache} if places else {}),
         },
         host={
-            "codes": heads * n_blocks * 64 * row_bytes(shape.head_dim, shape.k_format, shape.v_format),
+            "codes": heads * n_blocks * 64 * row,
             "scales": heads * n_blocks * 64 * 4,
         },
         transient={"exact rows of one layer": staging_bytes(config, kind, n_tokens)},
@@ -131,16 +159,15 @@ class YakvKv:
         self._setting, self._parameters, self._slots = setting, parameters, SlotList(setting)
         self._shape = shape_of(config, parameters, setting.kind)
         self._staging = Staging(setting).rows
-        ratio = parameters.sparse_budget if parameters.sparse_budget <= 1 else 0.0
-        at_least = 1 if ratio else int(parameters.sparse_budget)
         self._pools = setting.backend.yakv_pools(
             config.n_layers,
             setting.n_slots,
             config.n_kv_heads,
             setting.ctx_size,
             self._shape,
-            Budget(round(ratio * 2**RATIO_BITS), at_least, parameters.min_seqlen_to_prune),
+            parameters.budget,
             self._staging,
+            parameters.cache_places(setting.ctx_size),
         )
         self._stored = [[0] * setting.n_slots for _ in range(config.n_layers)]
 
@@ -189,6 +216,7 @@ class YakvKv:
         row = row_bytes(shape.head_dim, shape.k_format, shape.v_format) + 4
         block = SELECTORS[shape.selector].block_bytes(shape.head_dim) + 2 * shape.head_dim
         rows_read = sum(layer.rows_read for layer in self._pools.layers)
+        hits = sum(layer.hits for layer in self._pools.layers)
         return {
             "method": "yakv",
             "type": setting.kind,
@@ -197,8 +225,8 @@ class YakvKv:
             "bytes": setting.n_slots * taken.slot_bytes,
             "rows_read": rows_read,
             "gross_bytes": rows_read * row,
-            "moved_bytes": rows_read * row,
-            "hit_rate": 0.0,
+            "moved_bytes": (rows_read - hits) * row,
+            "hit_rate": hits / max(1, rows_read),
             "device_bytes_per_token": heads * block / 64,
             "host_bytes_per_token": heads * row,
             "steps": self._pools.layers[0].steps,
