@@ -3,7 +3,8 @@
     python bench/bench_profile.py --model smollm2-135m --depth 2048 --out bench/results/NAME.json
 
 The step as it is recorded, with the clock read between its ops; so ops that share no barrier otherwise
-get one here. The whole step without clocks is timed in turn.
+get one here. The whole step without clocks is timed in turn, and so is a read of as many bytes as the weights
+have, the floor of a decoded token.
 """
 
 from __future__ import annotations
@@ -20,8 +21,11 @@ import numpy as np
 import result_file
 
 import yakvrt
-from yakvrt.cpu.kernel_spec import kernel
+from yakvrt.cpu.kernel_spec import KernelSpec, kernel
+from yakvrt.cpu.memory import aligned, aligned_array
 from yakvrt.cpu.tape import Tape
+
+READ = KernelSpec("read_bytes", "read_bytes_cpu")
 
 
 def timed(pieces: list[Any]) -> tuple[Tape, list[str], np.ndarray]:
@@ -39,6 +43,17 @@ def timed(pieces: list[Any]) -> tuple[Tape, list[str], np.ndarray]:
     return tape, [spec.symbol for spec, _, _ in rows], times
 
 
+def read_tape(engine: yakvrt.Engine) -> Tape:
+    """Reads as many bytes as the weights have."""
+    n_bytes = engine.weight_bytes // 4096 * 4096
+    memory = aligned(n_bytes)
+    memory[:] = 1
+    tape = Tape()
+    tape.add(READ, memory, n_bytes, aligned_array((engine.n_threads, 16), np.float32))
+    tape.finish(engine._backend._cache.load(tape.specs))
+    return tape
+
+
 def profile(engine: yakvrt.Engine, phase: str, capacity: int, reps: int) -> dict[str, Any]:
     """Medians of the whole step and of every kernel's ops."""
     backend = engine._backend
@@ -46,16 +61,22 @@ def profile(engine: yakvrt.Engine, phase: str, capacity: int, reps: int) -> dict
     pieces = [piece for part in step._parts for piece in part]
     tape, names, times = timed(pieces)
     tape.finish(backend._cache.load(tape.specs))
+    read = read_tape(engine)
+    read_ms: list[float] = []
     whole_ms, taken_ns = [], []
     for _ in range(reps):
         began = time.perf_counter()
         for part in range(len(step._parts)):
             step.run(part)
         whole_ms.append((time.perf_counter() - began) * 1000)
+        began = time.perf_counter()
+        backend.team.run(read)
+        read_ms.append((time.perf_counter() - began) * 1000)
         backend.team.run(tape)
         taken_ns.append(np.diff(times))
     of_op = np.median(taken_ns, axis=0) / 1e6
-    total, clocked = statistics.median(whole_ms), float(of_op.sum())
+    total, clocked, floor = statistics.median(whole_ms), float(of_op.sum()), statistics.median(read_ms)
+    of_read = statistics.median(floor_ms / ms for floor_ms, ms in zip(read_ms, whole_ms, strict=True))
     by_kernel = {name: of_op[[each == name for each in names]] for name in names}
     rows = [
         {
@@ -66,7 +87,10 @@ def profile(engine: yakvrt.Engine, phase: str, capacity: int, reps: int) -> dict
         }
         for name, found in sorted(by_kernel.items(), key=lambda item: -item[1].sum())
     ]
-    print(f"{phase}: {total:.3f} ms, {clocked:.3f} ms with the clock read between ops")
+    print(
+        f"{phase}: {total:.3f} ms, {clocked:.3f} ms with the clock read between ops; "
+        f"reading {engine.weight_bytes / 1e6:.0f} MB {floor:.3f} ms, {of_read:.2f} of the step"
+    )
     for row in rows:
         print(f"{row['ms']:10.3f} ms {row['share']:7.1%} {row['ops']:5} ops  {row['kernel']}")
     return {
@@ -74,6 +98,8 @@ def profile(engine: yakvrt.Engine, phase: str, capacity: int, reps: int) -> dict
         "rows_in_step": capacity,
         "whole_ms": round(total, 4),
         "clocked_ms": round(clocked, 4),
+        "read_weights_ms": round(floor, 4),
+        "read_of_step": round(of_read, 4),
         "kernels": rows,
     }
 
