@@ -230,3 +230,14 @@ def exponential(builder: Any, v: Any) -> Any:
     y = builder.fadd(fmadd(builder, builder.fmul(r, r), p, r), const(V16F32, 1.0))
     exponent = builder.shl(builder.fptosi(n, V16I32), const(V16I32, 23))
     return builder.bitcast(builder.add(builder.bitcast(y, V16I32), exponent), V16F32)
+
+
+def power_of_two(builder: Any, v: Any) -> Any:
+    """2^x, x in [-126, 127], by a degree-5 polynomial, 2.4e-7 relative."""
+    n = round_even(builder, v)
+    r = builder.fsub(v, n)
+    y = const(V16F32, 1.3276470127e-3)
+    for c in (9.6755409613e-3, 5.5507134646e-2, 2.4022120237e-1, 6.9314694405e-1, 1.0000001192):
+        y = fmadd(builder, y, r, const(V16F32, c))
+    exponent = builder.shl(builder.fptosi(n, V16I32), const(V16I32, 23))
+    return builder.bitcast(builder.add(builder.bitcast(y, V16I32), exponent), V16F32)

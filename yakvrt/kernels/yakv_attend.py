@@ -74,6 +74,7 @@ def yakv_attend_cpu(*parameters: Any) -> Any:
     """
     from ..cpu import vector_ops as v
     from ..cpu.attention_tiles import make_weighted_sum
+    from ..cpu.row_scores import make_row_scores
     from .attend import make_accumulate
     from .higgs_rows import make_decode_row
     from .rotate import make_rotate
@@ -84,7 +85,7 @@ def yakv_attend_cpu(*parameters: Any) -> Any:
     n_sinks, window = shape.n_sinks, shape.window
     run_weights, add_tail = make_run_weights(group), make_add_tail(group, head_dim)
     decode_k, decode_v = make_decode_row(shape.k_format, head_dim), make_decode_row(shape.v_format, head_dim)
-    add_values = make_weighted_sum(group, head_dim, "f32")
+    row_scores, add_values = make_row_scores(head_dim), make_weighted_sum(group, head_dim, "f32")
     reset, fold = make_accumulate(group, head_dim)
     put_partial = make_put_partial(group, head_dim)
     rotate, unrotate = make_rotate(head_dim), make_rotate(head_dim, inverse=True)
@@ -115,14 +116,11 @@ def yakv_attend_cpu(*parameters: Any) -> Any:
 
     @v.inline
     def dot_products(rows: int, n: int, queries: int, offsets: int, scores: int) -> None:
-        for i in range(n):
+        for first in range(0, n, 16):  # fold() does not read what comes behind the last row
             for g in range(group):
-                total = v.zero()
-                for j in range(0, row_floats, 64):
-                    total = v.fma(
-                        v.load_f32(rows + i * row_floats + j), v.load_f32(queries + g * row_floats + j), total
-                    )
-                v.put_f32(scores + g * score_bytes + i * 4, v.hsum(total) + v.get_f32(offsets + g * 4))
+                found = row_scores(rows + first * row_floats, queries + g * row_floats)
+                total = v.add(found, v.splat(v.get_f32(offsets + g * 4)))
+                v.store_f32(scores + g * score_bytes + first * 4, total)
 
     @v.inline
     def attend_run(

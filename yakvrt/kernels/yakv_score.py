@@ -22,6 +22,8 @@ from .yakv_layout import (
 from .yakv_store import store_scratch_bytes
 from .yakv_tail import LEAST
 
+LOG2_E = 1.4426950408889634
+
 
 def score_scratch_bytes(group: int, head_dim: int, record_bytes: int) -> int:
     """Scratch of a thread: quantised queries, one row; queries, sums and scores of attention; a block to
@@ -163,14 +165,15 @@ def yakv_score_cpu(*parameters: Any) -> Any:
                 for g in range(1, group):
                     total = v.add(total, v.load_f32(out + g * stride + j))
                 v.store_f32(out + group * stride + j, v.mul(total, share))
-        lowest = v.splat(np.float32(least))
+        to_bits, lowest = v.splat(np.float32(LOG2_E)), v.splat(np.float32(least * LOG2_E))
         for g in range(group):
-            negative, row = v.splat(-v.get_f32(maxima + g * 4)), out + g * stride
+            negative = v.splat(-v.get_f32(maxima + g * 4) * np.float32(LOG2_E))
+            row = out + g * stride
             v.store_f32(sums + g * sums_stride, v.zero())
             for block in range(begin, end):
                 total = v.zero()
                 for j in range(block * 256, block * 256 + 256, 64):
-                    weight = v.vexp(v.vmax(v.add(v.load_f32(row + j), negative), lowest))
+                    weight = v.exp2(v.vmax(v.fma(v.load_f32(row + j), to_bits, negative), lowest))
                     v.store_f32(row + j, weight)
                     total = v.add(total, weight)
                 v.put_f32(sums + g * sums_stride + (block - begin) * 4, v.hsum(total))
