@@ -197,6 +197,18 @@ def test_what_a_cut_moves_back_comes_from_codes(rng: np.random.Generator, cut: i
         np.testing.assert_allclose(found, expected, atol=2e-3)
 
 
+def test_a_share_of_a_prompt_that_was_cut(rng: np.random.Generator) -> None:
+    """A cut prompt counts as long as it is; what is generated behind it does not join it."""
+    q, k, v = activations(rng, 260, (4, 2, 16))
+    slots, slot, turned = opened({"sparse_budget": "0.1"}, (4, 2, 16), k)
+    with slots:
+        slots.prefill(slot, 0, q[:240], turned[:240], v[:240])
+        slots.kv.truncate(slot, 240, 150)
+        for position in range(150, 170):
+            slots.decode(slot, position, q[position], turned[position], v[position])
+        assert slots.kv.stats()["rows_read"] == 2 * sum(15 + 64 + i + 1 for i in range(20))
+
+
 def test_bytes_are_those_of_codes_and_scales(rng: np.random.Generator) -> None:
     """Heads that choose the same tokens move what the paper counts; others more, as a row spans all heads."""
     n, budget, (n_heads, n_kv_heads, dim) = 200, 10, (9, 3, 48)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from golden_values import tiny_dir
 from safetensors import safe_open
-from test_kvcache_contract import LITTLE, MODULES, engine, ids_of
+from test_kvcache_contract import LITTLE, MODULES, engine, ids_of, method_of
 
 import yakvrt
 from yakvrt.kvcache import METHODS
@@ -31,6 +31,11 @@ SHARES = {  # budgets that are shares of the prompt, so that places depend on it
     "infinigen": {"sparse_budget": "0.2", "dense_layers": "1"},
     "quest": {"sparse_budget": "0.2", "page": "4", "min_pages": "1", "dense_layers": "1"},
     "oracle": {"sparse_budget": "0.2", "recent": "8"},
+    "yakv-paper": {"sparse_budget": "0.2", "prefix_budget": "3", "recent": "16"},
+    "yakv+cache": {
+        **{"sparse_budget": "0.2", "min_seqlen_to_prune": "0", "slot_cache": "1.5"},
+        **{"k_bits": "8", "v_bits": "8"},
+    },
 }
 
 
@@ -78,7 +83,8 @@ def restored(source: yakvrt.Session, target: yakvrt.Session, place: Path) -> Non
 
 
 def test_every_method_is_under_test() -> None:
-    assert {preset.module for preset in METHODS.values()} == set(MODULES)
+    modules = {preset.module for preset in METHODS.values()}
+    assert modules == {METHODS[method_of(name)].module for name in MODULES}
 
 
 @pytest.mark.parametrize("way", [copied, restored])

@@ -235,7 +235,7 @@ def load(
             backend.close()
             raise
         load_ms = (time.perf_counter() - started) * 1e3
-        method_name = method.__name__.rpartition(".")[2]
+        method_name = str(cache.stats()["method"])
         origin = lru_cache(partial(session_origin, source.name, method_name, parameters, setting))
         return Engine(source, backend, runner, cache, context, load_ms, weights.n_bytes, origin)
 

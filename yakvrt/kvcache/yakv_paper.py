@@ -29,7 +29,7 @@ import numpy as np
 from ..kernels.rotate import rotation_factors
 from ..ops import ELEMENT_BYTES, Buffer, KvRows, Ops
 from .budget import budget_tokens, check_budget, check_choice, check_range
-from .contract import AttentionInput, KvSetting, Pools
+from .contract import AttentionInput, KvSetting, Pools, StateArray
 from .counters import Counters, method_stats
 from .exact_rows import ExactRows
 from .higgs_codes import CodedRows, HiggsCode, coded_width
@@ -110,14 +110,16 @@ def build(setting: KvSetting, parameters: Parameters) -> YakvPaper:
 
 @dataclass(slots=True)
 class _Slot:
-    """Codes and exact rows by position; `ends` of the indexed positions of each layer."""
+    """Codes and exact rows by position. `ends` [L] of the indexed positions of each layer; prompt [L]: the
+    tokens of which the budget is a share, those held when the last prompt was in.
+    """
 
     selectors: CodedRows
     k: CodedRows
     v: CodedRows
     exact: ExactRows
-    ends: list[int]
-    budget: int = 1
+    ends: np.ndarray
+    prompt: np.ndarray
 
 
 class YakvPaper:
@@ -143,13 +145,13 @@ class YakvPaper:
             CodedRows(self._row_code, config.n_layers, 1, n_tokens),
             CodedRows(self._row_code, config.n_layers, 1, n_tokens),
             ExactRows(*shape, n_tokens, config.head_dim, self._setting.kind),
-            [0] * config.n_layers,
+            *np.zeros((2, config.n_layers), np.int64),
         )
         return slot
 
     def restore(self, layer: int, slot: int, n_held: int) -> None:
         held = self._slots[slot]
-        end = held.ends[layer]
+        end = int(held.ends[layer])
         first = min(self._parameters.prefix_budget, end)
         self._staging.write(0, *held.exact.read(layer, 0, first))
         self._staging.write(first, *self._decoded(held, layer, self._everywhere(first, end)))
@@ -161,13 +163,13 @@ class YakvPaper:
 
     def store(self, layer: int, slot: int, n_held: int, n_new: int) -> None:
         held, n, p = self._slots[slot], n_held + n_new, self._parameters
-        end = max(held.ends[layer], p.indexed_end(n))
-        for first in range(max(held.ends[layer], p.prefix_budget), end, STORE_BLOCK):
+        old = int(held.ends[layer])
+        end = max(old, p.indexed_end(n))
+        for first in range(max(old, p.prefix_budget), end, STORE_BLOCK):
             self._encode(held, layer, first, min(first + STORE_BLOCK, end))
         for first, last in ((0, min(p.prefix_budget, end)), (end, n)):
             held.exact.write(layer, first, *self._staging.read(first, last))
-        held.ends[layer] = end
-        held.budget = budget_tokens(p.sparse_budget, n)
+        held.ends[layer], held.prompt[layer] = end, n
 
     def _encode(self, held: _Slot, layer: int, first: int, last: int) -> None:
         """Indexes the tokens at positions first to last - 1 of the prompt under way."""
@@ -199,11 +201,12 @@ class YakvPaper:
     def _attend(
         self, held: _Slot, layer: int, position: int, q: np.ndarray, k: np.ndarray, v: np.ndarray
     ) -> np.ndarray:
-        n_heads, dim, end = len(q), q.shape[-1], held.ends[layer]
+        n_heads, dim, end = len(q), q.shape[-1], int(held.ends[layer])
         held.exact.write(layer, position, k[:, None], v[:, None])
         first = min(self._parameters.prefix_budget, end)
         parts = [held.exact.read(layer, 0, first), held.exact.read(layer, end, position + 1)]
-        count, n_tokens = min(held.budget, end - first), 0
+        budget = budget_tokens(self._parameters.sparse_budget, int(held.prompt[layer]))
+        count, n_tokens = min(budget, end - first), 0
         if count:
             scaled = held.selectors.dots(layer, q, first, end) * np.float32(dim**-0.5)
             chosen = first + top(group_weights(scaled, self._parameters.rule), count)
@@ -222,13 +225,26 @@ class YakvPaper:
 
     def truncate(self, slot: int, n_held: int, n: int) -> int:
         held = self._slots[slot]
-        for layer, end in enumerate(held.ends):
-            begin = self._parameters.indexed_end(n)
-            if begin < end:
-                rows = self._decoded(held, layer, self._everywhere(begin, min(n, end)))
-                held.exact.write(layer, begin, *rows)
-                held.ends[layer] = begin
+        begin = self._parameters.indexed_end(n)
+        for layer in np.flatnonzero(held.ends > begin):
+            rows = self._decoded(held, layer, self._everywhere(begin, min(n, int(held.ends[layer]))))
+            held.exact.write(layer, begin, *rows)
+            held.ends[layer] = begin
+        np.minimum(held.prompt, n, out=held.prompt)
         return n
+
+    def state(self, slot: int, n_held: int) -> Mapping[str, StateArray]:
+        """Which tokens are indexed depends on what was prompt, so all of them have room in both tables."""
+        held, p = self._slots[slot], self._parameters
+        end = p.indexed_end(n_held)
+        return {
+            "exact": StateArray(held.exact.first(n_held)),
+            **held.selectors.state("selector", p.prefix_budget, end),
+            **held.k.state("k", p.prefix_budget, end),
+            **held.v.state("v", p.prefix_budget, end),
+            "ends": StateArray(held.ends, (0, end)),
+            "prompt": StateArray(held.prompt, (0, n_held)),
+        }
 
     def release(self, slot: int) -> None:
         del self._slots[slot]
