@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from test_kvcache_contract import LITTLE, decoded, engine, ids_of, scripted
@@ -54,6 +56,26 @@ def test_more_places_hit_more_often() -> None:
                 rates.append(session.kv["hit_rate"])
     assert rates == sorted(rates)
     assert rates[0] < rates[2]
+
+
+@pytest.mark.parametrize("way", ["copied", "restored"])
+def test_a_slot_that_gets_other_content_forgets_its_rows(way: str, tmp_path: Path) -> None:
+    """All places are filled by the content that goes, whose rows have the numbers of those that come."""
+    ids, new = ids_of("llama3", 300), ids_of("llama3", 340)[300:]
+    loaded = engine("llama3", "yakv", {**FEW, "slot_cache": "64"}, n_slots=2)
+    with loaded, loaded.session() as source, loaded.session() as target:
+        source.prefill(ids[:250])
+        target.prefill(ids[::-1][:250])
+        decoded(target, new)
+        hits = target.kv["hit_rate"]
+        if way == "copied":
+            target.copy_from(source)
+        else:
+            source.save(tmp_path / "slot")
+            target.restore(tmp_path / "slot")
+        found, expected = decoded(target, new), decoded(source, new)
+        assert 0 < hits < target.kv["hit_rate"]  # the cache is used before and after
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_the_plan_counts_the_cache() -> None:
