@@ -51,7 +51,8 @@ from yakvrt.kvcache.contract import KvMethod, KvSetting
 from yakvrt.runner import Runner
 
 METHODS = (
-    "oracle,yakv,yakv:tail=off,yakv-1.5bit,shadowkv,arkvale-equal,quest-equal,lrqk-equal,infinigen-equal"
+    "oracle,yakv,yakv:tail=off,yakv-1.5bit,yakv-paper,shadowkv,arkvale-equal,quest-equal,lrqk-equal,"
+    "infinigen-equal"
 )
 BUDGETS = "0.0078125,0.015625,0.03125,0.0625,0.125"
 Spec = tuple[str, str, Mapping[str, str]]  # label, method, parameters

@@ -249,9 +249,7 @@ class ShadowKv:
         return attend_rows(q, keys, values)
 
     def _fetch(self, held: _Slot, layer: int, prompt: _Prompt, chosen: np.ndarray) -> int:
-        """Computes the keys and fetches the values of chosen chunks that are not there yet; returns their
-        number.
-        """
+        """Computes keys and fetches values of the chosen chunks that are not there yet; returns how many."""
         p = self._parameters
         numbers = np.take_along_axis(prompt.numbers, chosen, axis=1)
         fetched = prompt.fetched[:, : chosen.shape[1]]
