@@ -7,6 +7,7 @@ llama.cpp runs through llama-cpp-python's low-level calls as llama-bench would r
 threads, batches of 512, f16 KV, its own default for flash attention, a mapped file with its repacking on,
 logits of the last token only. Each side has its own thread with the whole affinity mask and waits until the
 other's threads have stopped spinning. Samples beside other work are marked and do not count (quiet.py).
+--kv full,yakv lets yakvrt run once for every KV method.
 """
 
 from __future__ import annotations
@@ -64,6 +65,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--depths", type=counts, default=[0, 512, 2048], help="tokens in the context (default 0,512,2048)"
     )
+    p.add_argument("--kv", default="full", help="KV methods of yakvrt; ratios are the first one's (full)")
+    p.add_argument("--no-llamacpp", action="store_true", help="yakvrt's sides only")
     p.add_argument("--tests", default="tg,pp", help="tg, pp or both (default)")
     p.add_argument("--n-gen", type=int, default=64, help="tokens of a tg sample (default 64)")
     p.add_argument("--n-prompt", type=int, default=512, help="tokens of a pp sample (default 512)")
@@ -91,13 +94,17 @@ def main() -> int:
     # A thread for each program, so that what yakvrt pins does not follow llama.cpp; only one for all files of
     # llama.cpp: with a second team libgomp sees more threads than processors and lets them sleep, not spin.
     our_thread, their_thread = new_thread(), new_thread()
-    began = time.perf_counter()
-    load = functools.partial(
-        yakvrt.load, str(path), ctx_size=ctx_size, threads=args.threads, cache_type="f16"
-    )
-    engine = our_thread.submit(load).result()
-    sides, load_s = [Side("yakvrt", engine.session(), our_thread)], {"yakvrt": time.perf_counter() - began}
-    for file in [path, *args.llama_file]:
+    sides, engines, load_s = [], [], {}
+    for kv in args.kv.split(","):
+        began, name = time.perf_counter(), "yakvrt" if kv == "full" else f"yakvrt {kv}"
+        load = functools.partial(
+            yakvrt.load, str(path), ctx_size=ctx_size, threads=args.threads, cache_type="f16", kv=kv
+        )
+        engines.append(our_thread.submit(load).result())
+        sides.append(Side(name, engines[-1].session(), our_thread))
+        load_s[name] = time.perf_counter() - began
+    engine = engines[0]
+    for file in [] if args.no_llamacpp else [path, *args.llama_file]:
         began, name = time.perf_counter(), f"llama.cpp {file.name}"
         llama = their_thread.submit(LlamaCpp, file, ctx_size, engine.n_threads).result()
         sides.append(Side(name, llama, their_thread))
@@ -133,7 +140,7 @@ def main() -> int:
         }
         for row in rows
         for ours in rows
-        if ours.side == "yakvrt" != row.side and (ours.test, ours.depth) == (row.test, row.depth)
+        if ours.side == sides[0].name != row.side and (ours.test, ours.depth) == (row.test, row.depth)
     ]
     result = {
         "bench": "llamacpp",
@@ -151,7 +158,8 @@ def main() -> int:
         result_file.write(args.out, {**result, "rows": full})
     for side in sides:
         side.close()
-    our_thread.submit(engine.close).result()
+    for each in engines:
+        our_thread.submit(each.close).result()
     print(json.dumps(result, ensure_ascii=False))
     return 0
 
