@@ -13,20 +13,18 @@ import argparse
 import contextlib
 import functools
 import json
-import os
 import random
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import result_file
 from llamacpp import LlamaCpp
 from quiet import MAX_OTHER_CPUS, wait_for_quiet
-from taking_turns import Sample, Side
+from taking_turns import Sample, Side, in_own_thread
 
 SPIN = "while True: pass"
 TRIES_PER_TURN = 3
@@ -63,21 +61,13 @@ def main() -> int:
     import yakvrt
     from yakvrt.hub import resolve
 
-    cpus = os.sched_getaffinity(0)
     path = resolve(args.model).weights[0]
     ctx_size = args.depth + args.n_gen + 16
 
-    def new_thread() -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(1, initializer=os.sched_setaffinity, initargs=(0, cpus))
-
-    our_thread, their_thread = new_thread(), new_thread()
     load = functools.partial(yakvrt.load, str(path), ctx_size=ctx_size, threads=args.threads)
-    engine = our_thread.submit(load).result()
-    llama = their_thread.submit(LlamaCpp, path, ctx_size, engine.n_threads).result()
-    sides = [
-        Side("yakvrt", engine.session(), our_thread),
-        Side(f"llama.cpp {path.name}", llama, their_thread),
-    ]
+    engine = in_own_thread(load)
+    llama = in_own_thread(LlamaCpp, path, ctx_size, engine.n_threads)
+    sides = [Side("yakvrt", engine.session()), Side(f"llama.cpp {path.name}", llama)]
     random_ids = random.Random(1234)
     ids = [random_ids.randrange(engine.config.vocab_size) for _ in range(ctx_size)]
     generated = ids[args.depth : args.depth + args.n_gen]
@@ -132,7 +122,7 @@ def main() -> int:
         result_file.write(args.out, result)
     for side in sides:
         side.close()
-    our_thread.submit(engine.close).result()
+    in_own_thread(engine.close)
     print(json.dumps(result, ensure_ascii=False))
     return 0 if rows[0]["kept"] >= TARGET else 1
 

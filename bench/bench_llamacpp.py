@@ -1,13 +1,14 @@
-"""yakvrt and llama.cpp on the same GGUF file, sample by sample in turn, in one process.
+"""yakvrt, llama.cpp and, if asked for, transformers on the same model, in turn, in one process.
 
     pip install -e ".[bench]"
     python bench/bench_llamacpp.py --model smollm2-135m --depths 0,512,2048 --out bench/results/NAME.json
+    python -m gguf_tools convert FILE.gguf --outfile DIR --outtype bf16    # for --transformers DIR
 
 llama.cpp runs through llama-cpp-python's low-level calls as llama-bench would run it: the same number of
 threads, batches of 512, f16 KV, its own default for flash attention, a mapped file with its repacking on,
-logits of the last token only. Each side has its own thread with the whole affinity mask and waits until the
-other's threads have stopped spinning. Samples beside other work are marked and do not count (quiet.py).
---kv full,yakv lets yakvrt run once for every KV method.
+logits of the last token only. transformers runs in bfloat16 on as many threads, a prompt in one go. Each side
+waits until the other's threads have stopped spinning. Samples beside other work are marked and do not count
+(quiet.py). --kv full,yakv lets yakvrt run once for every KV method.
 """
 
 from __future__ import annotations
@@ -15,11 +16,9 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import os
 import random
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,8 @@ import numpy as np
 import result_file
 from llamacpp import LlamaCpp
 from quiet import MAX_OTHER_CPUS
-from taking_turns import Logits, Row, Side, measure
+from taking_turns import Logits, Row, Side, in_own_thread, measure
+from transformers_side import Transformers
 
 SEED = 1234
 
@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
         return [int(word) for word in text.split(",")]
 
     p = argparse.ArgumentParser(
-        description="yakvrt against llama.cpp on the same file, in turn, in one process."
+        description="yakvrt against llama.cpp and transformers on the same model, in turn, in one process."
     )
     p.add_argument(
         "--model", default="smollm2-135m", help="name or path of a GGUF model (default smollm2-135m)"
@@ -61,6 +61,12 @@ def parser() -> argparse.ArgumentParser:
         default=[],
         metavar="GGUF",
         help="one more file for llama.cpp",
+    )
+    p.add_argument(
+        "--transformers",
+        type=Path,
+        metavar="DIR",
+        help="the same model as a Hugging Face directory, for transformers and torch",
     )
     p.add_argument(
         "--depths", type=counts, default=[0, 512, 2048], help="tokens in the context (default 0,512,2048)"
@@ -82,32 +88,28 @@ def main() -> int:
     import yakvrt
     from yakvrt.hub import resolve
 
-    cpus = os.sched_getaffinity(0)
     path = resolve(args.model).weights[0]
     tests = {"tg": args.n_gen, "pp": args.n_prompt}
     tests = {name: tests[name] for name in args.tests.split(",")}
     ctx_size = max(args.depths) + max(tests.values())
 
-    def new_thread() -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(1, initializer=os.sched_setaffinity, initargs=(0, cpus))
-
-    # A thread for each program, so that what yakvrt pins does not follow llama.cpp; only one for all files of
-    # llama.cpp: with a second team libgomp sees more threads than processors and lets them sleep, not spin.
-    our_thread, their_thread = new_thread(), new_thread()
     sides, engines, load_s = [], [], {}
     for kv in args.kv.split(","):
         began, name = time.perf_counter(), "yakvrt" if kv == "full" else f"yakvrt {kv}"
         load = functools.partial(
             yakvrt.load, str(path), ctx_size=ctx_size, threads=args.threads, cache_type="f16", kv=kv
         )
-        engines.append(our_thread.submit(load).result())
-        sides.append(Side(name, engines[-1].session(), our_thread))
+        engines.append(in_own_thread(load))
+        sides.append(Side(name, engines[-1].session()))
         load_s[name] = time.perf_counter() - began
     engine = engines[0]
     for file in [] if args.no_llamacpp else [path, *args.llama_file]:
         began, name = time.perf_counter(), f"llama.cpp {file.name}"
-        llama = their_thread.submit(LlamaCpp, file, ctx_size, engine.n_threads).result()
-        sides.append(Side(name, llama, their_thread))
+        sides.append(Side(name, in_own_thread(LlamaCpp, file, ctx_size, engine.n_threads)))
+        load_s[name] = time.perf_counter() - began
+    if args.transformers:
+        began, name = time.perf_counter(), f"transformers bf16 {args.transformers.name}"
+        sides.append(Side(name, in_own_thread(Transformers, args.transformers, engine.n_threads)))
         load_s[name] = time.perf_counter() - began
 
     random_ids = random.Random(SEED)
@@ -159,7 +161,7 @@ def main() -> int:
     for side in sides:
         side.close()
     for each in engines:
-        our_thread.submit(each.close).result()
+        in_own_thread(each.close)
     print(json.dumps(result, ensure_ascii=False))
     return 0
 

@@ -13,9 +13,20 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("yakvrt", "numpy", "numba", "llvmlite", "llama_cpp_python")
+PACKAGES = ("yakvrt", "numpy", "numba", "llvmlite", "llama_cpp_python", "torch", "transformers")
 # Settings that change the speed of either side.
-VARIABLES = ("OMP_", "GOMP_", "GGML_", "LLAMA_", "NUMBA_", "OPENBLAS_", "MKL_", "YAKVRT_")
+VARIABLES = (
+    "OMP_",
+    "GOMP_",
+    "GGML_",
+    "LLAMA_",
+    "NUMBA_",
+    "OPENBLAS_",
+    "MKL_",
+    "ONEDNN_",
+    "TORCH_",
+    "YAKVRT_",
+)
 
 
 def facts() -> dict[str, Any]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,16 @@ from quiet import Meter, settle, wait_for_quiet
 TRIES_PER_SAMPLE = 3
 
 Logits = npt.NDArray[np.float32]
+Result = TypeVar("Result")
+
+
+def in_own_thread(function: Callable[..., Result], *arguments: Any) -> Result:
+    """Runs it in a thread that ends with it, so that nothing of one program stays in another's way: what it
+    pins, how it set matrix registers, and its team of libgomp. llama.cpp and torch share that library, which
+    lets threads sleep instead of spin where there are more than processors, idle teams included.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(function, *arguments).result()
 
 
 class Engine(Protocol):
@@ -42,16 +52,15 @@ class Sample:
 
 @dataclass(slots=True)
 class Side:
-    """One engine and the thread that runs it."""
+    """One engine, whose work runs in threads of its own."""
 
     name: str
     engine: Engine
-    thread: ThreadPoolExecutor
     depth: int = 0
 
     def go_to(self, ids: Sequence[int]) -> Logits:
         """Extends the context to these ids, of which the first `depth` are held; the logits of the last."""
-        logits = self.thread.submit(self._extend, ids).result()
+        logits = in_own_thread(self._extend, ids)
         self.depth = len(ids)
         return logits
 
@@ -63,13 +72,13 @@ class Side:
         """Times one prompt ("pp") or one generation ("tg") of these ids on top of the context held."""
         settle()
         with Meter() as meter:
-            seconds = self.thread.submit(self._run, test, ids).result()
+            seconds = in_own_thread(self._run, test, ids)
         settle()
         return Sample(len(ids) / seconds, round(meter.own_cpus, 3), round(meter.other_cpus, 3), meter.quiet)
 
     def close(self) -> None:
-        """Frees the engine in the thread that used it."""
-        self.thread.submit(self.engine.close).result()
+        """Frees the engine."""
+        in_own_thread(self.engine.close)
 
     def _run(self, test: str, ids: Sequence[int]) -> float:
         self.engine.truncate(self.depth)

@@ -9,12 +9,13 @@ import re
 import sqlite3
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from golden_values import TINY_FAMILIES, tiny_dir
+from golden_values import TINY_FAMILIES, tiny_cases, tiny_dir
 from tiny_gguf import tiny_weights, write_tiny_gguf
 
 from yakvrt import bench
@@ -269,3 +270,35 @@ def test_result_file_replaces_or_leaves_alone(tmp_path: Path) -> None:
         result_file.write(path, {"no json": np.float32})
     assert json.loads(path.read_text())["facts"]
     assert [p.name for p in path.parent.iterdir()] == ["x.json"]
+
+
+@pytest.mark.usefixtures("bench_path")
+def test_work_in_its_own_thread_leaves_none_behind() -> None:
+    from taking_turns import in_own_thread
+
+    thread = in_own_thread(threading.current_thread)
+    assert thread is not threading.current_thread()
+    assert not thread.is_alive()
+    with pytest.raises(ZeroDivisionError):
+        in_own_thread(divmod, 1, 0)
+
+
+@pytest.mark.usefixtures("bench_path")
+def test_transformers_side_forgets_what_is_truncated() -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    from transformers_side import Transformers
+
+    case = tiny_cases("qwen3")[1]
+    side = Transformers(tiny_dir("qwen3"), 1)
+    errors = []
+    for _ in range(2):
+        side.truncate(0)
+        logits = side.prefill(case.ids)
+        assert logits.dtype == np.float32
+        errors.append(np.abs(logits - case.logits[-1]).max())
+        side.prefill(case.ids[:5])  # forgotten by the next line
+        side.truncate(len(case.ids) - 1)
+        errors.append(np.abs(side.decode(case.ids[-1]) - case.logits[-1]).max())
+    side.close()
+    assert max(errors) < 0.03 * np.abs(case.logits[-1]).max()
