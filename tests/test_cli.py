@@ -276,7 +276,7 @@ def test_footer_is_plain_when_piped(capsys: pytest.CaptureFixture[str]) -> None:
     terminal.footer(timings, {"method": "yakv", **counts, **held})
     assert capsys.readouterr().err.splitlines()[1] == (
         "kv yakv: 1800 device and 6120 host bytes per token held | "
-        "moved per token: 0.50 MB of 2.00 MB gross, hit rate 75%"
+        "per token 2.00 MB gross, 0.50 MB moved, hit rate 75%"
     )
 
 

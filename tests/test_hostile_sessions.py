@@ -174,6 +174,15 @@ def test_arrays_that_are_not_those_of_a_slot(full: Target) -> None:
         assert f"does not hold the arrays of {N} tokens" in full.refusal(with_header(changed, full.data))
 
 
+def test_only_parameters_that_differ_are_named(sparse: Target) -> None:
+    own = sparse.header["__metadata__"]["kv_args"]
+    assert "," in own
+    name, _, value = own.split(",")[0].partition("=")
+    other = own.replace(f"{name}={value}", f"{name}=0.5", 1)
+    message = sparse.refusal(sparse.with_metadata(kv_args=other))
+    assert f"other KV parameters, '{name}=0.5' there and '{name}={value}' here; give them" in message
+
+
 def test_data_that_is_cut_or_longer(full: Target) -> None:
     whole = with_header(full.header, full.data)
     for n in (1, 7, 100, len(full.data) // 2):

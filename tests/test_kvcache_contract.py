@@ -171,7 +171,7 @@ def outputs(
     name: str, args: Mapping[str, str], n: int, n_new: int, size: float = 1
 ) -> tuple[np.ndarray, ...]:
     """What a method gives in the steps behind a prompt of n tokens, and what full attention gives."""
-    with KvSlots(method_of(name), sparse(args), heads=(6, 2, 32)) as slots:
+    with KvSlots(method_of(name), sparse(args), heads=(8, 2, 32)) as slots:  # qwen3's kernels
         q, k, v = activations(np.random.default_rng(n), n + n_new, slots)
         q, slot = 10 * size * q, slots.kv.open(512)
         if n:

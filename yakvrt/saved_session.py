@@ -141,13 +141,22 @@ def _check_origin(path: Path, metadata: Mapping[str, Any], origin: Mapping[str, 
     for name, (what, remedy) in _FACTS.items():
         if metadata.get(name) != origin[name]:
             shown = "model_name" if name == "model" else name
-            there, here = _shown(metadata.get(shown)), _shown(origin[shown])
+            told, own = metadata.get(shown), origin[shown]
+            if name == "kv_args" and isinstance(told, str):
+                told, own = _only_here(told, own), _only_here(own, told)
+            there, here = _shown(told), _shown(own)
             if name == "model" and there == here:
                 raise SessionFileError(
                     f"{path} was saved with other weights of {here}, or another --dtype; load those or name "
                     "another file"
                 )
             raise SessionFileError(f"{path} was saved with {what}, {there} there and {here} here; {remedy}")
+
+
+def _only_here(parameters: str, others: str) -> str:
+    """The parameters that the others do not have in this way."""
+    known = set(others.split(","))
+    return ",".join(one for one in parameters.split(",") if one not in known)
 
 
 def _token_count(path: Path, metadata: Mapping[str, Any]) -> int:

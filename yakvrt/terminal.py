@@ -185,7 +185,7 @@ def footer(timings: Mapping[str, float], kv: Mapping[str, float | str]) -> None:
         lines.append(
             f"kv {kv['method']}: {kv['device_bytes_per_token']:.0f} device and "
             f"{kv['host_bytes_per_token']:.0f} host bytes per token held | "
-            f"moved per token: {moved:.2f} MB of {gross:.2f} MB gross, hit rate {float(kv['hit_rate']):.0%}"
+            f"per token {gross:.2f} MB gross, {moved:.2f} MB moved, hit rate {float(kv['hit_rate']):.0%}"
         )
     with suppress(OSError):
         for line in lines:

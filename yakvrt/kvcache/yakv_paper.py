@@ -226,10 +226,11 @@ class YakvPaper:
     def truncate(self, slot: int, n_held: int, n: int) -> int:
         held = self._slots[slot]
         begin = self._parameters.indexed_end(n)
-        for layer in np.flatnonzero(held.ends > begin):
-            rows = self._decoded(held, layer, self._everywhere(begin, min(n, int(held.ends[layer]))))
-            held.exact.write(layer, begin, *rows)
-            held.ends[layer] = begin
+        for layer, end in enumerate(held.ends.tolist()):
+            if begin < end:
+                rows = self._decoded(held, layer, self._everywhere(begin, min(n, end)))
+                held.exact.write(layer, begin, *rows)
+                held.ends[layer] = begin
         np.minimum(held.prompt, n, out=held.prompt)
         return n
 
