@@ -175,7 +175,7 @@ def test_a_slot_that_grows(backend: CpuBackend, shape: YakvShape, prompt: tuple[
     for position in range(held, held + 140):
         q = rng.standard_normal((N_KV_HEADS, shape.group, shape.head_dim)).astype(np.float32) * 1.5
         out = slot.decode(position, q)
-        if position % 9 and position < held + 130:
+        if position % 18 and position < held + 137:
             note_mean(position + 1)
             continue
         end = indexed_end(position, shape.n_sinks, shape.window)
@@ -250,7 +250,7 @@ def test_restore_brings_back_what_is_known(backend: CpuBackend, shape: YakvShape
 
 def test_refill_brings_blocks_back_to_the_window(backend: CpuBackend) -> None:
     """A slot that forgets its last tokens attends as before, but for the rows that were codes meanwhile."""
-    slot, shape = make_slot(backend, replace(BASE, k_format="bf16", v_format="bf16")), BASE
+    slot, shape = make_slot(backend, SHAPES[3]), SHAPES[3]
     q = np.random.default_rng(1).standard_normal((N_KV_HEADS, 3, 64)).astype(np.float32)
     slot.prompt(0, 300)
     before = slot.decode(300, q)
