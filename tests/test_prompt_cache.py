@@ -183,7 +183,7 @@ def test_parameters_that_differ(run: Run, tmp_path: Path) -> None:
     flags = ("--prompt-cache", str(tmp_path / "slot"), "--kv")
     run(PROMPT[:50], *flags, "quest")
     found = refused(run(PROMPT[:50], *flags, "quest-equal"))
-    assert "other KV parameters, 'sparse_budget=1024,page=16,min_pages=3,window=1,dense_layers=2" in found
+    assert "other KV parameters, 'sparse_budget=1024,min_pages=3,window=1,dense_layers=2'" in found
     args = ("--kv-args", "sparse_budget=1024,page=16,min_pages=3,window=1,dense_layers=2,rule=max")
     assert run(PROMPT[:50], *flags, "quest-equal", *args).record["timings"]["cache_n"] == 49
 
