@@ -114,6 +114,7 @@ def main() -> int:
     parser.add_argument(
         "--ubatch-size", type=int, default=0, help="tokens of a chunk (the runtime's default)"
     )
+    parser.add_argument("--slots", type=int, default=1, help="sequences decoded together (1)")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--reps", type=int, default=30)
     parser.add_argument("--out", type=Path)
@@ -125,15 +126,21 @@ def main() -> int:
         threads=args.threads,
         cache_type=args.cache_type,
         kv=args.kv,
+        n_slots=args.slots,
         **chunk,
     ) as engine:
         n = engine.runner.chunk
         ids = [(7 * i + 11) % engine.config.vocab_size for i in range(args.depth + n)]
-        with engine.session() as session:
+        sessions = [engine.session() for _ in range(args.slots)]
+        for session in sessions:
             session.prefill(ids)
-            phases = [profile(engine, "prefill", n, args.reps)]
-            session.decode(ids[0])
-            phases.append(profile(engine, "decode", 1, args.reps))
+        phases = [profile(engine, "prefill", n, args.reps)]
+        engine.runner.decode(
+            [session.slot for session in sessions], [len(ids)] * args.slots, ids[: args.slots]
+        )
+        phases.append(profile(engine, "decode", args.slots, args.reps))
+        for session in sessions:
+            session.close()
         result = {
             "bench": "profile",
             **result_file.facts(),
@@ -142,6 +149,7 @@ def main() -> int:
             "kv": args.kv,
             "cache_type": args.cache_type,
             "depth": args.depth,
+            "slots": args.slots,
             "phases": phases,
         }
     if args.out:
