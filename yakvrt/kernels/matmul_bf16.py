@@ -74,7 +74,7 @@ def matmul_bf16_cpu(format_name: str) -> Any:
         bias: int,
         accumulate: int,
     ) -> None:
-        """A pair of tiles times packs, by slices of columns whose weights stay in the first cache."""
+        """A pair of tiles times packs, by slices of columns; see WIDE_COLUMNS."""
         pack_stride = n_cols // block * block_bytes
         n_units = n_cols // unit_cols
         n_slices = (n_cols + most_cols - 1) // most_cols
