@@ -21,6 +21,7 @@ class CpuFeatures:
     avx512: bool
     avx512_vnni: bool
     avx512_vbmi: bool
+    avx512_gfni: bool
     amx_bf16: bool
     avx2: bool
     f16c: bool
@@ -44,6 +45,7 @@ def host_features() -> CpuFeatures:
         avx512=x86 and {"avx512f", "avx512bw", "avx512vl", "avx512dq"} <= enabled,
         avx512_vnni=x86 and {"avx512f", "avx512bw", "avx512vnni"} <= enabled,
         avx512_vbmi=x86 and {"avx512f", "avx512bw", "avx512vbmi"} <= enabled,
+        avx512_gfni=x86 and {"avx512f", "avx512bw", "gfni"} <= enabled,
         amx_bf16=x86 and {"avx512f", "avx512bw", "amx-tile", "amx-bf16"} <= enabled and amx_permitted(),
         avx2=x86 and "avx2" in enabled,
         f16c=x86 and "f16c" in enabled,

@@ -116,7 +116,7 @@ def _emit_part(
     # groups that share a vector of nibbles follow each other, or it would occupy a register all the time
     groups = sorted(in_part, key=lambda group: (group % 4, group))
     # two chains of dot products where one token alone would wait for its own result
-    chains = 2 if n_tiles * n_tokens <= 2 else 1
+    chains = 2 if n_tiles * n_tokens <= 2 and layout.parts == 1 else 1
     dots = [[[const(V16I32, 0)] * chains for _ in range(n_tokens)] for _ in range(n_tiles)]
     for i, group in enumerate(groups):
         rows = [read_codes(builder, layout, block, group) for block in blocks]
