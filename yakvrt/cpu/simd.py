@@ -97,9 +97,12 @@ def call(builder: Any, name: str, result: ir.Type, *values: Any) -> Any:
 
 
 def pointer(builder: Any, address: Any, llvm_type: ir.Type, offset: Any = 0) -> Any:
-    if not isinstance(offset, int) or offset:
-        offset = ir.Constant(I64, offset) if isinstance(offset, int) else offset
-        address = builder.add(address, offset)
+    """A loop over a variable offset can be vectorised by LLVM, one over the address cannot."""
+    if not isinstance(offset, int):
+        base = builder.inttoptr(address, I8.as_pointer())
+        return builder.bitcast(builder.gep(base, [offset]), llvm_type.as_pointer())
+    if offset:
+        address = builder.add(address, ir.Constant(I64, offset))
     return builder.inttoptr(address, llvm_type.as_pointer())
 
 

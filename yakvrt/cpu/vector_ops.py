@@ -59,6 +59,16 @@ def put_f32(b: Any, p: Any, x: Any) -> None:
     simd.store(b, x, p)
 
 
+@op(f32, addr, types.int64)
+def f32_at(b: Any, p: Any, offset: Any) -> Any:
+    return simd.load(b, p, F32, offset)
+
+
+@op(types.void, addr, types.int64, f32)
+def put_f32_at(b: Any, p: Any, offset: Any, x: Any) -> None:
+    simd.store(b, x, p, offset)
+
+
 @op(v16f32, addr)
 def load_f16(b: Any, p: Any) -> Any:
     return simd.load_floats(b, "f16", p)
@@ -203,9 +213,7 @@ def scalar_exp(b: Any, x: Any) -> Any:
 
 @op(f32, f32)
 def scalar_log(b: Any, x: Any) -> Any:
-    """The natural logarithm of a normal positive number, 1e-6 absolute: exponent, and 2 artanh of the
-    mantissa.
-    """
+    """The natural logarithm of a normal number above 0, 1e-6 absolute: exponent, 2 artanh of the mantissa."""
 
     def number(value: float) -> Any:
         return ir.Constant(F32, value)
