@@ -212,13 +212,15 @@ def store_floats(builder: Any, kind: str, value: Any, address: Any, offset: Any 
     store(builder, value, address, offset)
 
 
-def emit_prefetch(builder: Any, address: Any, ahead: int, n_bytes: int) -> None:
-    """Asks for the cache lines `ahead` bytes behind the n_bytes at the address; any address is allowed."""
+def emit_prefetch(builder: Any, address: Any, ahead: int, n_bytes: int, level: int = 2) -> None:
+    """Asks for the cache lines `ahead` bytes behind the n_bytes at the address, into the cache of that level;
+    any address is allowed. A stream is read faster through the second, which waits for more lines at once.
+    """
     fn = declare(builder, "llvm.prefetch.p0", ir.VoidType(), [I8.as_pointer(), I32, I32, I32])
-    read, nearest, data = (ir.Constant(I32, flag) for flag in (0, 3, 1))
+    read, locality, data = (ir.Constant(I32, flag) for flag in (0, 4 - level, 1))
     for line in range(0, n_bytes, 64):
         target = builder.add(address, const_i64(ahead + line))
-        builder.call(fn, [builder.inttoptr(target, I8.as_pointer()), read, nearest, data])
+        builder.call(fn, [builder.inttoptr(target, I8.as_pointer()), read, locality, data])
 
 
 def exponential(builder: Any, v: Any) -> Any:

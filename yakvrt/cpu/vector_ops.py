@@ -46,7 +46,7 @@ STORE = {"f32": store_f32, "f16": store_f16, "bf16": store_bf16}
 @op(types.void, addr)
 def prefetch(b: Any, p: Any) -> None:
     """Asks for a cache line; any address is allowed."""
-    simd.emit_prefetch(b, p, 0, 64)
+    simd.emit_prefetch(b, p, 0, 64, 1)
 
 
 @op(f32, addr)
