@@ -23,6 +23,7 @@ from typing import Any
 import depth_plot
 import numpy as np
 import result_file
+from kernel_clock import KernelClock, shown
 from prompt_capture import PromptRows, feed, input_widths
 from quiet import Meter, wait_for_quiet
 
@@ -62,12 +63,19 @@ class Side:
         self._runner = Runner(
             engine._backend, engine.config, setting.weights, self.method, chunk=engine.runner.chunk
         )
-        self._position = rows.n_tokens
+        self._backend, self._position = engine._backend, rows.n_tokens
         self.step()
 
     def step(self) -> None:
         self._runner.decode([self.slot], [self._position], [100])
         self._position += 1
+
+    def kernels(self, reps: int) -> list[dict[str, Any]]:
+        """Where a step's time goes."""
+        clock = KernelClock(self._backend, self._runner._step("decode", 1)[0])
+        for _ in range(reps):
+            clock.run()
+        return clock.rows()
 
     def seconds(self, n: int) -> tuple[float, bool]:
         """Of one of n steps, and whether the machine was quiet."""
@@ -97,6 +105,7 @@ def measure(engine: Engine, depth: int, args: argparse.Namespace) -> list[dict[s
                 "ratio": round(statistics.median(sample[0][0] / sample[i][0] for sample in samples), 3),
                 "quiet_samples": sum(sample[i][1] for sample in samples),
                 "kv_bytes": side.held_bytes,
+                **({"kernels": side.kernels(args.reps)} if args.profile else {}),
             }
         )
         print(
@@ -104,6 +113,8 @@ def measure(engine: Engine, depth: int, args: argparse.Namespace) -> list[dict[s
             + f"{side.held_bytes / 1e6:8.1f} MB of KV cache",
             flush=True,
         )
+        for row in rows[-1].get("kernels", []):
+            print(shown(row), flush=True)
     return rows
 
 
@@ -117,6 +128,7 @@ def main() -> int:
     parser.add_argument("--depths", type=lambda text: [int(x) for x in text.split(",")], default=[2000, 8000])
     parser.add_argument("--n-gen", type=int, default=8, help="steps of a sample (8)")
     parser.add_argument("--reps", type=int, default=7)
+    parser.add_argument("--profile", action="store_true", help="also how long every kernel takes")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--plot", type=Path, metavar="NAME", help="writes NAME.png and NAME.svg")
     parser.add_argument("--out", type=Path)

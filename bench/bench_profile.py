@@ -19,28 +19,14 @@ from typing import Any
 
 import numpy as np
 import result_file
+from kernel_clock import KernelClock, shown
 
 import yakvrt
-from yakvrt.cpu.kernel_spec import KernelSpec, kernel
+from yakvrt.cpu.kernel_spec import KernelSpec
 from yakvrt.cpu.memory import aligned, aligned_array
 from yakvrt.cpu.tape import Tape
 
 READ = KernelSpec("read_bytes", "read_bytes_cpu")
-
-
-def timed(pieces: list[Any]) -> tuple[Tape, list[str], np.ndarray]:
-    """The ops of a step with the clock read before the first and after each: the tape, the kernels' names,
-    and where the times will stand.
-    """
-    rows = [row for piece in pieces if isinstance(piece, Tape) for row in piece._rows]
-    times = np.zeros(len(rows) + 1, np.int64)
-    tape = Tape()
-    tape._kept += pieces
-    tape.add(kernel("timestamp", "timestamp_cpu"), times[:1])
-    for i, (spec, block, _) in enumerate(rows):
-        tape._rows.append((spec, block, True))
-        tape.add(kernel("timestamp", "timestamp_cpu"), times[i + 1 :])
-    return tape, [spec.symbol for spec, _, _ in rows], times
 
 
 def read_tape(engine: yakvrt.Engine) -> Tape:
@@ -58,12 +44,10 @@ def profile(engine: yakvrt.Engine, phase: str, capacity: int, reps: int) -> dict
     """Medians of the whole step and of every kernel's ops."""
     backend = engine._backend
     step, _, _ = engine.runner._step(phase, capacity)
-    pieces = [piece for part in step._parts for piece in part]
-    tape, names, times = timed(pieces)
-    tape.finish(backend._cache.load(tape.specs))
+    clock = KernelClock(backend, step)
     read = read_tape(engine)
     read_ms: list[float] = []
-    whole_ms, taken_ns = [], []
+    whole_ms: list[float] = []
     for _ in range(reps):
         began = time.perf_counter()
         for part in range(len(step._parts)):
@@ -72,27 +56,17 @@ def profile(engine: yakvrt.Engine, phase: str, capacity: int, reps: int) -> dict
         began = time.perf_counter()
         backend.team.run(read)
         read_ms.append((time.perf_counter() - began) * 1000)
-        backend.team.run(tape)
-        taken_ns.append(np.diff(times))
-    of_op = np.median(taken_ns, axis=0) / 1e6
-    total, clocked, floor = statistics.median(whole_ms), float(of_op.sum()), statistics.median(read_ms)
+        clock.run()
+    rows = clock.rows()
+    clocked = sum(row["ms"] for row in rows)
+    total, floor = statistics.median(whole_ms), statistics.median(read_ms)
     of_read = statistics.median(floor_ms / ms for floor_ms, ms in zip(read_ms, whole_ms, strict=True))
-    by_kernel = {name: of_op[[each == name for each in names]] for name in names}
-    rows = [
-        {
-            "kernel": name,
-            "ms": round(found.sum(), 4),
-            "share": round(found.sum() / clocked, 4),
-            "ops": len(found),
-        }
-        for name, found in sorted(by_kernel.items(), key=lambda item: -item[1].sum())
-    ]
     print(
         f"{phase}: {total:.3f} ms, {clocked:.3f} ms with the clock read between ops; "
         f"reading {engine.weight_bytes / 1e6:.0f} MB {floor:.3f} ms, {of_read:.2f} of the step"
     )
     for row in rows:
-        print(f"{row['ms']:10.3f} ms {row['share']:7.1%} {row['ops']:5} ops  {row['kernel']}")
+        print(shown(row))
     return {
         "phase": phase,
         "rows_in_step": capacity,
