@@ -18,7 +18,7 @@ every method and budget,
 - the whole model: KL divergence of next-token logits from full attention's (mean, 99th percentile), how often
   the best token is the same, NLL of the continuation, bytes a token asked of the host (gross) and moved.
 
-A method is a name of `--kv`, with parameters as in yakv:tail=off;recent=128. Rows are written as they are
+A method is a name of `--kv`, with parameters as in yakv:tail=0;recent=128. Rows are written as they are
 measured, and a further run with the same --out measures those that are missing.
 """
 
@@ -51,7 +51,7 @@ from yakvrt.kvcache.contract import KvMethod, KvSetting
 from yakvrt.runner import Runner
 
 METHODS = (
-    "oracle,yakv,yakv:tail=off,yakv-1.5bit,yakv-paper,shadowkv,arkvale-equal,quest-equal,lrqk-equal,"
+    "oracle,yakv,yakv:tail=0,yakv-1.5bit,yakv-paper,shadowkv,arkvale-equal,quest-equal,lrqk-equal,"
     "infinigen-equal"
 )
 BUDGETS = "0.0078125,0.015625,0.03125,0.0625,0.125"

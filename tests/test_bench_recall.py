@@ -41,7 +41,7 @@ FEW: Mapping[str, tuple[Mapping[str, str], float]] = {
     "infinigen": ({"sparse_budget": "32", "dense_layers": "1"}, 1e-4),
     "oracle": ({"sparse_budget": "32"}, 1e-4),
     "yakv": (
-        {"sparse_budget": "32", "min_seqlen_to_prune": "0", "k_bits": "16", "v_bits": "16", "tail": "off"},
+        {"sparse_budget": "32", "min_seqlen_to_prune": "0", "k_bits": "16", "v_bits": "16", "tail": "0"},
         1e-2,
     ),
     "yakv-paper": ({"sparse_budget": "32"}, 0.4),

@@ -33,14 +33,14 @@ BASE = YakvShape(
     window=64,
     rule="sum",
     centred=True,
-    tail=True,
+    tail=0.5,
 )
 SHAPES = [
     BASE,
     replace(BASE, group=6, head_dim=128, kind="f16", k_format="q8", v_format="q3"),
-    replace(BASE, group=1, head_dim=96, kind="bf16", selector="1bit", n_sinks=0, tail=False),
-    replace(BASE, selector="1.5bit", k_format="bf16", v_format="bf16", rule="max", centred=False),
-    replace(BASE, group=4, n_sinks=17, window=128, rule="mean", tail=False),
+    replace(BASE, group=1, head_dim=96, kind="bf16", selector="1bit", n_sinks=0, tail=0.0),
+    replace(BASE, selector="1.5bit", k_format="bf16", v_format="bf16", rule="max", centred=False, tail=1.0),
+    replace(BASE, group=4, n_sinks=17, window=128, rule="mean", tail=0.0),
 ]
 BUDGET = Budget(ratio=round(0.1 * 2**RATIO_BITS), at_least=5, min_len=100)
 
@@ -194,7 +194,7 @@ def test_a_slot_that_grows(backend: CpuBackend, shape: YakvShape, prompt: tuple[
                 truth.mean_values,
                 k,
                 shape.rule,
-                shape.tail and k < end - shape.n_sinks,
+                shape.tail if k < end - shape.n_sinks else 0.0,
             )
             error = np.linalg.norm(out[head] - expected) / np.linalg.norm(expected)
             errors.append(error)

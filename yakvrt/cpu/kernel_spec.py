@@ -16,7 +16,7 @@ class KernelSpec:
 
     module: str
     builder: str
-    parameters: tuple[str | int | bool, ...] = ()
+    parameters: tuple[str | float, ...] = ()
 
     @property
     def symbol(self) -> str:
@@ -29,6 +29,6 @@ class KernelSpec:
         return function
 
 
-def kernel(op: str, builder: str, *parameters: str | int | bool) -> KernelSpec:
+def kernel(op: str, builder: str, *parameters: str | float) -> KernelSpec:
     """The spec of a kernel in yakvrt/kernels/<op>.py."""
     return KernelSpec(f"yakvrt.kernels.{op}", builder, parameters)

@@ -33,12 +33,12 @@ def attend_yakv_ref(
     mean_values: np.ndarray,
     budget: int,
     rule: str,
-    tail: bool,
+    tail: float,
 ) -> tuple[np.ndarray, np.ndarray]:
     """One step of one KV head in float64: the output of its queries and the selected ids.
 
     Shapes: q [G, D]; exact keys and values [E, D]; selector logits [G, n]; indexed keys and values as decoded
-    [n, D]; mean_values [n / 64, D] -> out [G, D], ids [min(budget, n)].
+    [n, D]; mean_values [n / 64, D] -> out [G, D], ids [min(budget, n)]. tail: see YakvShape.
     """
     scale = q.shape[1] ** -0.5
     exact_logits = q.astype(np.float64) @ exact[0].T.astype(np.float64) * scale
@@ -51,7 +51,7 @@ def attend_yakv_ref(
     if tail:
         rest = np.exp(logits.astype(np.float64))
         rest[:, ids] = 0
-        mass = rest.reshape(len(q), -1, 64).sum(axis=2)
+        mass = tail * rest.reshape(len(q), -1, 64).sum(axis=2)
         total = total + mass.sum(axis=1, keepdims=True)
         sums = sums + mass @ mean_values.astype(np.float64)
     return sums / total, ids
@@ -83,7 +83,7 @@ def yakv_attend_cpu(*parameters: Any) -> Any:
     shape = YakvShape(*parameters)
     group, head_dim, weight_rows, tail = shape.group, shape.head_dim, shape.weight_rows, shape.tail
     n_sinks, window = shape.n_sinks, shape.window
-    run_weights, add_tail = make_run_weights(group), make_add_tail(group, head_dim)
+    run_weights, add_tail = make_run_weights(group), make_add_tail(group, head_dim, tail)
     decode_k, decode_v = make_decode_row(shape.k_format, head_dim), make_decode_row(shape.v_format, head_dim)
     row_scores, add_values = make_row_scores(head_dim), make_weighted_sum(group, head_dim, "f32")
     reset, fold = make_accumulate(group, head_dim)

@@ -44,7 +44,7 @@ def pool_word(name: str) -> int:
 @dataclass(frozen=True, slots=True)
 class YakvShape:
     """What the kernels are compiled for. `kind` is the number format of exact rows, `centred` subtracts
-    the mean key before encoding, `tail` adds the estimated mass of the rows that were not selected.
+    the mean key before encoding, `tail` is the part of the estimated mass of the other rows that is added.
     """
 
     group: int
@@ -57,10 +57,10 @@ class YakvShape:
     window: int
     rule: str
     centred: bool
-    tail: bool
+    tail: float
 
     @property
-    def parameters(self) -> tuple[str | int | bool, ...]:
+    def parameters(self) -> tuple[str | float, ...]:
         return tuple(getattr(self, name) for name in self.__slots__)
 
     @property

@@ -56,9 +56,9 @@ def make_run_weights(group: int) -> Any:
     return run_weights
 
 
-def make_add_tail(group: int, head_dim: int) -> Any:
+def make_add_tail(group: int, head_dim: int, share: float) -> Any:
     """An inline add_tail(state, values, weights, weights_stride, block_sums, sums_stride, runs, runs_stride,
-    n_blocks, ids, count): the softmax state of the rows that are not among the ids.
+    n_blocks, ids, count): the softmax state of a share of the rows that are not among the ids.
 
     Takes the selected rows off the block sums, which then are masses. `runs`: as make_run_weights leaves
     them; other shapes as in yakv_score_cpu, of one head.
@@ -67,6 +67,7 @@ def make_add_tail(group: int, head_dim: int) -> Any:
     from ..cpu.attention_tiles import PREFETCH_AHEAD, make_weighted_sum
 
     add_values, header = make_weighted_sum(group, head_dim, "f16", prefetch=True), RUN_HEADER
+    part = np.float32(share)
     value_bytes = head_dim * 2
 
     @v.inline
@@ -95,7 +96,7 @@ def make_add_tail(group: int, head_dim: int) -> Any:
             own, total = runs + g * runs_stride, v.zero()
             for run in range((n_blocks + BLOCKS_PER_RUN - 1) // BLOCKS_PER_RUN):
                 cells = block_sums + g * sums_stride + run * 64
-                factor = v.splat(v.get_f32(own + header + run * 4))
+                factor = v.splat(v.get_f32(own + header + run * 4) * part)
                 mass = v.vmax(v.mul(v.load_f32(cells), factor), v.zero())  # rounding may leave less than none
                 v.store_f32(cells, mass)
                 total = v.add(total, mass)

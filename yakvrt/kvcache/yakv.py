@@ -4,8 +4,8 @@ host.
 Sinks, the recent window and generated tokens that are still in it stay exact. Tokens that leave the
 window are encoded in blocks of 64: a selector code per key (HIGGS, the prompt's mean key subtracted), a
 row of K and V codes in host memory, and the mean value of the block. A step ranks all indexed keys by
-their estimated probability, reads the best rows, and adds the tail: the estimated mass of the others
-times the mean values of their blocks.
+their estimated probability, reads the best rows, and adds the tail: a part of the estimated mass of
+the others times the mean values of their blocks.
 
 Source: YAKV, arXiv 2604.08426; HIGGS, arXiv 2411.17525.
 Differs: rotation and scale per kv head, the mean key subtracted, keys stored after RoPE, exact sinks, the
@@ -46,6 +46,9 @@ class Parameters:
     """Budgets in tokens per head, or below 1 as a ratio of the tokens held.
 
     selector: "2bit", "1.5bit" or "1bit"; k_bits and v_bits: 3, 4, 8 or 16; rule: "sum", "max" or "mean".
+    tail: the part of the mass of the rows that were not selected which counts with the mean values; 0: none.
+    Values that get much weight are not those of their block: all of the mass moves attention's output least
+    from full attention's, but next-token probabilities up to a hundred times further than a quarter does.
     slot_cache: places for selected rows on the device, as a multiple of a head's largest selection in a slot;
     0: none. The least recently used row gives way.
     """
@@ -59,7 +62,7 @@ class Parameters:
     v_bits: int = 4
     rule: str = "sum"
     centred: bool = True
-    tail: bool = True
+    tail: float = 0.25
     slot_cache: float = 0.0
 
     def __post_init__(self) -> None:
@@ -67,6 +70,7 @@ class Parameters:
         check_range("prefix_budget", self.prefix_budget, 0, 1024)
         check_range("min_seqlen_to_prune", self.min_seqlen_to_prune, 0, MOST_TOKENS)
         check_range("recent", self.recent, 64, MAX_WINDOW)
+        check_range("tail", self.tail, 0, 1)
         if self.recent % 64:
             raise ValueError(f"recent={self.recent} is not a multiple of 64")
         if not (self.slot_cache == 0 or 1 <= self.slot_cache <= MAX_SLOT_CACHE):
