@@ -1,4 +1,4 @@
-"""Packing, repacking, matmul and embedding of every weight format against numpy."""
+"""Packing, repacking, matmul (plain and gated) and embedding of every weight format against numpy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gguf_tools.dequantize import dequantize
 from yakvrt.cpu.memory import aligned, padded
 from yakvrt.cpu.tiled_matrix import TiledMatrix, tiled_bytes
 from yakvrt.kernels.embed import embed_ref
-from yakvrt.kernels.matmul import matmul_ref
+from yakvrt.kernels.matmul import ADD, GATE, WRITE, matmul_ref, swiglu_ref
 from yakvrt.kernels.pack_activations import CODE_BYTES, quantize_activations_ref
 from yakvrt.kernels.tile_layout import LAYOUTS, ROWS
 
@@ -93,7 +93,7 @@ def test_matmul(team: KernelTeam, format_name: str, n_rows: int, n_cols: int, n_
     out = poisoned(padded(batch, n_tokens), padded(n_rows, 32))
     bias = np.zeros(out.shape[1], np.float32)
     bias[:n_rows] = RNG.standard_normal(n_rows)
-    for use_bias, accumulate in ((False, 0), (True, 0), (True, 1)):
+    for use_bias, mode in ((False, WRITE), (True, WRITE), (True, ADD)):
         before = out.copy()
         arguments = (out, out.strides[0], matrix.tiles, matrix.n_tiles, n_cols, codes, scales, count(batch))
         team.run(
@@ -102,15 +102,59 @@ def test_matmul(team: KernelTeam, format_name: str, n_rows: int, n_cols: int, n_
             (format_name, n_tokens),
             *arguments,
             bias if use_bias else None,
-            accumulate,
+            mode,
             None,
         )
         expected = expected_product(format_name, rows, x)
         expected = (
-            expected + (bias[:n_rows] if use_bias else 0) + (before[:batch, :n_rows] if accumulate else 0)
+            expected + (bias[:n_rows] if use_bias else 0) + (before[:batch, :n_rows] if mode == ADD else 0)
         )
         scale = matmul_ref(np.abs(dequantize(rows, format_name)), np.abs(x)).max() + 1
         np.testing.assert_allclose(out[:batch, :n_rows] / scale, expected / scale, rtol=0, atol=2e-6)
+
+
+def gates(n_rows: int, width: int) -> np.ndarray:
+    """Numbers of silu's whole range, its ends included, in an aligned array."""
+    values = poisoned(n_rows, width)
+    values[:] = RNG.standard_normal(values.shape) * 8
+    values[0, :5] = [-200, 200, 0, -0.0, np.nan]
+    return values
+
+
+@pytest.mark.parametrize("format_name", FORMATS)
+@pytest.mark.parametrize(("n_tokens", "batch"), [(1, 1), (2, 2), (4, 3), (6, 13), (8, 9)])
+def test_matmul_gated(team: KernelTeam, format_name: str, n_tokens: int, batch: int) -> None:
+    """Against the product that the kernel writes, whose own truth test_matmul has."""
+    n_rows, n_cols = 96, 512
+    matrix = tile(team, format_name, stored_rows(format_name, n_rows, n_cols), n_cols)
+    x = RNG.standard_normal((batch, n_cols)).astype(np.float32)
+    codes, scales = pack(team, x, n_tokens, "f32" if LAYOUTS[format_name].is_float else "int8")
+    gate = gates(padded(batch, n_tokens), n_rows)
+    for bias in (None, RNG.standard_normal(n_rows).astype(np.float32)):
+        product, out = poisoned(*gate.shape), gate.copy()
+        for target, mode in ((product, WRITE), (out, GATE)):
+            shape = (target, target.strides[0], matrix.tiles, matrix.n_tiles, n_cols, codes, scales)
+            team.run("matmul", "matmul_cpu", (format_name, n_tokens), *shape, count(batch), bias, mode, None)
+        expected = swiglu_ref(gate, product)[:batch]
+        assert np.isnan(expected).sum() == 1
+        np.testing.assert_allclose(out[:batch], expected, rtol=2e-6, atol=1e-6)
+
+
+def test_gated_sums_are_the_same_in_every_pack(team: KernelTeam) -> None:
+    """A token's numbers do not depend on how many decode beside it."""
+    n_rows, n_cols = 64, 256
+    matrix = tile(team, "Q4_K", stored_rows("Q4_K", n_rows, n_cols), n_cols)
+    x = RNG.standard_normal((8, n_cols)).astype(np.float32)
+    gate = gates(8, n_rows)
+    results = []
+    for n_tokens in (1, 2, 4, 8):
+        codes, scales = pack(team, x, n_tokens, "int8")
+        out = gate.copy()
+        shape = (out, out.strides[0], matrix.tiles, matrix.n_tiles, n_cols, codes, scales, count(8))
+        team.run("matmul", "matmul_cpu", ("Q4_K", n_tokens), *shape, None, GATE, None)
+        results.append(out)
+    for other in results[1:]:
+        np.testing.assert_array_equal(other, results[0])
 
 
 @pytest.mark.parametrize("n_tokens", [1, 2, 4, 6])

@@ -6,13 +6,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 from kernel_team import KernelTeam, count, poisoned
-from test_kernel_matmul import pack, stored_rows, tile
+from test_kernel_matmul import gates, pack, stored_rows, tile
 
 from gguf_tools.dequantize import dequantize
 from yakvrt.cpu.features import host_features
 from yakvrt.cpu.memory import aligned, padded
-from yakvrt.kernels.matmul import matmul_ref
-from yakvrt.kernels.matmul_bf16 import matmul_bf16_ref, widened_bytes
+from yakvrt.kernels.matmul import ADD, GATE, WRITE, matmul_ref, swiglu_ref
+from yakvrt.kernels.matmul_bf16 import WIDE_COLUMNS, matmul_bf16_ref, widened_bytes
 from yakvrt.kernels.pack_size import TILE_PACK
 from yakvrt.kernels.tile_layout import LAYOUTS, ROWS
 
@@ -21,8 +21,8 @@ FORMATS = [name for name in LAYOUTS if name != "F32"]
 needs_amx = pytest.mark.skipif(not host_features().amx_bf16, reason="this CPU has no AMX")
 
 
-def scratch(team: KernelTeam) -> tuple[np.ndarray, int]:
-    stride = padded(widened_bytes(), 64)
+def scratch(team: KernelTeam, n_cols: int, gated: bool) -> tuple[np.ndarray, int]:
+    stride = padded(widened_bytes(n_cols, gated), 64)
     memory = aligned(stride * team.n_threads)
     memory[:] = 0xFF  # NaN
     return memory, stride
@@ -48,19 +48,44 @@ def test_matmul_bf16(team: KernelTeam, format_name: str, n_rows: int, n_cols: in
     bias = np.zeros(out.shape[1], np.float32)
     bias[:n_rows] = RNG.standard_normal(n_rows)
     weight = dequantize(rows, format_name)
-    for use_bias, accumulate in ((False, 0), (True, 0), (False, 1), (True, 1)):
-        before = out.copy() if accumulate else None
+    for use_bias, mode in ((False, WRITE), (True, WRITE), (False, ADD), (True, ADD)):
+        before = out.copy() if mode == ADD else None
         team.run(
             "matmul_bf16",
             "matmul_bf16_cpu",
-            (format_name,),
+            (format_name, False),
             *(out, out.strides[0], matrix.tiles, matrix.n_tiles, n_cols, codes, None, count(batch)),
-            *(bias if use_bias else None, accumulate, None, 0, 0),
-            *scratch(team),
+            *(bias if use_bias else None, mode, None, 0, 0),
+            *scratch(team, n_cols, False),
         )
         added = bias[:n_rows] if use_bias else None
         expected = matmul_bf16_ref(weight, x, added, None if before is None else before[:batch, :n_rows])
         np.testing.assert_allclose(out[:batch, :n_rows], expected, rtol=0, atol=tolerance(weight, x))
+
+
+@needs_amx
+@pytest.mark.parametrize("format_name", FORMATS)
+@pytest.mark.parametrize(
+    ("n_rows", "n_cols", "batch"), [(32, 256, 1), (96, 768, 16), (64, 512, 50), (32, 2304, 33)]
+)
+def test_matmul_bf16_gated(team: KernelTeam, format_name: str, n_rows: int, n_cols: int, batch: int) -> None:
+    """Against the product that the kernel writes: fewer blocks of columns than a register has rows, more, and
+    more than a slice, whose sums are rounded in between.
+    """
+    matrix = tile(team, format_name, stored_rows(format_name, n_rows, n_cols), n_cols)
+    x = RNG.standard_normal((batch, n_cols)).astype(np.float32)
+    codes, _ = pack(team, x, TILE_PACK, "bf16")
+    gate = gates(padded(batch, TILE_PACK), n_rows)
+    for bias in (None, RNG.standard_normal(n_rows).astype(np.float32)):
+        product, out = poisoned(*gate.shape), gate.copy()
+        for target, mode in ((product, WRITE), (out, GATE)):
+            shape = (target, target.strides[0], matrix.tiles, matrix.n_tiles, n_cols, codes, None)
+            arguments = (*shape, count(batch), bias, mode, None, 0, 0, *scratch(team, n_cols, mode == GATE))
+            team.run("matmul_bf16", "matmul_bf16_cpu", (format_name, mode == GATE), *arguments)
+        expected = swiglu_ref(gate, product)[:batch]
+        assert np.isnan(expected).sum() == 1
+        error = 1e-6 if n_cols <= WIDE_COLUMNS else 1e-6 * np.nanmax(np.abs(gate)) * np.abs(product).max()
+        np.testing.assert_allclose(out[:batch], expected, rtol=2e-6, atol=error)
 
 
 @needs_amx
@@ -76,9 +101,9 @@ def test_packs_of_several_experts(team: KernelTeam) -> None:
     team.run(
         "matmul_bf16",
         "matmul_bf16_cpu",
-        ("Q4_K",),
+        ("Q4_K", False),
         *(*shape, None, 0, experts, 0, 0),
-        *scratch(team),
+        *scratch(team, n_cols, False),
     )
     for i, expert in enumerate(experts):
         part = slice(i * TILE_PACK, (i + 1) * TILE_PACK)

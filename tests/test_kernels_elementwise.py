@@ -1,4 +1,4 @@
-"""rms_norm, rope, silu_mul, embed and kv_append against their numpy truths."""
+"""rms_norm, rope, embed and kv_append against their numpy truths."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from kernel_team import KernelTeam, count, number, poisoned
 from yakvrt.kernels.kv_append import kv_append_ref
 from yakvrt.kernels.rms_norm import rms_norm_ref
 from yakvrt.kernels.rope import rope_ref, rope_table_ref
-from yakvrt.kernels.silu_mul import silu_mul_ref
 
 RNG = np.random.default_rng(5)
 
@@ -55,23 +54,6 @@ def test_rope(team: KernelTeam, n_rows: int, n_heads: int, head_dim: int) -> Non
     team.run("rope", "rope_cpu", (), out, x, x.strides[0], n_heads, head_dim // 2, table, count(n_rows))
     expected = rope_ref(x.reshape(n_rows, n_heads, head_dim), expected_table)
     np.testing.assert_allclose(out.reshape(expected.shape), expected, atol=2e-6)
-
-
-@pytest.mark.parametrize(("n_rows", "width"), [(1, 16), (3, 48), (4, 1536)])
-def test_silu_mul(team: KernelTeam, n_rows: int, width: int) -> None:
-    gate, up = normal(n_rows, width, scale=8), normal(n_rows, width)
-    gate[0, :4] = [-200, 200, 0, -0.0]
-    out = poisoned(n_rows, width)
-    team.run("silu_mul", "silu_mul_cpu", (), out, gate, up, gate.strides[0], width, count(n_rows))
-    np.testing.assert_allclose(out, silu_mul_ref(gate, up), rtol=2e-6, atol=1e-6)
-
-
-def test_nan_passes_through_silu(team: KernelTeam) -> None:
-    gate, up, out = normal(1, 16), normal(1, 16), poisoned(1, 16)
-    gate[0, 3] = np.nan
-    team.run("silu_mul", "silu_mul_cpu", (), out, gate, up, 64, 16, count(1))
-    assert np.isnan(out[0, 3])
-    assert np.isfinite(np.delete(out[0], 3)).all()
 
 
 def bits(x: np.ndarray, kind: str) -> np.ndarray:

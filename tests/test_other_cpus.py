@@ -18,8 +18,9 @@ AVX512 = f"{AVX2},+avx512f,+avx512bw,+avx512vl,+avx512dq,+avx512cd,+avx512vnni"
 # one of every way to read a tile; the rest differ only in sizes
 FORMATS = "Q4_1 or Q5_0 or Q8_0 or Q2_K or Q6_K or -F16"
 SELECTION = (
-    f"2t and (test_matmul and 33-512 and ({FORMATS}) or embed_reads and ({FORMATS})"
-    " or attend and (3-64 or 7-48) or pack_activations or rms_norm or rope or silu or moe"
+    f"2t and (test_matmul and 33-512 and ({FORMATS}) or matmul_gated and ({FORMATS})"
+    f" or embed_reads and ({FORMATS})"
+    " or attend and (3-64 or 7-48) or pack_activations or rms_norm or rope or moe"
     " or kv_append and 64)"
 )
 

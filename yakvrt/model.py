@@ -90,11 +90,10 @@ def _make_feed_forward(ops: Ops, config: ModelConfig) -> Callable[[Buffer, Buffe
             ops.moe(x, h, *experts, config.n_experts_used, config.norm_topk_prob)
 
         return routed
-    gate, up = ops.buffer(config.ffn_dim), ops.buffer(config.ffn_dim)
+    inner = ops.buffer(config.ffn_dim)
 
     def dense(x: Buffer, h: Buffer, w: LayerWeights) -> None:
-        ops.matmul((gate, up), (w.ffn_gate, w.ffn_up), h)
-        ops.silu_mul(gate, gate, up)
-        ops.matmul((x,), (w.ffn_down,), gate, add=True)
+        ops.gated_matmul(inner, w.ffn_gate, w.ffn_up, h)
+        ops.matmul((x,), (w.ffn_down,), inner, add=True)
 
     return dense

@@ -85,10 +85,11 @@ class Ops(Protocol):
     ) -> None:
         """outs[i] = matrices[i] x + bias, or added to what outs[i] holds."""
 
+    def gated_matmul(self, out: Buffer, gate: Matrix, up: Matrix, x: Buffer) -> None:
+        """out = silu(gate x) * (up x), the first half of a SwiGLU feed-forward."""
+
     def rope(self, out: Buffer, x: Buffer) -> None:
         """Rotates every head of x by the position of its row."""
-
-    def silu_mul(self, out: Buffer, gate: Buffer, up: Buffer) -> None: ...
 
     def moe(
         self,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..kernels.matmul import GATE, WRITE
 from ..kernels.moe import max_packs
 from ..ops import Buffer
 from .kernel_spec import kernel
@@ -67,13 +68,14 @@ def record_experts(
         h.n_rows,
         shared("expert_starts", n_experts * 8),
     )
-    inner = [buffer(f"expert_{name}", places, gate.n_rows, n_places) for name in ("gate", "up")]
-    rows = pack_row.view(np.int64)
+    inner = buffer("expert_inner", places, gate.n_rows, n_places)
+    rows, modes = pack_row.view(np.int64), (WRITE, GATE)
     h_copy = recorder.memory.copy_bytes(h)
-    recorder.matmul_places(inner, (gate, up), h.data, n_places, rows, pack, pack_expert, False, h_copy)
-    recorder.silu_mul(inner[0], inner[0], inner[1])
+    recorder.matmul_places(
+        (inner, inner), (gate, up), h.data, n_places, rows, pack, pack_expert, modes, h_copy
+    )
     results = buffer("expert_down", places, down.n_rows, n_places)
-    recorder.matmul_places((results,), (down,), inner[0].data, n_places, None, pack, pack_expert, False)
+    recorder.matmul_places((results,), (down,), inner.data, n_places, None, pack, pack_expert, (WRITE,))
     tape.add(
         kernel("moe", "moe_combine_cpu"),
         x.data,

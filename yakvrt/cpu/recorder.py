@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..kernels.matmul import ADD, GATE, WRITE
 from ..kernels.matmul_bf16 import widened_bytes
 from ..kernels.pack_activations import CODE_BYTES, TERM_BYTES
 from ..kernels.pack_size import PREFILL_PACK, TILE_PACK, pack_size
@@ -14,7 +15,7 @@ from ..kernels.tile_layout import BLOCK, LAYOUTS
 from ..ops import Batch, Buffer, KvRows
 from .features import host_features
 from .kernel_spec import KernelSpec, kernel
-from .memory import ALIGNMENT, ROW_FLOATS, aligned_array, padded
+from .memory import ALIGNMENT, aligned_array, padded
 from .record_attention import record_decode_attention, record_prefill_attention
 from .record_experts import record_experts
 from .record_yakv import record_yakv
@@ -36,9 +37,9 @@ def activation_form(matrix: TiledMatrix, pack: int) -> str:
     return "f32" if LAYOUTS[matrix.format].is_float else "int8"
 
 
-def _matmul_kernel(matrix: TiledMatrix, form: str, pack: int) -> KernelSpec:
+def _matmul_kernel(matrix: TiledMatrix, form: str, pack: int, mode: int) -> KernelSpec:
     if form == "bf16":
-        return kernel("matmul_bf16", "matmul_bf16_cpu", matrix.format)
+        return kernel("matmul_bf16", "matmul_bf16_cpu", matrix.format, mode == GATE)
     return kernel("matmul", "matmul_cpu", matrix.format, pack)
 
 
@@ -147,7 +148,20 @@ class Recorder:
             None,
             self.pack_size(len(x.data)),
             None,
-            add,
+            [ADD if add else WRITE] * len(outs),
+            self.memory.copy_bytes(x),
+        )
+
+    def gated_matmul(self, out: Buffer, gate: TiledMatrix, up: TiledMatrix, x: Buffer) -> None:
+        self.matmul_places(
+            (out, out),
+            (gate, up),
+            x.data,
+            x.n_rows,
+            None,
+            self.pack_size(len(x.data)),
+            None,
+            (WRITE, GATE),
             self.memory.copy_bytes(x),
         )
 
@@ -160,13 +174,15 @@ class Recorder:
         row_index: np.ndarray | None,
         pack: int,
         experts: np.ndarray | None,
-        add: bool,
+        modes: Sequence[int],
         x_copy: int = 0,
     ) -> None:
-        """matmul over rows picked by row_index (all, if None), in packs that each may name an expert."""
+        """matmul over rows picked by row_index (all, if None), in packs that each may name an expert. modes:
+        what becomes of each product (kernels/matmul.py); a gate comes before what it gates.
+        """
         forms = [activation_form(m, pack) for m in matrices]
-        for form in sorted(set(forms)):
-            siblings = [(o, m) for o, m, f in zip(outs, matrices, forms, strict=True) if f == form]
+        for form in dict.fromkeys(forms):
+            siblings = [s[:3] for s in zip(outs, matrices, modes, forms, strict=True) if s[3] == form]
             n_cols = siblings[0][1].n_cols
             places = len(row_index) if row_index is not None else padded(len(x), pack)
             private = bool(x_copy) or self.memory.is_private_width(len(x), n_cols)
@@ -189,12 +205,12 @@ class Recorder:
                 x_copy,
                 barrier=not private,
             )
-            wide_bytes = padded(widened_bytes(), ALIGNMENT) if form == "bf16" else 0
+            wide_bytes = padded(widened_bytes(n_cols, GATE in modes), ALIGNMENT) if form == "bf16" else 0
             wide = self.memory.shared("widened", wide_bytes * self.memory.n_threads)
-            for i, (out, matrix) in enumerate(siblings):
+            for i, (out, matrix, mode) in enumerate(siblings):
                 self.memory.write_shared(out)
                 self.tape.add(
-                    _matmul_kernel(matrix, form, pack),
+                    _matmul_kernel(matrix, form, pack, mode),
                     out.data,
                     out.data.strides[0],
                     matrix.tiles,
@@ -204,12 +220,13 @@ class Recorder:
                     scales,
                     n_rows,
                     matrix.bias,
-                    int(add),
+                    mode,
                     experts,
                     *copy_bytes,
                     wide,
                     wide_bytes,
-                    # one token: the tiles are shared out evenly, siblings need not wait for each other
+                    # one token: the tiles are shared out evenly, siblings need not wait for each other, and a
+                    # thread gates the very tiles that it wrote
                     barrier=pack > 1 or i == len(siblings) - 1,
                 )
 
@@ -227,21 +244,6 @@ class Recorder:
             out_copy,
             x_copy,
             barrier=not out_copy,
-        )
-
-    def silu_mul(self, out: Buffer, gate: Buffer, up: Buffer) -> None:
-        width = padded(out.width, 16)
-        if len(out.data) == 1 and width % ROW_FLOATS == 0:
-            self.tape.drop_barrier()  # each thread reads the very tiles of gate and up that it wrote
-        self.memory.write_shared(out)
-        self.tape.add(
-            kernel("silu_mul", "silu_mul_cpu"),
-            out.data,
-            gate.data,
-            up.data,
-            out.data.strides[0],
-            width,
-            out.n_rows,
         )
 
     def moe(

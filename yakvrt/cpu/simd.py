@@ -237,6 +237,12 @@ def exponential(builder: Any, v: Any) -> Any:
     return builder.bitcast(builder.add(builder.bitcast(y, V16I32), exponent), V16F32)
 
 
+def silu(builder: Any, x: Any) -> Any:
+    """x / (1 + e^-x)."""
+    e = exponential(builder, builder.fsub(const(V16F32, 0.0), x))
+    return builder.fdiv(x, builder.fadd(const(V16F32, 1.0), e))
+
+
 def power_of_two(builder: Any, v: Any) -> Any:
     """2^x, x in [-126, 127], by a degree-5 polynomial, 2.4e-7 relative."""
     n = round_even(builder, v)

@@ -38,11 +38,6 @@ class Tape:
         block[: len(values)] = values
         self._rows.append((spec, block, barrier))
 
-    def drop_barrier(self) -> None:
-        """Lets the next op start without waiting for the last one: threads only read what they wrote."""
-        spec, block, _ = self._rows[-1]
-        self._rows[-1] = (spec, block, False)
-
     @property
     def is_empty(self) -> bool:
         return not self._rows

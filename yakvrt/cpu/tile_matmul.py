@@ -12,6 +12,7 @@ from typing import Any
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
+from ..kernels.matmul import ADD, GATE
 from ..kernels.tile_layout import LAYOUTS, ROWS, TileLayout
 from . import simd
 from .simd import F32, I32, V16F32, V16I32, V64I8, const, const_i64, emit_prefetch, fmadd, load, splat
@@ -23,10 +24,10 @@ PREFETCH_AHEAD = 16384  # bytes; hides DRAM latency of the one pass a decode ste
 def make_tile_matmul(format_name: str, n_tiles: int, n_tokens: int, prefetch: bool) -> Any:
     """An intrinsic that multiplies `n_tiles` tiles with `n_tokens` packed tokens.
 
-    Call it as f(weights, n_cols, x, scales, out, out_stride, bias, accumulate), addresses except n_cols,
-    out_stride (bytes between tokens) and accumulate (0 or 1: add to what `out` holds). `x` and `scales` are
-    in the
-    layout of kernels/pack_activations.py; float formats ignore `scales`; bias 0 means none.
+    Call it as f(weights, n_cols, x, scales, out, out_stride, bias, mode), addresses except n_cols, out_stride
+    (bytes between tokens) and mode (WRITE; ADD: add to what `out` holds; GATE: multiply it, silu being
+    applied already). `x` and `scales` are in the layout of kernels/pack_activations.py; float formats ignore
+    `scales`; bias 0 means none.
     """
     layout = LAYOUTS[format_name]
     emit = _emit_float if layout.is_float else _emit_quantised
@@ -41,16 +42,16 @@ def make_tile_matmul(format_name: str, n_tiles: int, n_tokens: int, prefetch: bo
         out: Any,
         out_stride: Any,
         bias: Any,
-        accumulate: Any,
+        mode: Any,
     ) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            weights, n_cols, x, scales, out, out_stride, bias, accumulate = values
+            weights, n_cols, x, scales, out, out_stride, bias, mode = values
             sums = [
                 [cgutils.alloca_once_value(builder, const(V16F32, 0.0)) for _ in range(n_tokens)]
                 for _ in range(n_tiles)
             ]
             emit(builder, layout, sums, weights, n_cols, x, scales, prefetch)
-            _emit_epilogue(builder, sums, out, out_stride, bias, accumulate)
+            _emit_epilogue(builder, sums, out, out_stride, bias, mode)
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 8), codegen
@@ -58,18 +59,19 @@ def make_tile_matmul(format_name: str, n_tiles: int, n_tokens: int, prefetch: bo
     return tile_matmul
 
 
-def _emit_epilogue(builder: Any, sums: Any, out: Any, out_stride: Any, bias: Any, accumulate: Any) -> None:
+def _emit_epilogue(builder: Any, sums: Any, out: Any, out_stride: Any, bias: Any, mode: Any) -> None:
     with builder.if_then(builder.icmp_signed("!=", bias, const_i64(0))):
         for t, row in enumerate(sums):
             b = load(builder, bias, V16F32, 64 * t)
             for cell in row:
                 builder.store(builder.fadd(builder.load(cell), b), cell)
     rows = [builder.add(out, builder.mul(out_stride, const_i64(m))) for m in range(len(sums[0]))]
-    with builder.if_then(builder.icmp_signed("!=", accumulate, const_i64(0))):
-        for t, row in enumerate(sums):
-            for m, cell in enumerate(row):
-                old = load(builder, rows[m], V16F32, 64 * t)
-                builder.store(builder.fadd(builder.load(cell), old), cell)
+    for wanted, combine in ((ADD, builder.fadd), (GATE, builder.fmul)):
+        with builder.if_then(builder.icmp_signed("==", mode, const_i64(wanted))):
+            for t, row in enumerate(sums):
+                for m, cell in enumerate(row):
+                    old = load(builder, rows[m], V16F32, 64 * t)
+                    builder.store(combine(builder.load(cell), old), cell)
     for t, row in enumerate(sums):
         for m, cell in enumerate(row):
             simd.store(builder, builder.load(cell), rows[m], 64 * t)

@@ -1,4 +1,6 @@
-"""out[b] (+)= W x[b] + bias: weights in tiles, activations packed by pack_activations."""
+"""out[b] = W x[b] + bias, or added to out[b], or gated by it: weights in tiles, activations packed by
+pack_activations.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +11,11 @@ import numpy as np
 from .pack_activations import CODE_BYTES, TERM_BYTES
 from .pack_size import DECODE_PACKS, PREFILL_PACK
 from .tile_layout import LAYOUTS
+
+# what becomes of the product
+WRITE = 0  # out = product
+ADD = 1  # out += product
+GATE = 2  # out = silu(out) * product
 
 
 def matmul_ref(
@@ -24,6 +31,12 @@ def matmul_ref(
     return product if out is None else out + product
 
 
+def swiglu_ref(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
+    """silu(gate) * up, the gate of a feed-forward. Source: Shazeer, arXiv 2002.05202."""
+    wide = gate.astype(np.float64)
+    return wide / (1 + np.exp(-wide)) * up
+
+
 def tile_shape(wide: bool, n_tokens: int) -> int:
     """Tiles per inner loop: two where 32 vector registers hold the accumulators of a prompt's pack."""
     return 2 if wide and n_tokens == PREFILL_PACK else 1
@@ -32,7 +45,7 @@ def tile_shape(wide: bool, n_tokens: int) -> int:
 def matmul_cpu(format_name: str, n_tokens: int) -> Any:
     """Multiplies tiles with packs of `n_tokens` tokens.
 
-    Args: out, out_stride, weights, n_tiles, n_cols, x, scales, n_rows*, bias, accumulate, experts, x_copy,
+    Args: out, out_stride, weights, n_tiles, n_cols, x, scales, n_rows*, bias, mode, experts, x_copy,
     scales_copy (see rms_norm_cpu).
     One token: threads share the tiles evenly, so that sibling matmuls may run without a barrier between them.
     Several: threads draw tiles from the shared counter. `experts` (int64 per pack, or 0) names the matrix of
@@ -48,6 +61,16 @@ def matmul_cpu(format_name: str, n_tokens: int) -> Any:
     unit_cols, unit_bytes = layout.column_multiple, layout.tile_bytes(layout.column_multiple)
     form = "f32" if layout.is_float else "int8"
     code_bytes, term_bytes = CODE_BYTES[form], TERM_BYTES[form]
+    gate = GATE
+
+    @v.inline
+    def apply_silu(out: int, out_stride: int, n_rows: int) -> None:
+        """To n_rows of what `out` holds; asks for the next pack's."""
+        for row in range(n_rows):
+            for j in range(0, step * 64, 64):
+                cell = out + row * out_stride + j
+                v.store_f32(cell, v.silu(v.load_f32(cell)))
+                v.prefetch(cell + n_tokens * out_stride)
 
     @v.inline
     def multiply_tiles(thread: int, args: int, first: int, last: int) -> None:
@@ -56,22 +79,26 @@ def matmul_cpu(format_name: str, n_tokens: int) -> Any:
         weights, n_tiles, n_cols = v.get_i64(args + 16), v.get_i64(args + 24), v.get_i64(args + 32)
         x = v.get_i64(args + 40) + thread * v.get_i64(args + 88)
         scales = v.get_i64(args + 48) + thread * v.get_i64(args + 96)
-        n_packs = (v.get_i64(v.get_i64(args + 56)) + n_tokens - 1) // n_tokens
-        bias, accumulate, experts = v.get_i64(args + 64), v.get_i64(args + 72), v.get_i64(args + 80)
+        n_rows = v.get_i64(v.get_i64(args + 56))
+        n_packs = (n_rows + n_tokens - 1) // n_tokens
+        bias, mode, experts = v.get_i64(args + 64), v.get_i64(args + 72), v.get_i64(args + 80)
         tile_bytes = n_cols // unit_cols * unit_bytes
         pack_codes, pack_scales = n_cols * code_bytes * n_tokens, n_cols // 32 * term_bytes * n_tokens
         for tile in range(first, last, step):
             for pack in range(n_packs):
                 expert = v.get_i64(experts + pack * 8) if experts else 0
+                target = out + pack * n_tokens * out_stride + tile * 64
+                if mode == gate:
+                    apply_silu(target, out_stride, min(n_tokens, n_rows - pack * n_tokens))
                 multiply(
                     weights + (expert * n_tiles + tile) * tile_bytes,
                     n_cols,
                     x + pack * pack_codes,
                     scales + pack * pack_scales,
-                    out + pack * n_tokens * out_stride + tile * 64,
+                    target,
                     out_stride,
                     bias + tile * 64 if bias else 0,
-                    accumulate,
+                    mode,
                 )
 
     def kernel(thread: int, n_threads: int, counter: int, args: int) -> None:

@@ -1,5 +1,5 @@
-"""out[b] (+)= W x[b] + bias for prompts, on matrix registers: weights and activations as bfloat16, sums in
-float32. A thread widens a slice of two weight tiles at a time and multiplies it with all tokens.
+"""matmul for prompts, on matrix registers: weights and activations as bfloat16, sums in float32. A thread
+widens a slice of two weight tiles at a time and multiplies it with all tokens.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ def matmul_bf16_ref(
     return matmul_ref(weight.astype(bfloat16), x.astype(bfloat16), bias, out)
 
 
-def widened_bytes() -> int:
+def widened_bytes(n_cols: int, gated: bool) -> int:
     """Scratch of a thread."""
-    return TILES_AT_ONCE * WIDE_COLUMNS * ROWS * 2
+    return TILES_AT_ONCE * max(n_cols if gated else 0, WIDE_COLUMNS) * ROWS * 2
 
 
-def matmul_bf16_cpu(format_name: str) -> Any:
+def matmul_bf16_cpu(format_name: str, gated: bool) -> Any:
     """Threads draw pairs of tiles from the shared counter.
 
-    Args: as matmul_cpu, packs being of 16 tokens; then scratch, scratch_stride (widened_bytes). Columns in
-    multiples of 32.
+    Args: as matmul_cpu, packs being of 16 tokens; then scratch, scratch_stride (widened_bytes). The mode is
+    GATE if `gated`, else WRITE or ADD. Columns in multiples of 32.
     """
     from ..cpu import vector_ops as v
     from ..cpu.amx_matmul import configure_tiles, make_multiply_tiles, release_tiles
@@ -43,7 +43,7 @@ def matmul_bf16_cpu(format_name: str) -> Any:
 
     layout = LAYOUTS[format_name]
     widen = make_widen_tile(format_name)
-    multiply_pack, multiply_packs = (make_multiply_tiles(TILES_AT_ONCE, n) for n in (1, 2))
+    multiply_pack, multiply_packs = (make_multiply_tiles(TILES_AT_ONCE, n, gated) for n in (1, 2))
     unit_cols = max(layout.column_multiple, BLOCK)
     unit_bytes = layout.tile_bytes(unit_cols)
     at_once, pack_rows, block, block_bytes, most_cols = (
@@ -74,10 +74,12 @@ def matmul_bf16_cpu(format_name: str) -> Any:
         bias: int,
         accumulate: int,
     ) -> None:
-        """A pair of tiles times packs, by slices of columns; see WIDE_COLUMNS."""
+        """A pair of tiles times packs, by slices of columns (see WIDE_COLUMNS), unless the product is gated:
+        `out` holds the gate and has no place for a part of a sum.
+        """
         pack_stride = n_cols // block * block_bytes
         n_units = n_cols // unit_cols
-        n_slices = (n_cols + most_cols - 1) // most_cols
+        n_slices = 1 if gated else (n_cols + most_cols - 1) // most_cols
         for part in range(n_slices):
             first, last = n_units * part // n_slices, n_units * (part + 1) // n_slices
             cols = (last - first) * unit_cols
@@ -115,7 +117,7 @@ def matmul_bf16_cpu(format_name: str) -> Any:
                     while end < n_packs and v.get_i64(experts + end * 8) == expert:
                         end += 1
                 target = out + pack * pack_rows * out_stride + first * 64
-                if own_bias and accumulate:
+                if own_bias and accumulate and not gated:
                     add_bias(target, out_stride, (end - pack) * pack_rows, own_bias)
                 tiles = weights + (expert * n_tiles + first) * tile_bytes
                 factors = x + pack * pack_bytes
