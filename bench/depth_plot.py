@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import plot_file
+
 
 def plot(result: dict[str, Any], target: Path) -> None:
     """Writes target.png and target.svg: tokens/s and the gain over the first method, a line per method."""
@@ -36,10 +38,7 @@ def plot(result: dict[str, Any], target: Path) -> None:
     figure.suptitle(
         f"{result['model']} on {result['cpu']}, {result['threads']} threads ({result['date'][:10]})"
     )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    for suffix in ("png", "svg"):
-        figure.savefig(target.with_name(f"{target.name}.{suffix}"), dpi=120)
-    pyplot.close(figure)
+    plot_file.save(figure, target)
 
 
 if __name__ == "__main__":

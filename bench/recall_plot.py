@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import plot_file
+
 ERRORS = {
     "attention_error": "attention output error, ||o - full|| / ||full||",
     "kl_mean": "KL divergence of the next token, mean (nats)",
@@ -47,10 +49,7 @@ def plot(result: dict[str, Any], target: Path) -> None:
         f"{result['model']}, {result['text']}: {result['new']} tokens behind {result['depth']}, "
         f"{result['cache_type']} rows ({result['date'][:10]})"
     )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    for suffix in ("png", "svg"):
-        figure.savefig(target.with_name(f"{target.name}.{suffix}"), dpi=120)
-    pyplot.close(figure)
+    plot_file.save(figure, target)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import plot_file
+
 TITLES = {"tg": "decode, one token at a time", "pp": "prefill of 512 tokens"}
 
 
@@ -42,10 +44,7 @@ def plot(result: dict[str, Any], target: Path) -> None:
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.legend(fontsize="small", loc="lower right")
     figure.suptitle(f"{result['model']} on {result['cpu']}, {result['n_cpus']} CPUs ({result['date'][:10]})")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    for suffix in ("png", "svg"):
-        figure.savefig(target.with_name(f"{target.name}.{suffix}"), dpi=120)
-    pyplot.close(figure)
+    plot_file.save(figure, target)
 
 
 if __name__ == "__main__":
