@@ -10,7 +10,7 @@ import numpy as np
 from ..kernels.matmul import ADD, GATE, WRITE
 from ..kernels.matmul_bf16 import widened_bytes
 from ..kernels.pack_activations import CODE_BYTES, TERM_BYTES
-from ..kernels.pack_size import PREFILL_PACK, TILE_PACK, pack_size
+from ..kernels.pack_size import DECODE_PACKS, PREFILL_PACK, TILE_PACK, pack_size
 from ..kernels.tile_layout import BLOCK, LAYOUTS
 from ..ops import Batch, Buffer, KvRows
 from .features import host_features
@@ -225,9 +225,9 @@ class Recorder:
                     *copy_bytes,
                     wide,
                     wide_bytes,
-                    # one token: the tiles are shared out evenly, siblings need not wait for each other, and a
-                    # thread gates the very tiles that it wrote
-                    barrier=pack > 1 or i == len(siblings) - 1,
+                    # tiles that are shared out evenly: siblings need not wait for each other, and a thread
+                    # gates the very tiles that it wrote
+                    barrier=pack not in DECODE_PACKS or i == len(siblings) - 1,
                 )
 
     def rope(self, out: Buffer, x: Buffer) -> None:

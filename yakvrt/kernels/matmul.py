@@ -47,9 +47,9 @@ def matmul_cpu(format_name: str, n_tokens: int) -> Any:
 
     Args: out, out_stride, weights, n_tiles, n_cols, x, scales, n_rows*, bias, mode, experts, x_copy,
     scales_copy (see rms_norm_cpu).
-    One token: threads share the tiles evenly, so that sibling matmuls may run without a barrier between them.
-    Several: threads draw tiles from the shared counter. `experts` (int64 per pack, or 0) names the matrix of
-    a stack, each of n_tiles tiles, that a pack multiplies.
+    Few tokens (DECODE_PACKS): threads share the tiles evenly, so that what one prefetches is its own and
+    sibling matmuls may run without a barrier between them. More: threads draw tiles from the shared counter.
+    `experts` (int64 per pack, or 0) names the matrix of a stack, each of n_tiles tiles, that a pack multiplies.
     """
     from ..cpu import vector_ops as v
     from ..cpu.simd import FEATURES
@@ -57,7 +57,8 @@ def matmul_cpu(format_name: str, n_tokens: int) -> Any:
 
     layout = LAYOUTS[format_name]
     step = tile_shape(FEATURES.avx512, n_tokens)
-    multiply = make_tile_matmul(format_name, step, n_tokens, prefetch=n_tokens in DECODE_PACKS)
+    waits_for_memory = n_tokens in DECODE_PACKS
+    multiply = make_tile_matmul(format_name, step, n_tokens, prefetch=waits_for_memory)
     unit_cols, unit_bytes = layout.column_multiple, layout.tile_bytes(layout.column_multiple)
     form = "f32" if layout.is_float else "int8"
     code_bytes, term_bytes = CODE_BYTES[form], TERM_BYTES[form]
@@ -103,7 +104,7 @@ def matmul_cpu(format_name: str, n_tokens: int) -> Any:
 
     def kernel(thread: int, n_threads: int, counter: int, args: int) -> None:
         n_tiles = v.get_i64(args + 24)
-        if n_tokens == 1:
+        if waits_for_memory:
             first, last = v.share(n_tiles, thread, n_threads, 0)
             multiply_tiles(thread, args, first, last)
             return
