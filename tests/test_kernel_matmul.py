@@ -195,7 +195,7 @@ def test_pack_activations(team: KernelTeam, n_tokens: int, batch: int) -> None:
     x[0, :32] = 0
     codes, scales = pack(team, x, n_tokens, "int8")
     n_packs = -(-batch // n_tokens)
-    got = codes.view(np.int8).reshape(n_packs, n_cols // 32, 8, n_tokens, 4).transpose(0, 3, 1, 2, 4)
+    got = codes.view(np.int8).reshape(n_packs, n_cols // 32, n_tokens, 32).transpose(0, 2, 1, 3)
     terms = scales.reshape(n_packs, n_cols // 32, 4, n_tokens).transpose(0, 3, 1, 2)
     want_codes, want_scales = quantize_activations_ref(x)
     np.testing.assert_array_equal(got.reshape(-1, n_cols)[:batch], want_codes)

@@ -11,9 +11,9 @@ from . import simd
 from .simd import F32, I32, I64, V16F32, V16I32, addr, const, op
 
 
-@op(types.void, addr, addr, types.int64, addr, types.int64)
-def quantize_block(b: Any, x: Any, codes: Any, stride: Any, scales: Any, scale_stride: Any) -> None:
-    """32 floats at x -> int8 codes, 8 groups of 4 `stride` bytes apart, and the four scale terms.
+@op(types.void, addr, addr, addr, types.int64)
+def quantize_block(b: Any, x: Any, codes: Any, scales: Any, scale_stride: Any) -> None:
+    """32 floats at x -> 32 int8 codes and the four scale terms.
 
     The terms, `scale_stride` bytes apart: scale d = max|x|/127; d * sum of the 32 codes; of the first 16; of
     the last 16.
@@ -31,10 +31,7 @@ def quantize_block(b: Any, x: Any, codes: Any, stride: Any, scales: Any, scale_s
         q = b.fptosi(simd.round_even(b, b.fmul(v, simd.splat(b, inverse))), V16I32)
         fn = simd.declare(b, "llvm.vector.reduce.add.v16i32", I32, [V16I32])
         sums.append(b.call(fn, [q]))
-        groups = b.bitcast(b.trunc(q, simd.V16I8), ir.VectorType(I32, 4))
-        for j in range(4):
-            word = b.extract_element(groups, ir.Constant(I32, j))
-            simd.store(b, word, codes, b.mul(stride, ir.Constant(I64, 4 * h + j)))
+        simd.store(b, b.trunc(q, simd.V16I8), codes, 16 * h)
     totals = [b.add(*sums), *sums]
     simd.store(b, scale, scales)
     for k, total in enumerate(totals):

@@ -123,7 +123,7 @@ def _emit_part(
     for i, group in enumerate(groups):
         rows = [read_codes(builder, layout, block, group) for block in blocks]
         for m in range(n_tokens):
-            word = load(builder, codes, I32, 4 * (group * n_tokens + m))
+            word = load(builder, codes, I32, 32 * m + 4 * group)
             activations = builder.bitcast(splat(builder, word), V64I8)
             for t in range(n_tiles):
                 chain = dots[t][m]
