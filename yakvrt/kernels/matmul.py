@@ -49,7 +49,8 @@ def matmul_cpu(format_name: str, n_tokens: int) -> Any:
     scales_copy (see rms_norm_cpu).
     Few tokens (DECODE_PACKS): threads share the tiles evenly, so that what one prefetches is its own and
     sibling matmuls may run without a barrier between them. More: threads draw tiles from the shared counter.
-    `experts` (int64 per pack, or 0) names the matrix of a stack, each of n_tiles tiles, that a pack multiplies.
+    `experts` (int64 per pack, or 0) names the matrix of a stack, each of n_tiles tiles, that a pack
+    multiplies.
     """
     from ..cpu import vector_ops as v
     from ..cpu.simd import FEATURES
