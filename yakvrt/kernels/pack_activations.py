@@ -31,8 +31,8 @@ def pack_activations_cpu(n_tokens: int, form: str) -> Any:
     Args: codes, scales, x, x_stride, n_cols, n_rows*, row_index, codes_copy, scales_copy, x_copy (see
     rms_norm_cpu).
     Shapes: codes in "int8" and "bf16" [packs, cols/32, n_tokens, 32], in "f32" [packs, cols, n_tokens];
-    scales float32 [packs, cols/32, 4, n_tokens] with the terms d, d*sum(block), d*sum(first half), d*sum(second
-    half).
+    scales float32 [packs, cols/32, 4, n_tokens] with the terms d, d*sum(block), d*sum(first half),
+    d*sum(second half).
     Row i comes from row row_index[i] of x (int64), or from row i when row_index is 0. A row beyond n_rows, or
     of index -1, fills its pack up with a copy of the pack's first row, whose results nobody reads.
     Threads share the packs, or the columns of a single one.
