@@ -33,14 +33,14 @@ BASE = YakvShape(
     window=64,
     rule="sum",
     centred=True,
-    tail=0.5,
+    tail=True,
 )
 SHAPES = [
     BASE,
     replace(BASE, group=6, head_dim=128, kind="f16", k_format="q8", v_format="q3"),
-    replace(BASE, group=1, head_dim=96, kind="bf16", selector="1bit", n_sinks=0, tail=0.0),
-    replace(BASE, selector="1.5bit", k_format="bf16", v_format="bf16", rule="max", centred=False, tail=1.0),
-    replace(BASE, group=4, n_sinks=17, window=128, rule="mean", tail=0.0),
+    replace(BASE, group=1, head_dim=96, kind="bf16", selector="1bit", n_sinks=0, tail=False),
+    replace(BASE, selector="1.5bit", k_format="bf16", v_format="bf16", rule="max", centred=False),
+    replace(BASE, group=4, n_sinks=17, window=128, rule="mean", tail=False),
 ]
 BUDGET = Budget(ratio=round(0.1 * 2**RATIO_BITS), at_least=5, min_len=100)
 
@@ -55,6 +55,9 @@ class Slot:
     pools: YakvPools
     k: np.ndarray
     v: np.ndarray
+
+    def tail_parts(self, head: int) -> np.ndarray | float:
+        return self.pools.tail_parts(0, SLOT)[head] if self.shape.tail else 0.0
 
     def stage(self, first: int, last: int) -> None:
         """Writes exact rows where a prompt's lie."""
@@ -109,6 +112,7 @@ def make_slot(backend: CpuBackend, shape: YakvShape, n_tokens: int = N_TOKENS) -
         backend.kv_rows(1, 1, N_KV_HEADS, n_tokens, shape.head_dim, shape.kind)[0], slot_bytes=0
     )
     pools = backend.yakv_pools(1, 2, N_KV_HEADS, n_tokens, shape, BUDGET, staging)
+    pools.tail_parts(0, SLOT)[:] = rng.integers(0, 5, (N_KV_HEADS, shape.group)) / 4
     k, v = rng.standard_normal((2, n_tokens, N_KV_HEADS, shape.head_dim)).astype(np.float32)
     k += 2 * rng.standard_normal((N_KV_HEADS, shape.head_dim)).astype(np.float32)  # a mean worth subtracting
     exact = (to_kind(x, shape.kind).astype(np.float32) for x in (k, v))
@@ -194,7 +198,7 @@ def test_a_slot_that_grows(backend: CpuBackend, shape: YakvShape, prompt: tuple[
                 truth.mean_values,
                 k,
                 shape.rule,
-                shape.tail if k < end - shape.n_sinks else 0.0,
+                slot.tail_parts(head) if k < end - shape.n_sinks else 0.0,
             )
             error = np.linalg.norm(out[head] - expected) / np.linalg.norm(expected)
             errors.append(error)
@@ -225,7 +229,7 @@ def test_runs_of_blocks_join(backend: CpuBackend, shape: YakvShape, n: int) -> N
         k = budget_of(n + 1, end - shape.n_sinks, BUDGET.ratio, BUDGET.at_least, BUDGET.min_len)
         rows, indexed = (slot.k[exact, head], slot.v[exact, head]), (truth.k, truth.v)
         expected, _ = attend_yakv_ref(
-            q[head], rows, truth.logits, indexed, truth.mean_values, k, shape.rule, shape.tail
+            q[head], rows, truth.logits, indexed, truth.mean_values, k, shape.rule, slot.tail_parts(head)
         )
         assert np.linalg.norm(out[head] - expected) / np.linalg.norm(expected) < 0.02
 

@@ -1,8 +1,13 @@
-"""Records a decode step's attention under YAKV: score, select, fetch where rows are cached, attend, merge."""
+"""Records a decode step's attention under YAKV: score, select, fetch where rows are cached, attend; then
+merge, or measure the tail.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from ..kernels.higgs_layout import row_bytes
 from ..kernels.higgs_score import query_bytes
@@ -19,8 +24,56 @@ if TYPE_CHECKING:
     from .yakv_pools import YakvRows
 
 
+@dataclass(frozen=True, slots=True)
+class Partials:
+    """Partial results of every query head; arguments of merge_partials_cpu and tail_terms_cpu."""
+
+    sums: np.ndarray
+    stats: np.ndarray
+    counts: np.ndarray
+
+
 def record_yakv(recorder: Recorder, out: Buffer, q: Buffer, k: Buffer, v: Buffer, rows: YakvRows) -> None:
     """See Ops.attend_yakv."""
+    memory = recorder.memory
+    partials = _record_partials(recorder, q, k, v, rows)
+    out_copy = memory.write_private(out)
+    recorder.tape.add(
+        kernel("yakv_attend", "merge_partials_cpu", rows.shape.group, rows.shape.head_dim),
+        out.data,
+        out.data.strides[0],
+        partials.sums,
+        partials.stats,
+        partials.counts,
+        recorder.n_heads,
+        recorder.batch.n_rows,
+        memory.shared("split_factors", memory.n_threads * 64),
+        out_copy,
+        barrier=not out_copy,
+    )
+
+
+def record_tail_terms(
+    recorder: Recorder, terms: np.ndarray, exact: Buffer, q: Buffer, k: Buffer, v: Buffer, rows: YakvRows
+) -> None:
+    """See Ops.yakv_tail_terms."""
+    memory = recorder.memory
+    partials = _record_partials(recorder, q, k, v, rows)
+    recorder.tape.add(
+        kernel("yakv_fit", "tail_terms_cpu", rows.shape.group, rows.shape.head_dim),
+        terms,
+        exact.data,
+        exact.data.strides[0],
+        partials.sums,
+        partials.stats,
+        partials.counts,
+        recorder.n_heads,
+        recorder.batch.n_rows,
+        memory.shared("split_factors", memory.n_threads * 64),
+    )
+
+
+def _record_partials(recorder: Recorder, q: Buffer, k: Buffer, v: Buffer, rows: YakvRows) -> Partials:
     memory, batch, tape, shape = recorder.memory, recorder.batch, recorder.tape, rows.shape
     group, head_dim, n_tokens = shape.group, shape.head_dim, 64 * rows.n_blocks
     units = recorder.capacity * recorder.n_kv_heads
@@ -120,17 +173,4 @@ def record_yakv(recorder: Recorder, out: Buffer, q: Buffer, k: Buffer, v: Buffer
         q_copy,
         places,
     )
-    out_copy = memory.write_private(out)
-    tape.add(
-        kernel("yakv_attend", "merge_partials_cpu", group, head_dim),
-        out.data,
-        out.data.strides[0],
-        sums,
-        stats,
-        counts,
-        recorder.n_heads,
-        batch.n_rows,
-        memory.shared("split_factors", memory.n_threads * 64),
-        out_copy,
-        barrier=not out_copy,
-    )
+    return Partials(sums, stats, counts)

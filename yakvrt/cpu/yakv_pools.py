@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,6 +65,7 @@ def pool_bytes(shape: YakvShape, n_blocks: int, n_places: int) -> dict[str, int]
         "scales": n_blocks * BLOCK_TOKENS * 4,
         "values": n_blocks * shape.head_dim * 2,
         "means": shape.head_dim * 4,
+        "tail_parts": shape.group * 4,
         **(cache if n_places else {}),
     }
 
@@ -164,6 +166,23 @@ class YakvPools:
             self._pools["directory"][:, slot] = 0
         sizes = pool_bytes(shape, n_blocks, n_places=0)
         return {name: self._pools[name][:, slot, :, :size] for name, size in sizes.items()}
+
+    @contextmanager
+    def uncounted(self, layer: int) -> Iterator[None]:
+        """Steps that the layer runs meanwhile are in no statistics."""
+        table = self.layers[layer].table
+        words = [POOL_WORDS.index(name) for name in ("rows_read", "hits", "steps")]
+        before = table[words]
+        try:
+            yield
+        finally:
+            table[words] = before
+
+    def tail_parts(self, layer: int | slice, slot: int) -> np.ndarray:
+        """How much of the tail counts for every query head, a view. Shapes: float32 [Hk, G], [L, Hk, G] of a
+        slice.
+        """
+        return self._pools["tail_parts"].view(np.float32)[layer, slot, ..., : self._shape.group]
 
     def _set(self, **values: int) -> None:
         for name, value in values.items():

@@ -16,6 +16,7 @@ from .yakv_layout import (
     MAX_PARTIALS,
     YakvShape,
     indexed_end,
+    make_address,
     make_pool_addresses,
     pool_word,
     run_len,
@@ -33,12 +34,13 @@ def attend_yakv_ref(
     mean_values: np.ndarray,
     budget: int,
     rule: str,
-    tail: float,
+    tail: float | np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """One step of one KV head in float64: the output of its queries and the selected ids.
 
     Shapes: q [G, D]; exact keys and values [E, D]; selector logits [G, n]; indexed keys and values as decoded
-    [n, D]; mean_values [n / 64, D] -> out [G, D], ids [min(budget, n)]. tail: see YakvShape.
+    [n, D]; mean_values [n / 64, D] -> out [G, D], ids [min(budget, n)]. tail: the part of the mass of the
+    rows not selected that counts, one number or [G].
     """
     scale = q.shape[1] ** -0.5
     exact_logits = q.astype(np.float64) @ exact[0].T.astype(np.float64) * scale
@@ -48,10 +50,10 @@ def attend_yakv_ref(
     weights = np.hstack([np.exp(exact_logits), np.exp(chosen_logits)])
     total = weights.sum(axis=1, keepdims=True)
     sums = weights @ np.vstack([exact[1], indexed[1][ids]]).astype(np.float64)
-    if tail:
+    if np.any(tail):
         rest = np.exp(logits.astype(np.float64))
         rest[:, ids] = 0
-        mass = tail * rest.reshape(len(q), -1, 64).sum(axis=2)
+        mass = np.reshape(tail, (-1, 1)) * rest.reshape(len(q), -1, 64).sum(axis=2)
         total = total + mass.sum(axis=1, keepdims=True)
         sums = sums + mass @ mean_values.astype(np.float64)
     return sums / total, ids
@@ -83,13 +85,14 @@ def yakv_attend_cpu(*parameters: Any) -> Any:
     shape = YakvShape(*parameters)
     group, head_dim, weight_rows, tail = shape.group, shape.head_dim, shape.weight_rows, shape.tail
     n_sinks, window = shape.n_sinks, shape.window
-    run_weights, add_tail = make_run_weights(group), make_add_tail(group, head_dim, tail)
+    run_weights, add_tail = make_run_weights(group), make_add_tail(group, head_dim)
     decode_k, decode_v = make_decode_row(shape.k_format, head_dim), make_decode_row(shape.v_format, head_dim)
     row_scores, add_values = make_row_scores(head_dim), make_weighted_sum(group, head_dim, "f32")
     reset, fold = make_accumulate(group, head_dim)
     put_partial = make_put_partial(group, head_dim)
     rotate, unrotate = make_rotate(head_dim), make_rotate(head_dim, inverse=True)
     _, _, _, rows_of, scales_of, values_of, mean_of = make_pool_addresses(shape)
+    parts_of = make_address("tail_parts")
     run_len_of, end_of = v.inline(run_len), v.inline(indexed_end)
     stride = row_bytes(head_dim, shape.k_format, shape.v_format)
     k_rotated, v_rotated = (ROW_FORMATS[name].rotated for name in (shape.k_format, shape.v_format))
@@ -195,6 +198,7 @@ def yakv_attend_cpu(*parameters: Any) -> Any:
                         add_tail(
                             state,
                             values_of(pools, slot, head),
+                            parts_of(pools, slot, head),
                             weights + own * weight_rows * weights_stride,
                             weights_stride,
                             block_sums + own * group * max_runs * 64,

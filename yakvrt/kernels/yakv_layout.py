@@ -24,6 +24,7 @@ POOL_WORDS = (
     *("scales", "scales_slot", "scales_head"),
     *("values", "values_slot", "values_head"),
     *("means", "means_slot", "means_head"),
+    *("tail_parts", "tail_parts_slot", "tail_parts_head"),
     *("directory", "directory_slot", "directory_head"),
     *("cached_rows", "cached_rows_slot", "cached_rows_head"),
     *("cached_scales", "cached_scales_slot", "cached_scales_head"),
@@ -44,7 +45,8 @@ def pool_word(name: str) -> int:
 @dataclass(frozen=True, slots=True)
 class YakvShape:
     """What the kernels are compiled for. `kind` is the number format of exact rows, `centred` subtracts
-    the mean key before encoding, `tail` is the part of the estimated mass of the other rows that is added.
+    the mean key before encoding, with `tail` a part of the estimated mass of the other rows is added, which a
+    slot's tail_parts tell for every query head.
     """
 
     group: int
@@ -57,7 +59,7 @@ class YakvShape:
     window: int
     rule: str
     centred: bool
-    tail: float
+    tail: bool
 
     @property
     def parameters(self) -> tuple[str | float, ...]:

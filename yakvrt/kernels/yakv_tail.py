@@ -56,24 +56,24 @@ def make_run_weights(group: int) -> Any:
     return run_weights
 
 
-def make_add_tail(group: int, head_dim: int, share: float) -> Any:
-    """An inline add_tail(state, values, weights, weights_stride, block_sums, sums_stride, runs, runs_stride,
-    n_blocks, ids, count): the softmax state of a share of the rows that are not among the ids.
+def make_add_tail(group: int, head_dim: int) -> Any:
+    """An inline add_tail(state, values, parts, weights, weights_stride, block_sums, sums_stride, runs,
+    runs_stride, n_blocks, ids, count): the softmax state of a part of the rows that are not among the ids.
 
     Takes the selected rows off the block sums, which then are masses. `runs`: as make_run_weights leaves
-    them; other shapes as in yakv_score_cpu, of one head.
+    them; parts float32 [G]; other shapes as in yakv_score_cpu, of one head.
     """
     from ..cpu import vector_ops as v
     from ..cpu.attention_tiles import PREFETCH_AHEAD, make_weighted_sum
 
     add_values, header = make_weighted_sum(group, head_dim, "f16", prefetch=True), RUN_HEADER
-    part = np.float32(share)
     value_bytes = head_dim * 2
 
     @v.inline
     def add_tail(
         state: int,
         values: int,
+        parts: int,
         weights: int,
         weights_stride: int,
         block_sums: int,
@@ -93,7 +93,7 @@ def make_add_tail(group: int, head_dim: int, share: float) -> Any:
                 rest = v.get_f32(cell + g * sums_stride) - v.get_f32(weight + g * weights_stride)
                 v.put_f32(cell + g * sums_stride, rest)
         for g in range(group):
-            own, total = runs + g * runs_stride, v.zero()
+            own, total, part = runs + g * runs_stride, v.zero(), v.get_f32(parts + g * 4)
             for run in range((n_blocks + BLOCKS_PER_RUN - 1) // BLOCKS_PER_RUN):
                 cells = block_sums + g * sums_stride + run * 64
                 factor = v.splat(v.get_f32(own + header + run * 4) * part)

@@ -5,7 +5,7 @@ Sinks, the recent window and generated tokens that are still in it stay exact. T
 window are encoded in blocks of 64: a selector code per key (HIGGS, the prompt's mean key subtracted), a
 row of K and V codes in host memory, and the mean value of the block. A step ranks all indexed keys by
 their estimated probability, reads the best rows, and adds the tail: a part of the estimated mass of
-the others times the mean values of their blocks.
+the others times the mean values of their blocks. How large a part the end of the prompt tells (tail_fit.py).
 
 Source: YAKV, arXiv 2604.08426; HIGGS, arXiv 2411.17525.
 Differs: rotation and scale per kv head, the mean key subtracted, keys stored after RoPE, exact sinks, the
@@ -27,17 +27,19 @@ from ..kernels.rotate import rotation_factors
 from ..kernels.select_topk import RULES
 from ..kernels.yakv_fetch import directory_bytes, most_selected
 from ..kernels.yakv_layout import Budget, YakvShape, indexed_end
-from ..kernels.yakv_select import RATIO_BITS
+from ..kernels.yakv_select import RATIO_BITS, budget_of
 from ..ops import ELEMENT_BYTES, Buffer, KvRows, Ops
 from .budget import MOST_TOKENS, check_budget, check_choice, check_range
 from .contract import AttentionInput, KvSetting, Pools, StateArray
 from .slots import SlotList
 from .staging import Staging, staging_bytes
+from .tail_fit import FIT_TOKENS, TailFit
 
 if TYPE_CHECKING:
     from ..config import ModelConfig
 
 MAX_WINDOW = 4096
+UNFITTED_PART = 0.25  # what serves next-token probabilities best where one number has to serve all heads
 MAX_SLOT_CACHE = 64
 
 
@@ -46,9 +48,8 @@ class Parameters:
     """Budgets in tokens per head, or below 1 as a ratio of the tokens held.
 
     selector: "2bit", "1.5bit" or "1bit"; k_bits and v_bits: 3, 4, 8 or 16; rule: "sum", "max" or "mean".
-    tail: the part of the mass of the rows that were not selected which counts with the mean values; 0: none.
-    Values that get much weight are not those of their block: all of the mass moves attention's output least
-    from full attention's, but next-token probabilities up to a hundred times further than a quarter does.
+    tail: the part of the mass of the rows that were not selected which counts with the mean values, 0 for
+    none; "fitted": for every query head what the end of the prompt tells, a quarter before there is one.
     slot_cache: places for selected rows on the device, as a multiple of a head's largest selection in a slot;
     0: none. The least recently used row gives way.
     """
@@ -62,7 +63,7 @@ class Parameters:
     v_bits: int = 4
     rule: str = "sum"
     centred: bool = True
-    tail: float = 0.25
+    tail: str = "fitted"
     slot_cache: float = 0.0
 
     def __post_init__(self) -> None:
@@ -70,7 +71,8 @@ class Parameters:
         check_range("prefix_budget", self.prefix_budget, 0, 1024)
         check_range("min_seqlen_to_prune", self.min_seqlen_to_prune, 0, MOST_TOKENS)
         check_range("recent", self.recent, 64, MAX_WINDOW)
-        check_range("tail", self.tail, 0, 1)
+        if self.tail != "fitted":
+            check_range("tail", self.tail_part, 0, 1)
         if self.recent % 64:
             raise ValueError(f"recent={self.recent} is not a multiple of 64")
         if not (self.slot_cache == 0 or 1 <= self.slot_cache <= MAX_SLOT_CACHE):
@@ -84,6 +86,17 @@ class Parameters:
             if getattr(self, name) not in _FORMATS:
                 known = ", ".join(map(str, _FORMATS))
                 raise ValueError(f"{name}={getattr(self, name)} is not known; choose one of {known}")
+
+    @property
+    def tail_part(self) -> float:
+        """Of a slot whose prompt has told nothing.
+
+        Raises: ValueError for a word that is no number.
+        """
+        try:
+            return UNFITTED_PART if self.tail == "fitted" else float(self.tail)
+        except ValueError:
+            raise ValueError(f'tail={self.tail} is neither "fitted" nor a number from 0 to 1') from None
 
     @property
     def row_formats(self) -> tuple[str, str]:
@@ -123,7 +136,7 @@ def shape_of(config: ModelConfig, parameters: Parameters, kind: str) -> YakvShap
         window=parameters.recent,
         rule=parameters.rule,
         centred=parameters.centred,
-        tail=parameters.tail,
+        tail=parameters.tail_part > 0,
     )
 
 
@@ -141,6 +154,7 @@ def pools(config: ModelConfig, parameters: Parameters, kind: str, n_tokens: int)
             "selectors": heads * n_blocks * SELECTORS[shape.selector].block_bytes(shape.head_dim),
             "mean values": heads * n_blocks * 2 * shape.head_dim,
             "exact rows": heads * (shape.ring_places * exact + 4 * shape.head_dim),
+            "tail parts": heads * 4 * shape.group,
             **({"cache of rows": heads * cache} if places else {}),
         },
         host={
@@ -174,21 +188,35 @@ class YakvKv:
             parameters.cache_places(setting.ctx_size),
         )
         self._stored = [[0] * setting.n_slots for _ in range(config.n_layers)]
+        self._fit = (
+            TailFit(setting, self._staging, self._pools.layers) if parameters.tail == "fitted" else None
+        )
 
     def open(self, n_tokens: int) -> int:
-        return self._slots.take(n_tokens)
+        slot = self._slots.take(n_tokens)
+        self._forget_tail_parts(slot)
+        return slot
 
     def restore(self, layer: int, slot: int, n_held: int) -> None:
         if n_held:
             self._pools.restore(layer, slot, n_held)
 
     def prefill(self, ops: Ops, layer: int, attention: AttentionInput) -> KvRows:
+        if self._fit:
+            self._fit.keep(ops, attention)
         ops.kv_append(self._staging, attention.k, attention.v)
         return self._staging
 
     def store(self, layer: int, slot: int, n_held: int, n_new: int) -> None:
-        self._pools.store(layer, slot, n_held, n_held + n_new)
-        self._stored[layer][slot] = n_held + n_new
+        n = n_held + n_new
+        fits = self._fit and n_new > FIT_TOKENS and self._leaves_out(n - FIT_TOKENS)
+        self._pools.store(layer, slot, n_held, n - FIT_TOKENS if fits else n)
+        if self._fit and fits:
+            parts = self._pools.tail_parts(layer, slot)
+            parts[:] = 1
+            with self._pools.uncounted(layer):
+                parts[:] = self._fit.take_in(layer, slot, n - FIT_TOKENS).reshape(parts.shape)
+        self._stored[layer][slot] = n
 
     def decode(self, ops: Ops, layer: int, attention: AttentionInput, out: Buffer) -> None:
         ops.attend_yakv(out, attention.q, attention.k, attention.v, self._pools.layers[layer])
@@ -202,6 +230,8 @@ class YakvKv:
             if begin < end:
                 self._pools.refill(layer, slot, held, begin, end)
             stored[slot] = n
+        if not n:
+            self._forget_tail_parts(slot)
         return n
 
     def state(self, slot: int, n_held: int) -> Mapping[str, StateArray]:
@@ -212,6 +242,15 @@ class YakvKv:
         for stored in self._stored:
             stored[slot] = 0
         self._slots.give_back(slot)
+
+    def _leaves_out(self, n: int) -> bool:
+        """Whether a step at position n selects fewer rows than are indexed."""
+        budget = self._parameters.budget
+        n_indexed = indexed_end(n, self._shape.n_sinks, self._shape.window) - self._shape.n_sinks
+        return budget_of(n + 1, n_indexed, budget.ratio, budget.at_least, budget.min_len) < n_indexed
+
+    def _forget_tail_parts(self, slot: int) -> None:
+        self._pools.tail_parts(slice(None), slot)[:] = self._parameters.tail_part
 
     def stats(self) -> Mapping[str, float | str]:
         setting, shape = self._setting, self._shape
