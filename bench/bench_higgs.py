@@ -19,11 +19,11 @@ import result_file
 from bench_kernels import READ, seconds, tape_of
 
 from yakvrt.cpu.kernel_cache import KernelCache
-from yakvrt.cpu.kernel_spec import kernel
 from yakvrt.cpu.memory import aligned, aligned_array
 from yakvrt.cpu.team import Team
 from yakvrt.cpu.topology import default_threads
 from yakvrt.higgs_grids import load_grid
+from yakvrt.kernel_build.spec import kernel
 from yakvrt.kernels.higgs_encode import encode_scratch_bytes
 from yakvrt.kernels.higgs_layout import BLOCK_TOKENS, ROW_FORMATS, SELECTORS, pack_tables
 from yakvrt.kernels.higgs_score import query_bytes

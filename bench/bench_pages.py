@@ -19,12 +19,12 @@ import numpy as np
 import result_file
 
 from yakvrt.cpu.kernel_cache import KernelCache
-from yakvrt.cpu.kernel_spec import KernelSpec, kernel
 from yakvrt.cpu.memory import aligned, aligned_array
 from yakvrt.cpu.tape import Tape
 from yakvrt.cpu.team import Team
 from yakvrt.cpu.tile_memory import TileMemory
 from yakvrt.cpu.topology import default_threads
+from yakvrt.kernel_build.spec import KernelSpec, kernel
 from yakvrt.kernels.tile_layout import LAYOUTS, ROWS
 
 FORMAT, N_COLS = "Q4_K", 1536

@@ -22,9 +22,9 @@ import result_file
 from kernel_clock import KernelClock, shown
 
 import yakvrt
-from yakvrt.cpu.kernel_spec import KernelSpec
 from yakvrt.cpu.memory import aligned, aligned_array
 from yakvrt.cpu.tape import Tape
+from yakvrt.kernel_build.spec import KernelSpec
 
 READ = KernelSpec("read_bytes", "read_bytes_cpu")
 

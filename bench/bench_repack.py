@@ -20,12 +20,12 @@ import result_file
 
 from gguf_tools.formats import FORMATS
 from yakvrt.cpu.kernel_cache import KernelCache
-from yakvrt.cpu.kernel_spec import KernelSpec, kernel
 from yakvrt.cpu.memory import aligned
 from yakvrt.cpu.tape import Tape
 from yakvrt.cpu.team import Team
 from yakvrt.cpu.tiled_matrix import tiled_bytes
 from yakvrt.cpu.topology import default_threads
+from yakvrt.kernel_build.spec import KernelSpec, kernel
 from yakvrt.kernels.tile_layout import LAYOUTS, ROWS
 
 N_COLS = 4096

@@ -87,10 +87,10 @@ def bytes_of_a_step(model: str) -> int:
 def read_bandwidth(n_threads: int) -> float:
     """GB/s of a plain read of memory larger than the caches."""
     from yakvrt.cpu.kernel_cache import KernelCache
-    from yakvrt.cpu.kernel_spec import KernelSpec
     from yakvrt.cpu.tape import Tape
     from yakvrt.cpu.team import Team
     from yakvrt.cpu.tile_memory import TileMemory
+    from yakvrt.kernel_build.spec import KernelSpec
 
     cache = KernelCache()
     team, tape = Team(n_threads, cache), Tape()

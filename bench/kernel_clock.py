@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from yakvrt.cpu.backend import CpuBackend
-from yakvrt.cpu.kernel_spec import kernel
 from yakvrt.cpu.tape import Tape
+from yakvrt.kernel_build.spec import kernel
 
 
 class KernelClock:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from yakvrt.cpu.kernel_cache import KernelCache
-from yakvrt.cpu.kernel_spec import KernelSpec, kernel
 from yakvrt.cpu.memory import aligned_array
 from yakvrt.cpu.tape import Tape
 from yakvrt.cpu.team import Team
+from yakvrt.kernel_build.spec import KernelSpec, kernel
 
 
 class KernelTeam:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from yakvrt.cpu.kernel_spec import KernelSpec
+from yakvrt.kernel_build.spec import KernelSpec
 
 TAKE_ROWS = KernelSpec("take_rows", "take_rows_cpu")
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from yakvrt.cpu.kernel_cache import KernelCache
-from yakvrt.cpu.kernel_directory import NEWEST_KEPT, default_directory, hold, prune
-from yakvrt.cpu.kernel_spec import kernel
+from yakvrt.cpu.kernel_cache import KernelCache, default_directory
+from yakvrt.kernel_build.directory import NEWEST_KEPT, hold, prune
+from yakvrt.kernel_build.spec import kernel
 
 DAY = 86400
 
@@ -58,7 +58,7 @@ def test_what_another_process_holds_stays(tmp_path: Path) -> None:
     code = f"""
 import sys, time
 from pathlib import Path
-from yakvrt.cpu.kernel_directory import hold
+from yakvrt.kernel_build.directory import hold
 descriptor = hold(Path({str(held)!r}))
 print("held", flush=True)
 sys.stdin.read()

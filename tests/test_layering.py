@@ -38,9 +38,9 @@ LAYERS: tuple[tuple[str, str], ...] = (
         gguf_source safetensors_source dummy_weights
         hub hub_repo package_index model_files model_names download_progress""",
     ),
-    ("ops", "ops cpu"),
+    ("ops", "ops cpu cuda"),
     ("kernels", "kernels"),
-    ("leaf", "gguf_tools cache_directory control_group higgs_grids"),
+    ("leaf", "gguf_tools cache_directory control_group higgs_grids kernel_build"),
 )
 # Names of the package itself (yakvrt.load, yakvrt.__version__): for the verbs, and nobody below them.
 PACKAGE = "yakvrt"

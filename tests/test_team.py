@@ -13,10 +13,11 @@ import pytest
 from kernel_team import KernelTeam, count
 from take_rows import TAKE_ROWS
 
-from yakvrt.cpu.kernel_cache import KernelCache, read_object, write_object
-from yakvrt.cpu.kernel_spec import kernel
+from yakvrt.cpu.kernel_cache import KernelCache
 from yakvrt.cpu.tape import Tape
 from yakvrt.cpu.team import Team
+from yakvrt.kernel_build.files import read_object, write_object
+from yakvrt.kernel_build.spec import kernel
 
 
 def chain(team: KernelTeam, buffers: list[np.ndarray]) -> Tape:

@@ -6,13 +6,14 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from ..kernel_build.compilers import Progress
+from ..kernel_build.spec import KernelSpec, kernel
 from ..kernels.team import MAX_THREADS
 from ..kernels.tile_layout import ROWS
 from ..kernels.yakv_layout import Budget, YakvShape
 from ..ops import ELEMENT_BYTES, Batch, KvRows
 from .affinity import Affinity, place_threads, usable
-from .kernel_cache import KernelCache, Progress
-from .kernel_spec import KernelSpec, kernel
+from .kernel_cache import KernelCache
 from .memory import ROW_FLOATS, aligned_array, padded, reserved
 from .recorder import Piece, Recorder
 from .tape import Tape

@@ -1,23 +1,25 @@
 """Compiles kernels to object files: Numba makes LLVM IR, LLVM makes machine code.
 
-Run as a process of its own by kernel_cache.py (`python -m yakvrt.cpu.compile`): it reads one JSON spec a line
-on
-stdin, answers one JSON line each on stdout. So the process that runs the model never imports Numba.
+Run as a process of its own by kernel_cache.py (`python -m yakvrt.cpu.compile`), so that the process that runs
+the model never imports Numba.
 """
 
 from __future__ import annotations
 
-import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
-from .kernel_spec import KernelSpec
+from ..kernel_build.compilers import answer_requests
+from ..kernel_build.files import write_object
+from ..kernel_build.spec import KernelSpec
 
 
 def compile_object(spec: KernelSpec) -> bytes:
-    """The ELF (or Mach-O) object whose symbol `spec.symbol` is the kernel."""
+    """The ELF (or Mach-O) object whose symbol `spec.symbol` is the kernel.
+
+    Every kernel has the C signature void(thread, n_threads, counter, arguments) of int64.
+    """
     import llvmlite.binding as llvm
     from numba import cfunc, types
 
@@ -27,7 +29,7 @@ def compile_object(spec: KernelSpec) -> bytes:
     signature = types.void(types.int64, types.int64, types.int64, types.int64)
     # error_model numpy: a division by zero must not raise, a kernel has nobody to tell
     options: Any = {"error_model": "numpy", "fastmath": FASTMATH, "boundscheck": False}
-    compiled: Any = cfunc(signature, **options)(spec.python_function())
+    compiled: Any = cfunc(signature, **options)(spec.build())
     text = _with_plain_entry(compiled._library.get_llvm_str(), compiled.native_name, spec.symbol)
     bodies = "\n".join(line for line in text.splitlines() if not line.startswith(("declare", "@")))
     if leaked := sorted(set(re.findall(r"@(numba_\w+|NRT_\w+|Py\w+)", bodies))):
@@ -70,20 +72,12 @@ def main() -> int:
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     llvm.initialize_native_asmparser()
-    from .kernel_cache import write_object
 
-    for line in sys.stdin:
-        request = json.loads(line)
+    def compile_one(request: dict[str, Any]) -> None:
         spec = KernelSpec(request["module"], request["builder"], tuple(request["parameters"]))
-        try:
-            write_object(Path(request["path"]), compile_object(spec))
-            answer = {"symbol": spec.symbol}
-        except OSError as error:
-            remedy = "set YAKVRT_CACHE to a writable directory with free space"
-            answer = {"symbol": spec.symbol, "error": f"cannot write {request['path']} ({error}): {remedy}"}
-        except Exception as error:  # the parent reports it and stops
-            answer = {"symbol": spec.symbol, "error": f"{type(error).__name__}: {error}"}
-        print(json.dumps(answer), flush=True)
+        write_object(Path(request["path"]), compile_object(spec))
+
+    answer_requests(compile_one)
     return 0
 
 

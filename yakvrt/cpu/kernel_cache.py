@@ -4,29 +4,22 @@ missing.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import subprocess
 import sys
 import tempfile
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from importlib.metadata import version
 from pathlib import Path
-from threading import Thread
 
 import llvmlite.binding as llvm
 
+from ..kernel_build.compilers import Progress, compile_in_helpers
+from ..kernel_build.directory import content_directory, hold, prune
+from ..kernel_build.files import read_object
+from ..kernel_build.spec import KernelSpec
 from .features import host_features
-from .kernel_directory import default_directory, hold, prune
-from .kernel_spec import KernelSpec
 from .topology import default_threads
-
-# done, total, symbol of the kernel just compiled; called from the threads that drive the compilers
-Progress = Callable[[int, int, str], None]
-
-
-MAX_COMPILERS = 8  # processes of about 200 MB each
 
 
 class KernelCache:
@@ -83,63 +76,23 @@ class KernelCache:
         return self._directory / f"{spec.symbol}.o"
 
     def _compile(self, specs: list[KernelSpec], progress: Progress | None) -> None:
-        queue = sorted(specs, key=_compile_cost)
-        done: list[str] = []
-        failures: list[str] = []
-
-        def drive(worker: subprocess.Popen[str]) -> None:
-            assert worker.stdin is not None
-            assert worker.stdout is not None
-            while not failures:
-                try:
-                    spec = queue.pop()
-                except IndexError:
-                    return
-                request = {
-                    "module": spec.module,
-                    "builder": spec.builder,
-                    "parameters": spec.parameters,
-                    "path": str(self._path(spec)),
-                }
-                try:
-                    worker.stdin.write(json.dumps(request) + "\n")
-                    worker.stdin.flush()
-                    answer = json.loads(worker.stdout.readline())
-                except (OSError, ValueError):
-                    answer = {"error": "the compiler process died; is there enough memory?"}
-                if "error" in answer:
-                    failures.append(f"kernel {spec.symbol} cannot be compiled: {answer['error']}")
-                    return
-                done.append(spec.symbol)
-                if progress:
-                    progress(len(done), len(specs), spec.symbol)
-
-        n_workers = min(len(specs), default_threads(), MAX_COMPILERS)
-        workers = [_start_compiler() for _ in range(n_workers)]
-        threads = [Thread(target=drive, args=(worker,)) for worker in workers]
-        try:
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-        finally:  # also when interrupted
-            queue.clear()
-            for worker in workers:
-                worker.kill()
-                worker.communicate()
-        if failures:
-            raise RuntimeError(failures[0])
+        requests = [
+            {
+                "symbol": spec.symbol,
+                "module": spec.module,
+                "builder": spec.builder,
+                "parameters": spec.parameters,
+                "path": str(self._path(spec)),
+            }
+            for spec in sorted(specs, key=_compile_cost)
+        ]
+        compile_in_helpers("yakvrt.cpu.compile", requests, default_threads(), progress)
 
 
-def _start_compiler() -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "yakvrt.cpu.compile"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
-        start_new_session=True,  # Ctrl-C is for us; we end it
-    )
+def default_directory() -> Path:
+    features = host_features()
+    parts = (version("numba"), version("llvmlite"), sys.version, features.cpu_name, features.flags)
+    return content_directory("kernels", ("kernels", "cpu"), parts)
 
 
 def _compile_cost(spec: KernelSpec) -> int:
@@ -151,25 +104,3 @@ def _compile_cost(spec: KernelSpec) -> int:
                 max((p for p in spec.parameters if type(p) is int), default=0) > 1
             )
     return 0
-
-
-def write_object(path: Path, code: bytes) -> None:
-    """Writes code behind its checksum, under a temporary name first."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        try:
-            file.write(hashlib.sha256(code).digest() + code)
-            file.flush()
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
-
-
-def read_object(path: Path) -> bytes | None:
-    """The code in a cache file; None when there is none or it is damaged."""
-    try:
-        data = path.read_bytes()
-    except OSError:
-        return None
-    code = data[32:]
-    return code if hashlib.sha256(code).digest() == data[:32] else None

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..kernel_build.spec import kernel
 from ..kernels.attend import scratch_floats
 from ..kernels.attend_bf16 import can_attend_bf16, scratch_bytes
 from ..kernels.attend_decode import MAX_SPLITS
 from ..ops import Buffer, KvRows
 from .features import host_features
-from .kernel_spec import kernel
 from .memory import ALIGNMENT, padded
 
 if TYPE_CHECKING:

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..kernel_build.spec import kernel
 from ..kernels.matmul import GATE, WRITE
 from ..kernels.moe import max_packs
 from ..ops import Buffer
-from .kernel_spec import kernel
 from .memory import ROW_FLOATS, padded
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..kernel_build.spec import kernel
 from ..kernels.higgs_layout import row_bytes
 from ..kernels.higgs_score import query_bytes
 from ..kernels.yakv_attend import attend_rows_scratch_bytes
@@ -16,7 +17,6 @@ from ..kernels.yakv_layout import BLOCKS_PER_RUN, MAX_PARTIALS
 from ..kernels.yakv_score import score_scratch_bytes
 from ..kernels.yakv_select import select_rows_scratch_bytes
 from ..ops import Buffer
-from .kernel_spec import kernel
 from .memory import padded
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..kernel_build.spec import KernelSpec, kernel
 from ..kernels.matmul import ADD, GATE, WRITE
 from ..kernels.matmul_bf16 import widened_bytes
 from ..kernels.pack_activations import CODE_BYTES, TERM_BYTES
@@ -14,7 +15,6 @@ from ..kernels.pack_size import DECODE_PACKS, PREFILL_PACK, TILE_PACK, pack_size
 from ..kernels.tile_layout import BLOCK, LAYOUTS
 from ..ops import Batch, Buffer, KvRows
 from .features import host_features
-from .kernel_spec import KernelSpec, kernel
 from .memory import ALIGNMENT, aligned_array, padded
 from .record_attention import record_decode_attention, record_prefill_attention
 from .record_experts import record_experts

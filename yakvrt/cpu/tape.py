@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .kernel_spec import KernelSpec
+from ..kernel_build.spec import KernelSpec
 
 MIN_ARGUMENTS = 24  # blocks are filled up with zeros, which stand for "not used" in every kernel
 

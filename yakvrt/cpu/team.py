@@ -12,11 +12,12 @@ from collections.abc import Set
 
 import numpy as np
 
+from ..kernel_build.compilers import Progress
+from ..kernel_build.spec import kernel
 from ..kernels import team as protocol
 from .affinity import Affinity, Places, place_threads
 from .attendance import Attendance
-from .kernel_cache import KernelCache, Progress
-from .kernel_spec import kernel
+from .kernel_cache import KernelCache
 from .tape import Tape
 from .topology import machine_topology
 

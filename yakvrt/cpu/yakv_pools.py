@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..higgs_grids import load_grid
+from ..kernel_build.spec import kernel
 from ..kernels.higgs_layout import BLOCK_TOKENS, ROW_FORMATS, SELECTORS, pack_tables, row_bytes
 from ..kernels.yakv_fetch import directory_bytes
 from ..kernels.yakv_layout import POOL_WORDS, Budget, YakvShape, indexed_end
 from ..kernels.yakv_store import store_scratch_bytes
 from ..ops import ELEMENT_BYTES, KvRows
-from .kernel_spec import kernel
 from .memory import aligned, padded, reserved
 from .tape import Tape
 

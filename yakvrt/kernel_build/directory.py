@@ -7,29 +7,34 @@ import fcntl
 import hashlib
 import os
 import shutil
-import sys
 import time
-from importlib.metadata import version
+from collections.abc import Iterable
 from pathlib import Path
 
 from ..cache_directory import cache_directory
-from .features import host_features
 
 UNUSED_DAYS = 30
 NEWEST_KEPT = 8  # whatever their age in hours: other checkouts, other CPUs of a shared home
 SPARE_DAYS = 1  # for those beyond the newest
 
 
-def default_directory() -> Path:
-    """An edit, another compiler or another machine never meets old code."""
+def content_directory(family: str, folders: Iterable[str], parts: Iterable[str]) -> Path:
+    """The cache directory of `family` for these folders of kernel sources and other `parts`, the compilers'
+    versions and the machine: an edit, another compiler or another machine never meets old code.
+    """
+    digest = hashlib.sha256(sources_digest(folders).encode())
+    for part in parts:
+        digest.update(part.encode() + b"\0")
+    return cache_directory() / family / digest.hexdigest()[:24]
+
+
+def sources_digest(folders: Iterable[str]) -> str:
+    """Of every Python file in these folders of the package."""
     package = Path(__file__).parent.parent
     digest = hashlib.sha256()
-    for source in sorted([*package.glob("kernels/*.py"), *package.glob("cpu/*.py")]):
+    for source in sorted(path for folder in folders for path in package.glob(f"{folder}/*.py")):
         digest.update(source.name.encode() + b"\0" + source.read_bytes())
-    features = host_features()
-    for part in (version("numba"), version("llvmlite"), sys.version, features.cpu_name, features.flags):
-        digest.update(part.encode() + b"\0")
-    return cache_directory() / "kernels" / digest.hexdigest()[:24]
+    return digest.hexdigest()
 
 
 def hold(directory: Path) -> int:

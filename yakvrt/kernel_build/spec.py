@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
 class KernelSpec:
-    """`builder(*parameters)` of `module` gives the Python function that Numba compiles.
+    """`builder(*parameters)` of `module` gives the kernel that is compiled.
 
-    Every kernel has the C signature void(thread, n_threads, counter, arguments) of int64.
+    Builders end in the name of their backend, `_cpu` or `_cuda`; `build` hands on what a backend's builders
+    take before the parameters.
     """
 
     module: str
@@ -21,12 +22,10 @@ class KernelSpec:
     @property
     def symbol(self) -> str:
         """The kernel's linker symbol, its file name in the cache and its name in progress lines."""
-        return "_".join([self.builder.removesuffix("_cpu"), *(str(p) for p in self.parameters)])
+        return "_".join([self.builder.rpartition("_")[0], *(str(p) for p in self.parameters)])
 
-    def python_function(self) -> Callable[[int, int, int, int], None]:
-        build = getattr(import_module(self.module), self.builder)
-        function: Callable[[int, int, int, int], None] = build(*self.parameters)
-        return function
+    def build(self, *context: Any) -> Any:
+        return getattr(import_module(self.module), self.builder)(*context, *self.parameters)
 
 
 def kernel(op: str, builder: str, *parameters: str | float) -> KernelSpec:

@@ -1,0 +1,35 @@
+"""Files of compiled code, which several processes may write at once and nobody may meet half written."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Writes a file under a temporary name first."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        try:
+            file.write(data)
+            file.flush()
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise
+
+
+def write_object(path: Path, code: bytes) -> None:
+    """Writes code behind its checksum."""
+    write_whole(path, hashlib.sha256(code).digest() + code)
+
+
+def read_object(path: Path) -> bytes | None:
+    """The code in a cache file; None when there is none or it is damaged."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return None
+    code = data[32:]
+    return code if hashlib.sha256(code).digest() == data[:32] else None
