@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from .cuda_kernel import CudaKernel, Work
+
 
 def rms_norm_ref(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
     """Shapes: x [..., E], weight [E] -> [..., E]."""
@@ -54,3 +56,76 @@ def rms_norm_cpu() -> Any:
                 v.store_f32(target + i, v.mul(normed, v.load_f32(weight + i)))
 
     return kernel
+
+
+def rms_norm_cuda(g: Any) -> CudaKernel:
+    """Normalises rows of `width` numbers; works in place. Width and strides are multiples of 4, in numbers.
+
+    Grid: a block for each row.
+    """
+    threads = 256
+    warps = threads // 32
+
+    def kernel(out, out_stride, x, x_stride, weight, width, eps, n_rows):  # type: ignore[no-untyped-def]
+        row, thread = g.block(), g.thread()
+        if row < n_rows[0]:
+            x = g.shifted(x, row * x_stride)
+            out = g.shifted(out, row * out_stride)
+            squares = g.float32(0)
+            for i in range(thread * 4, width, threads * 4):
+                a, b, c, d = g.load_f32x4(x, i)
+                squares += a * a + b * b + (c * c + d * d)
+            squares = g.warp_sum(squares)
+            sums = g.shared_f32(warps)
+            if thread % 32 == 0:
+                sums[thread // 32] = squares
+            g.sync_threads()
+            squares = g.float32(0)
+            for warp in range(warps):
+                squares += sums[warp]
+            scale = g.rsqrt(g.divide(squares, g.float32(width)) + eps)
+            for i in range(thread * 4, width, threads * 4):
+                a, b, c, d = g.load_f32x4(x, i)
+                wa, wb, wc, wd = g.load_constant_f32x4(weight, i)
+                g.store_f32x4(out, i, a * scale * wa, b * scale * wb, c * scale * wc, d * scale * wd)
+
+    return CudaKernel(
+        kernel,
+        "f32* i32 f32* i32 f32* i32 f32 i64*",
+        threads,
+        opcodes=("LDG.E.128", "STG.E.128"),
+        work=Work("number", 8, 4),
+    )
+
+
+def head_norm_cuda(g: Any) -> CudaKernel:
+    """Normalises every head of every row, all with one weight; see rms_norm_cuda.
+
+    Grid: x, blocks of 4 heads; y, rows.
+    """
+    threads = 128
+    warps = threads // 32
+
+    def kernel(out, out_stride, x, x_stride, weight, head_dim, n_heads, eps, n_rows):  # type: ignore[no-untyped-def]
+        row, head = g.block_y(), g.block() * warps + g.thread() // 32
+        lane = g.thread() % 32
+        if row < n_rows[0] and head < n_heads:
+            x = g.shifted(x, row * x_stride + head * head_dim)
+            out = g.shifted(out, row * out_stride + head * head_dim)
+            squares = g.float32(0)
+            for i in range(lane * 4, head_dim, 128):
+                a, b, c, d = g.load_f32x4(x, i)
+                squares += a * a + b * b + (c * c + d * d)
+            scale = g.rsqrt(g.divide(g.warp_sum(squares), g.float32(head_dim)) + eps)
+            for i in range(lane * 4, head_dim, 128):
+                a, b, c, d = g.load_f32x4(x, i)
+                wa, wb, wc, wd = g.load_constant_f32x4(weight, i)
+                g.store_f32x4(out, i, a * scale * wa, b * scale * wb, c * scale * wc, d * scale * wd)
+
+    return CudaKernel(
+        kernel,
+        "f32* i32 f32* i32 f32* i32 i32 f32 i64*",
+        threads,
+        opcodes=("LDG.E.128", "STG.E.128"),
+        work=Work("number", 8, 4),
+    )

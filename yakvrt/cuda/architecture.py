@@ -1,0 +1,30 @@
+"""The GPU architectures that kernels are compiled for."""
+
+from __future__ import annotations
+
+# `a` stands for instructions that only this generation has: wgmma and the bulk copies of Hopper
+ARCHITECTURES = {
+    "sm_80": (8, 0, ""),
+    "sm_86": (8, 6, ""),
+    "sm_89": (8, 9, ""),
+    "sm_90a": (9, 0, "a"),
+    "sm_100a": (10, 0, "a"),
+    "sm_120a": (12, 0, "a"),
+}
+
+
+def architectures(text: str) -> list[str]:
+    """The names in a list with commas.
+
+    Raises: ValueError for a name that is none.
+    """
+    names = list(dict.fromkeys(name.strip() for name in text.split(",")))
+    if unknown := [name for name in names if name not in ARCHITECTURES]:
+        raise ValueError(f"there is no architecture {unknown[0]!r}: choose among {', '.join(ARCHITECTURES)}")
+    return names
+
+
+def compute_capability(arch: str) -> tuple[int, int, str] | tuple[int, int]:
+    """As Numba takes it."""
+    major, minor, letter = ARCHITECTURES[arch]
+    return (major, minor, letter) if letter else (major, minor)
