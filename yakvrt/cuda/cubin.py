@@ -31,7 +31,7 @@ class Resources:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """`parameters` are name and type (cuda_kernel.py) of each; shared_bytes is dynamic, taken at the launch."""
+    """`parameters`: name and type (cuda_kernel.py) of each; shared_bytes: dynamic memory of a launch."""
 
     symbol: str
     arch: str

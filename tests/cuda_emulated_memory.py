@@ -1,0 +1,173 @@
+"""Memory as an emulated CUDA kernel sees it: pointers with bounds, races in shared memory found.
+
+Device memory wraps numpy arrays. Shared and local arrays start as poison: NaN, or bytes that are no likely
+number.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+NUMBERS = {
+    "u8": np.uint8,
+    "u16": np.uint16,
+    "u32": np.uint32,
+    "u64": np.uint64,
+    "i32": np.int32,
+    "i64": np.int64,
+    "f32": np.float32,
+}
+POISON = 0xCD
+# instead of a thread's number in a stamp
+SEVERAL, ATOMIC = -1, -2
+
+# (block's barriers passed, thread, warp, warp's barriers passed): when an element was touched, and by whom
+Stamp = tuple[int, int, int, int]
+
+
+class EmulationError(AssertionError):
+    """The kernel does what a GPU forbids or leaves undefined."""
+
+
+class Running:
+    """The thread that runs now; the scheduler sets it."""
+
+    thread: Any = None
+
+
+def unordered(old: Stamp | None, new: Stamp) -> bool:
+    """Whether no barrier lies between two touches of different threads."""
+    if old is None or old is new or old[0] != new[0] or old[1] == new[1]:
+        return False
+    return old[2] != new[2] or old[3] == new[3]
+
+
+def wrapped(value: Any, bits: int, signed: bool) -> int:
+    """The value as a C cast stores it."""
+    whole = int(value) & ((1 << bits) - 1)
+    return whole - (1 << bits) if signed and whole >> (bits - 1) else whole
+
+
+def poison(array: np.ndarray) -> np.ndarray:
+    array.view(np.uint8)[:] = 0xFF if array.dtype.kind == "f" else POISON
+    return array
+
+
+class Memory:
+    """One array; `watched` where threads share it within a block."""
+
+    def __init__(self, name: str, array: np.ndarray, watched: bool = False) -> None:
+        self.name, self.array = name, array
+        self.is_float = array.dtype.kind == "f"
+        self.bits, self.signed = array.itemsize * 8, array.dtype.kind == "i"
+        self.written: list[Stamp | None] | None = [None] * array.size if watched else None
+        self.read: list[Stamp | None] = [None] * array.size if watched else []
+
+    def note_read(self, i: int) -> None:
+        assert self.written is not None
+        now = Running.thread.stamp
+        if unordered(self.written[i], now):
+            raise Running.thread.error(
+                f"reads {self.name}[{i}], which another thread wrote since the barrier"
+            )
+        old = self.read[i]
+        if old is not None and old[0] == now[0] and old[1] != now[1]:
+            warp, passed = (now[2], now[3]) if old[2] == now[2] else (-1, -1)
+            self.read[i] = (now[0], SEVERAL, warp, passed)
+        else:
+            self.read[i] = now
+
+    def note_write(self, i: int, changes: bool = True) -> None:
+        """Several threads may write the same value."""
+        assert self.written is not None
+        now = Running.thread.stamp
+        if changes and unordered(self.written[i], now):
+            raise Running.thread.error(
+                f"writes {self.name}[{i}], which another thread wrote since the barrier"
+            )
+        if changes and unordered(self.read[i], now):
+            raise Running.thread.error(
+                f"writes {self.name}[{i}], which another thread read since the barrier"
+            )
+        self.written[i] = now
+
+    def note_atomic(self, i: int) -> None:
+        assert self.written is not None
+        now = Running.thread.stamp
+        for old in (self.written[i], self.read[i]):
+            if old is not None and old[1] != ATOMIC and unordered(old, now):
+                raise Running.thread.error(f"adds to {self.name}[{i}], which others use since the barrier")
+        self.written[i] = (now[0], ATOMIC, -1, -1)
+
+
+class Pointer:
+    """The address of one element; what lies before the array or behind it cannot be reached."""
+
+    __slots__ = ("memory", "offset")
+
+    def __init__(self, memory: Memory, offset: int = 0) -> None:
+        self.memory, self.offset = memory, offset
+
+    def place(self, index: Any, n: int = 1) -> int:
+        """The number of an element, n of which are used."""
+        at = self.offset + index
+        size = self.memory.array.size
+        if at < 0 or at + n > size:
+            what = f"element {at}" if n == 1 else f"elements {at} to {at + n - 1}"
+            raise Running.thread.error(f"reaches {what} of {self.memory.name}, which has {size}")
+        return int(at)
+
+    def __getitem__(self, index: Any) -> Any:
+        memory, at = self.memory, self.place(index)
+        if memory.written is not None:
+            memory.note_read(at)
+        value = memory.array[at]
+        return value if memory.is_float else int(value)
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        memory, at = self.memory, self.place(index)
+        if not memory.is_float:
+            value = wrapped(value, memory.bits, memory.signed)
+        if memory.written is not None:
+            memory.note_write(at, changes=bool(memory.array[at] != value))
+        memory.array[at] = value
+
+    def wide(self, index: Any) -> tuple[int, int]:
+        """First element and number of elements of 16 bytes."""
+        size = self.memory.array.itemsize
+        at = self.place(index, 16 // size)
+        if at * size % 16:
+            raise Running.thread.error(f"reaches 16 bytes at byte {at * size} of {self.memory.name}")
+        return at, 16 // size
+
+    def read16(self, index: Any) -> np.ndarray:
+        """A copy of 16 bytes at a multiple of 16."""
+        at, n = self.wide(index)
+        if self.memory.written is not None:
+            for i in range(at, at + n):
+                self.memory.note_read(i)
+        return self.memory.array[at : at + n].view(np.uint8).copy()
+
+    def write16(self, index: Any, data: np.ndarray) -> None:
+        at, n = self.wide(index)
+        if self.memory.written is not None:
+            for i in range(at, at + n):
+                self.memory.note_write(i)
+        self.memory.array[at : at + n].view(np.uint8)[:] = data.view(np.uint8)
+
+
+class Null:
+    """The address 0."""
+
+    def __getitem__(self, index: Any) -> Any:
+        raise Running.thread.error("reads at the address 0")
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        raise Running.thread.error("writes at the address 0")
+
+    def place(self, *_: Any) -> Any:
+        raise Running.thread.error("reaches the address 0")
+
+    wide = read16 = write16 = place

@@ -1,0 +1,235 @@
+"""The vocabulary of CUDA kernels (yakvrt/cuda/device_ops.py) for the emulator, one function for each op.
+
+A new op is a function of the same name and parameters here or in a file like cuda_emulated_tensor.py, under
+`@emulates`. An op that lanes do together calls `Running.thread.wait(name, value, combine)`; `combine` gets
+the 32 values in the order of lanes and returns 32 results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from cuda_emulated_memory import Memory, Null, Pointer, Running, poison, wrapped
+
+emulated = SimpleNamespace()  # `g` of the builders
+
+
+def emulates(function: Callable[..., Any]) -> Callable[..., Any]:
+    setattr(emulated, function.__name__, function)
+    return function
+
+
+def _define(name: str, function: Callable[..., Any]) -> None:
+    setattr(emulated, name, function)
+
+
+# --- who a thread is, barriers
+
+_define("thread", lambda: Running.thread.number)
+_define("lane", lambda: Running.thread.lane)
+_define("block", lambda: Running.thread.block.index[0])
+_define("block_y", lambda: Running.thread.block.index[1])
+_define("n_blocks", lambda: Running.thread.block.grid[0])
+_define("inline", lambda function: function)
+
+
+@emulates
+def sync_threads() -> None:
+    Running.thread.wait("sync_threads")
+
+
+@emulates
+def sync_warp() -> None:
+    Running.thread.wait("sync_warp", None, lambda values: values)
+    Running.thread.passed_warp_barrier()
+
+
+# --- casts and bits
+
+
+def _cast(bits: int, signed: bool) -> Callable[[Any], int]:
+    return lambda value: wrapped(value, bits, signed)
+
+
+for _bits in (16, 32, 64):
+    _define(f"uint{_bits}", _cast(_bits, False))
+_define("int32", _cast(32, True))
+_define("int64", _cast(64, True))
+_define("float32", np.float32)
+
+
+@emulates
+def f32_from_bits(word: int) -> np.float32:
+    return np.uint32(word).view(np.float32)
+
+
+@emulates
+def bits_from_f32(value: np.float32) -> int:
+    return int(np.float32(value).view(np.uint32))
+
+
+@emulates
+def f32_from_bf16(half: int) -> np.float32:
+    return f32_from_bits(half << 16)
+
+
+@emulates
+def bf16_from_f32(value: np.float32) -> int:
+    word = bits_from_f32(value)
+    if word & 0x7FFFFFFF > 0x7F800000:
+        return 0x7FFF  # NaN
+    return (word + 0x7FFF + (word >> 16 & 1)) >> 16
+
+
+@emulates
+def f32_from_f16(half: int) -> np.float32:
+    return np.float32(np.uint16(half).view(np.float16))
+
+
+@emulates
+def f16_from_f32(value: np.float32) -> int:
+    return int(np.float32(value).astype(np.float16).view(np.uint16))
+
+
+_define("low_bf16", lambda word: f32_from_bf16(word & 0xFFFF))
+_define("high_bf16", lambda word: f32_from_bf16(word >> 16))
+_define("low_f16", lambda word: f32_from_f16(word & 0xFFFF))
+_define("high_f16", lambda word: f32_from_f16(word >> 16))
+_define("pack_bf16", lambda low, high: bf16_from_f32(low) | bf16_from_f32(high) << 16)
+_define("pack_f16", lambda low, high: f16_from_f32(low) | f16_from_f32(high) << 16)
+
+
+@emulates
+def constants(values: Sequence[float]) -> Callable[[int], np.float32]:
+    table = Memory("constants", np.array(values, np.float32))
+    return lambda i: Pointer(table)[i]
+
+
+# --- arithmetic, rounded to float32 once
+
+
+def _rounded(function: Callable[..., Any]) -> Callable[..., np.float32]:
+    return lambda *values: np.float32(function(*(np.float64(value) for value in values)))
+
+
+_define("fma", _rounded(lambda a, b, c: a * b + c))
+_define("sqrt", _rounded(np.sqrt))
+_define("divide", _rounded(lambda a, b: a / b))
+_define("round_even", _rounded(np.rint))
+_define("rsqrt", _rounded(lambda a: 1 / np.sqrt(a)))
+_define("reciprocal", _rounded(lambda a: 1 / a))
+_define("exp2", _rounded(np.exp2))
+_define("log2", _rounded(np.log2))
+
+
+# --- memory
+
+
+def _load4(number: type[np.generic]) -> Callable[[Pointer, int], tuple[Any, ...]]:
+    def load(pointer: Pointer, index: int) -> tuple[Any, ...]:
+        found = pointer.read16(index).view(number)
+        return tuple(found) if number is np.float32 else tuple(found.tolist())
+
+    return load
+
+
+for _name in ("load_f32x4", "load_constant_f32x4"):
+    _define(_name, _load4(np.float32))
+for _name in ("load_u32x4", "load_constant_u32x4"):
+    _define(_name, _load4(np.uint32))
+
+
+@emulates
+def store_f32x4(pointer: Pointer, index: int, a: Any, b: Any, c: Any, d: Any) -> None:
+    pointer.write16(index, np.array([a, b, c, d], np.float32))
+
+
+@emulates
+def store_u32x4(pointer: Pointer, index: int, a: int, b: int, c: int, d: int) -> None:
+    words = [wrapped(word, 32, False) for word in (a, b, c, d)]
+    pointer.write16(index, np.array(words, np.uint32))
+
+
+@emulates
+def shifted(pointer: Pointer | Null, n: int) -> Pointer | Null:
+    return pointer if isinstance(pointer, Null) else Pointer(pointer.memory, pointer.offset + int(n))
+
+
+def _local(number: type[np.generic]) -> Callable[[int], Pointer]:
+    return lambda n: Pointer(Memory("local array", poison(np.empty(n, number))))
+
+
+def _shared(number: type[np.generic]) -> Callable[[int], Pointer]:
+    return lambda n: Running.thread.block.shared(n, number)
+
+
+def _dynamic(number: type[np.generic]) -> Callable[[int], Pointer]:
+    return lambda offset: Running.thread.block.dynamic(offset, number)
+
+
+for _name, _number in (("f32", np.float32), ("u32", np.uint32), ("i32", np.int32), ("u16", np.uint16)):
+    _define(f"shared_{_name}", _shared(_number))
+    if _name != "i32":
+        _define(f"dynamic_{_name}", _dynamic(_number))
+    if _name in ("f32", "u32"):
+        _define(f"local_{_name}", _local(_number))
+
+
+@emulates
+def atomic_add_i32(pointer: Pointer, index: int, value: int) -> int:
+    memory, at = pointer.memory, pointer.place(index)
+    if memory.written is not None:
+        memory.note_atomic(at)
+    before = int(memory.array[at])
+    memory.array[at] = wrapped(before + value, 32, True)
+    return before
+
+
+# --- warps
+
+
+def _exchange(name: str, source: Callable[[int, int], int]) -> Callable[[Any, int], Any]:
+    """A shuffle; `source` gives the lane to read from, by a lane's number and argument."""
+
+    def shuffle(value: Any, argument: int) -> Any:
+        if isinstance(value, int) and not -(2**31) <= value < 2**32:
+            raise Running.thread.error(f"passes {value} to {name}, which takes 32 bits")
+
+        def combine(given: list[tuple[Any, int]]) -> list[Any]:
+            return [given[source(lane, given[lane][1])][0] for lane in range(32)]
+
+        return Running.thread.wait(name, (value, argument), combine)
+
+    return shuffle
+
+
+_define("shuffle_xor", _exchange("shuffle_xor", lambda lane, mask: (lane ^ mask) & 31))
+_define("shuffle_from", _exchange("shuffle_from", lambda lane, origin: origin & 31))
+_define("shuffle_up", _exchange("shuffle_up", lambda lane, n: lane - n if lane >= n else lane))
+_define("shuffle_down", _exchange("shuffle_down", lambda lane, n: lane + n if lane + n < 32 else lane))
+
+
+@emulates
+def ballot(flag: Any) -> int:
+    def combine(flags: list[Any]) -> list[int]:
+        return [sum(1 << lane for lane, flag in enumerate(flags) if flag)] * 32
+
+    return Running.thread.wait("ballot", flag, combine)
+
+
+def _reduce(name: str, join: Callable[[Any, Any], Any]) -> Callable[[Any], Any]:
+    """Pairs of lanes 16, 8, 4, 2 and 1 apart, as the vocabulary's own."""
+
+    def combine(values: list[Any]) -> list[Any]:
+        for step in (16, 8, 4, 2, 1):
+            values = [join(values[lane], values[lane ^ step]) for lane in range(32)]
+        return values
+
+    return lambda value: Running.thread.wait(name, value, combine)
+
+
+_define("warp_sum", _reduce("warp_sum", lambda a, b: a + b))
+_define("warp_max", _reduce("warp_max", max))

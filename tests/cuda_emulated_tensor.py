@@ -1,0 +1,94 @@
+"""Tensor cores, loads of their fragments and asynchronous copies, for the emulator of CUDA kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from cuda_emulated_memory import Pointer, Running
+from cuda_emulated_ops import emulated, emulates
+
+
+def _halves(words: list[int]) -> np.ndarray:
+    """bfloat16 pairs as float64."""
+    word = np.array(words, np.uint32)
+    parts = np.stack([word << np.uint32(16), word & np.uint32(0xFFFF0000)], axis=-1)
+    return parts.view(np.float32).astype(np.float64)
+
+
+def _mma(given: list[tuple[Any, ...]]) -> list[Any]:
+    """Products are exact, their sum is rounded once. A GPU rounds in an order of its own."""
+    a, b, c = np.zeros((16, 16)), np.zeros((16, 8)), np.zeros((16, 8))
+    for lane, values in enumerate(given):
+        row, column = lane // 4, lane % 4 * 2
+        pairs = _halves(list(values[:6]))
+        for i, (down, right) in enumerate(((0, 0), (8, 0), (0, 8), (8, 8))):
+            a[row + down, column + right : column + right + 2] = pairs[i]
+        b[column : column + 2, row], b[column + 8 : column + 10, row] = pairs[4], pairs[5]
+        c[row, column : column + 2], c[row + 8, column : column + 2] = values[6:8], values[8:10]
+    sums = (a @ b + c).astype(np.float32)
+    results = []
+    for lane in range(32):
+        row, column = lane // 4, lane % 4 * 2
+        results.append((*sums[row, column : column + 2], *sums[row + 8, column : column + 2]))
+    return results
+
+
+@emulates
+def mma_m16n8k16_bf16(
+    a0: int, a1: int, a2: int, a3: int, b0: int, b1: int, c0: Any, c1: Any, c2: Any, c3: Any
+) -> Any:
+    return Running.thread.wait("mma", (a0, a1, a2, a3, b0, b1, c0, c1, c2, c3), _mma)
+
+
+def _load_matrix(n: int, transposed: bool) -> Callable[[Pointer, int], Any]:
+    def combine(rows: list[np.ndarray | None]) -> list[tuple[int, ...]]:
+        given = np.stack([row.view(np.uint16) for row in rows[: 8 * n] if row is not None])
+        matrices = given.reshape(n, 8, 8).astype(np.uint32)
+        if transposed:
+            matrices = matrices.transpose(0, 2, 1)
+        words = matrices[:, :, ::2] | matrices[:, :, 1::2] << np.uint32(16)
+        return [tuple(words[:, lane // 4, lane % 4].tolist()) for lane in range(32)]
+
+    def load(pointer: Pointer, index: int) -> Any:
+        row = pointer.read16(index) if Running.thread.lane < 8 * n else None
+        return Running.thread.wait(f"load_matrix_x{n}", row, combine)
+
+    return load
+
+
+for _n in (2, 4):
+    setattr(emulated, f"load_matrix_x{_n}", _load_matrix(_n, False))
+    setattr(emulated, f"load_matrix_x{_n}_transposed", _load_matrix(_n, True))
+
+
+@emulates
+def copy_async(target: Pointer, i: int, source: Pointer, j: int) -> None:
+    """The target is poison until the copy was waited for."""
+    source.wide(j)
+    target.write16(i, np.full(16, 0xFF, np.uint8))
+    thread = Running.thread
+    thread.copies[-1].append(lambda: target.write16(i, source.read16(j)))
+
+
+@emulates
+def copy_async_or_zero(target: Pointer, i: int, source: Pointer, j: int, valid: Any) -> None:
+    if valid:
+        copy_async(target, i, source, j)
+        return
+    target.write16(i, np.full(16, 0xFF, np.uint8))
+    Running.thread.copies[-1].append(lambda: target.write16(i, np.zeros(16, np.uint8)))
+
+
+@emulates
+def copy_async_commit() -> None:
+    Running.thread.copies.append([])
+
+
+@emulates
+def copy_async_wait(n: int) -> None:
+    groups = Running.thread.copies
+    while len(groups) - 1 > n:
+        for copy in groups.pop(0):
+            copy()
