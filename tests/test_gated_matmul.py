@@ -11,7 +11,7 @@ from test_kernel_matmul import stored_rows, tile
 
 from yakvrt.cpu.backend import CpuBackend
 from yakvrt.cpu.memory import padded
-from yakvrt.kernels.matmul import swiglu_ref
+from yakvrt.kernels.swiglu import swiglu_ref
 
 N_ROWS, N_COLS = 96, 256
 RNG = np.random.default_rng(13)

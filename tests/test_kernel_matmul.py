@@ -11,8 +11,9 @@ from gguf_tools.dequantize import dequantize
 from yakvrt.cpu.memory import aligned, padded
 from yakvrt.cpu.tiled_matrix import TiledMatrix, tiled_bytes
 from yakvrt.kernels.embed import embed_ref
-from yakvrt.kernels.matmul import ADD, GATE, WRITE, matmul_ref, swiglu_ref
+from yakvrt.kernels.matmul import ADD, GATE, WRITE, matmul_ref
 from yakvrt.kernels.pack_activations import CODE_BYTES, quantize_activations_ref
+from yakvrt.kernels.swiglu import swiglu_ref
 from yakvrt.kernels.tile_layout import LAYOUTS, ROWS
 
 RNG = np.random.default_rng(11)

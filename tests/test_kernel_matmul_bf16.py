@@ -11,9 +11,10 @@ from test_kernel_matmul import gates, pack, stored_rows, tile
 from gguf_tools.dequantize import dequantize
 from yakvrt.cpu.features import host_features
 from yakvrt.cpu.memory import aligned, padded
-from yakvrt.kernels.matmul import ADD, GATE, WRITE, matmul_ref, swiglu_ref
+from yakvrt.kernels.matmul import ADD, GATE, WRITE, matmul_ref
 from yakvrt.kernels.matmul_bf16 import WIDE_COLUMNS, matmul_bf16_ref, widened_bytes
 from yakvrt.kernels.pack_size import TILE_PACK
+from yakvrt.kernels.swiglu import swiglu_ref
 from yakvrt.kernels.tile_layout import LAYOUTS, ROWS
 
 RNG = np.random.default_rng(12)

@@ -21,7 +21,7 @@ LAYERS: tuple[tuple[str, str], ...] = (
     ("entry", "__main__"),
     (
         "verbs",
-        """generate chat perplexity kl_divergence tokenize models pull plan
+        """generate chat perplexity kl_divergence tokenize models pull plan cuda_kernels
         bench bench_arguments bench_records bench_facts
         cli_arguments machine_arguments cli_parsing prompt_cache prompt_text terminal""",
     ),

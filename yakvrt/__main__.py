@@ -16,7 +16,9 @@ VERBS = {
     "tokenize": "text to token ids and back",
     "models": "list the models known by name",
     "pull": "fetch a model",
+    "kernels": "compile the CUDA kernels ahead of time, report what they take",
 }
+MODULES = {"kernels": "cuda_kernels"}  # of verbs whose name is taken, by a package
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,7 +40,7 @@ def _main(args: list[str]) -> int:
         return 2
     from importlib import import_module
 
-    code: int = import_module(f"yakvrt.{args[0]}").main(args[1:])
+    code: int = import_module(f"yakvrt.{MODULES.get(args[0], args[0])}").main(args[1:])
     return code
 
 

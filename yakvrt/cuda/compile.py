@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ def compile_cubin(spec: KernelSpec, arch: str) -> Cubin:
         kernel.parameters(),
         kernel.threads,
         kernel.shared_bytes,
+        list(kernel.opcodes),
+        asdict(kernel.work) if kernel.work else None,
         read_resources(log),
         kernel_sources(),
         compiler_versions(),

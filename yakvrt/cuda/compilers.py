@@ -48,25 +48,29 @@ def cache_path() -> Path:
 
 
 def compile_missing(
-    specs: Iterable[KernelSpec], arch: str, directory: Path, progress: Progress | None = None
-) -> dict[KernelSpec, Cubin]:
-    """The cubins of `directory`/`arch`, after compiling those that are missing, damaged or of other sources.
+    specs: Iterable[KernelSpec],
+    archs: Iterable[str],
+    directory: Path,
+    progress: Progress | None = None,
+) -> dict[str, list[Cubin]]:
+    """The cubins of `directory`/arch for every arch, in the order of specs, after compiling those that are
+    missing, damaged or of other sources or compilers.
 
     Raises: OSError where the directory cannot be written, RuntimeError when a kernel does not compile.
     """
-    wanted = list(dict.fromkeys(specs))
-    place = directory / arch
-    place.mkdir(parents=True, exist_ok=True)
-    sources, compilers = kernel_sources(), compiler_versions()
+    compilers = compiler_versions()
+    specs = list(dict.fromkeys(specs))
+    wanted = [(arch, spec) for arch in archs for spec in specs]
+    for arch in {arch for arch, _ in wanted}:
+        (directory / arch).mkdir(parents=True, exist_ok=True)
 
-    def held(spec: KernelSpec) -> Cubin | None:
-        found = read_cubin(place, spec.symbol)
-        if found is None or found.manifest.arch != arch:
-            return None
-        current = found.manifest.sources == sources and found.manifest.compilers == compilers
-        return found if current else None
+    def held(arch: str, spec: KernelSpec) -> Cubin | None:
+        found = read_cubin(directory / arch, spec.symbol)
+        state = (arch, kernel_sources(), compilers)
+        if found and (found.manifest.arch, found.manifest.sources, found.manifest.compilers) == state:
+            return found
+        return None
 
-    cubins = {spec: held(spec) for spec in wanted}
     missing = [
         {
             "symbol": spec.symbol,
@@ -74,17 +78,17 @@ def compile_missing(
             "builder": spec.builder,
             "parameters": spec.parameters,
             "arch": arch,
-            "path": str(place),
+            "path": str(directory / arch),
         }
-        for spec, cubin in cubins.items()
-        if cubin is None
+        for arch, spec in wanted
+        if held(arch, spec) is None
     ]
     if missing:
         compile_in_helpers("yakvrt.cuda.compile", missing, len(os.sched_getaffinity(0)), progress)
-    found: dict[KernelSpec, Cubin] = {}
-    for spec, cubin in cubins.items():
-        made = cubin or held(spec)
-        if made is None:
-            raise RuntimeError(f"kernel {spec.symbol} was compiled but is not in {place}")
-        found[spec] = made
+    found: dict[str, list[Cubin]] = {arch: [] for arch, _ in wanted}
+    for arch, spec in wanted:
+        cubin = held(arch, spec)
+        if cubin is None:
+            raise RuntimeError(f"kernel {spec.symbol} was compiled but is not in {directory / arch}")
+        found[arch].append(cubin)
     return found

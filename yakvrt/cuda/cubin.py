@@ -31,13 +31,15 @@ class Resources:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """`parameters`: name and type (cuda_kernel.py) of each; shared_bytes: dynamic memory of a launch."""
+    """`parameters`: name and type of each; this and the rest up to `work` as in cuda_kernel.py."""
 
     symbol: str
     arch: str
     parameters: dict[str, str]
     threads: int
     shared_bytes: int
+    opcodes: list[str]
+    work: dict[str, str | int] | None
     resources: Resources
     sources: str
     compilers: str

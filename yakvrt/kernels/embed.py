@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from .cuda_kernel import CudaKernel, Work
 from .tile_layout import LAYOUTS
 
 
@@ -38,3 +39,40 @@ def embed_cpu(format_name: str) -> Any:
             read_row(tile + piece * unit_bytes, token % 16, target)
 
     return kernel
+
+
+def embed_cuda(g: Any, kind: str) -> CudaKernel:
+    """Rows of a contiguous table of f32, f16 or bf16; widths are multiples of 8, halves rest as uint32 pairs.
+
+    Grid: a block for each row.
+    """
+    threads = 128
+
+    def from_f32(out, table, tokens, width, n_rows):  # type: ignore[no-untyped-def]
+        row = g.block()
+        if row < n_rows[0]:
+            source = g.shifted(table, tokens[row] * width)
+            out = g.shifted(out, g.int64(row) * width)
+            for i in range(g.thread() * 4, width, threads * 4):
+                a, b, c, d = g.load_constant_f32x4(source, i)
+                g.store_f32x4(out, i, a, b, c, d)
+
+    low, high = (g.low_f16, g.high_f16) if kind == "f16" else (g.low_bf16, g.high_bf16)
+
+    def from_halves(out, table, tokens, width, n_rows):  # type: ignore[no-untyped-def]
+        row = g.block()
+        if row < n_rows[0]:
+            source = g.shifted(table, tokens[row] * width // 2)
+            out = g.shifted(out, g.int64(row) * width)
+            for i in range(g.thread() * 8, width, threads * 8):
+                a, b, c, d = g.load_constant_u32x4(source, i // 2)
+                g.store_f32x4(out, i, low(a), high(a), low(b), high(b))
+                g.store_f32x4(out, i + 4, low(c), high(c), low(d), high(d))
+
+    return CudaKernel(
+        from_f32 if kind == "f32" else from_halves,
+        f"f32* {'f32*' if kind == 'f32' else 'u32*'} i64* i32 i64*",
+        threads,
+        opcodes=("LDG.E.128.CONSTANT", "STG.E.128"),
+        work=Work("number", 8 if kind == "f32" else 6),
+    )

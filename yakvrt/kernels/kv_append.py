@@ -1,10 +1,12 @@
-"""Writes rows into a KV cache whose keys rest in tiles of 16 positions and whose values rest in rows."""
+"""Writes rows into a KV cache. Values rest in rows; keys in tiles of 16 positions, in rows too on a GPU."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+
+from .cuda_kernel import CudaKernel, Work
 
 
 def kv_append_ref(
@@ -18,7 +20,13 @@ def kv_append_ref(
     """Shapes: k_cache [n_slots, Hk, S/16, D, 16], v_cache [n_slots, Hk, S, D], k and v [B, Hk, D]."""
     for row, (slot, position) in enumerate(zip(slots, positions, strict=True)):
         k_cache[slot, :, position // 16, :, position % 16] = k[row]
-        v_cache[slot, :, position] = v[row]
+    append_rows_ref(v_cache, v, slots, positions)
+
+
+def append_rows_ref(cache: np.ndarray, rows: np.ndarray, slots: np.ndarray, positions: np.ndarray) -> None:
+    """Shapes: cache [n_slots, Hk, S, D], rows [B, Hk, D]."""
+    for row, (slot, position) in enumerate(zip(slots, positions, strict=True)):
+        cache[slot, :, position] = rows[row]
 
 
 def make_append(head_dim: int, kind: str) -> Any:
@@ -65,3 +73,52 @@ def kv_append_cpu(head_dim: int, kind: str) -> Any:
             append(k_cache + base, v_cache + base, k + source, v + source, v_.get_i64(positions + row * 8))
 
     return kernel
+
+
+def kv_append_cuda(g: Any, kind: str) -> CudaKernel:
+    """Stores the k and v of every row at its slot and position, both in rows.
+
+    Caches of f16 and bf16 hold pairs in uint32. slot_stride and head_stride count numbers of the cache,
+    stride those of k and v; all are multiples of 8, as head_dim is.
+
+    Grid: x, blocks of 128 threads with 8 numbers of a row each; y, rows.
+    """
+    threads = 128
+
+    @g.inline
+    def copy_f32(target, at, source, i):  # type: ignore[no-untyped-def]
+        a, b, c, d = g.load_f32x4(source, i)
+        g.store_f32x4(target, at, a, b, c, d)
+        a, b, c, d = g.load_f32x4(source, i + 4)
+        g.store_f32x4(target, at + 4, a, b, c, d)
+
+    pack = g.pack_f16 if kind == "f16" else g.pack_bf16
+
+    @g.inline
+    def copy_halves(target, at, source, i):  # type: ignore[no-untyped-def]
+        a, b, c, d = g.load_f32x4(source, i)
+        e, f, h, j = g.load_f32x4(source, i + 4)
+        g.store_u32x4(target, at // 2, pack(a, b), pack(c, d), pack(e, f), pack(h, j))
+
+    copy = copy_f32 if kind == "f32" else copy_halves
+
+    def kernel(  # type: ignore[no-untyped-def]
+        k_cache, v_cache, slot_stride, head_stride, k, v, stride, n_heads, head_dim, slots, positions, n_rows
+    ):
+        row, column = g.block_y(), (g.block() * threads + g.thread()) * 8
+        if row < n_rows[0] and column < n_heads * head_dim:
+            head = g.int32(g.uint32(column) // g.uint32(head_dim))
+            place = slots[row] * slot_stride + head * head_stride + positions[row] * head_dim
+            at = place + column - head * head_dim
+            source = g.int64(row) * stride + column
+            copy(k_cache, at, k, source)
+            copy(v_cache, at, v, source)
+
+    cache = "f32*" if kind == "f32" else "u32*"
+    return CudaKernel(
+        kernel,
+        f"{cache} {cache} i64 i64 f32* f32* i32 i32 i32 i64* i64* i64*",
+        threads,
+        opcodes=("LDG.E.128", "STG.E.128"),
+        work=Work("number", 8 if kind == "f32" else 6),
+    )

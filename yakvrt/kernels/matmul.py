@@ -31,12 +31,6 @@ def matmul_ref(
     return product if out is None else out + product
 
 
-def swiglu_ref(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
-    """silu(gate) * up, the gate of a feed-forward. Source: Shazeer, arXiv 2002.05202."""
-    wide = gate.astype(np.float64)
-    return wide / (1 + np.exp(-wide)) * up
-
-
 def tile_shape(wide: bool, n_tokens: int) -> int:
     """Tiles per inner loop: two where 32 vector registers hold the accumulators of a prompt's pack."""
     return 2 if wide and n_tokens == PREFILL_PACK else 1

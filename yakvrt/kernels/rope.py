@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from .cuda_kernel import CudaKernel, Work
+
 
 def rope_table_ref(positions: np.ndarray, inv_freq: np.ndarray, scale: float) -> np.ndarray:
     """[cos | sin] of position * inv_freq, times `scale`; the angle is rounded to float32 as the models'
@@ -103,3 +105,85 @@ def rope_cpu() -> Any:
                 v.put_f32_at(out_high, i, b * c + a * s)
 
     return kernel
+
+
+def rope_table_cuda(g: Any) -> CudaKernel:
+    """Cosines and sines of the batch's positions.
+
+    Grid: x, blocks of 128 of the `half` frequencies; y, rows.
+    Differs: by at most 2e-7 times `scale`, for angles below 2**20.
+    """
+    import math
+
+    threads = 128
+    # pi/2 in three float32 parts: the angle less a multiple of the first is exact in float32
+    parts, rest = [], math.pi / 2
+    for _ in range(3):
+        parts.append(float(np.float32(rest)))
+        rest -= parts[-1]
+    P1, P2, P3 = parts
+    QUARTERS = 2 / math.pi
+    S3, S5, S7, S9 = (1 / math.factorial(n) for n in (3, 5, 7, 9))
+    C4, C6, C8, C10 = (1 / math.factorial(n) for n in (4, 6, 8, 10))
+
+    def kernel(table, positions, inv_freq, half, scale, n_rows):  # type: ignore[no-untyped-def]
+        row, i = g.block_y(), g.block() * threads + g.thread()
+        if row < n_rows[0] and i < half:
+            angle = g.float32(positions[row]) * inv_freq[i]
+            quarters = g.round_even(angle * g.float32(QUARTERS))
+            r = g.fma(-quarters, g.float32(P1), angle)
+            r = g.fma(-quarters, g.float32(P2), r)
+            r = g.fma(-quarters, g.float32(P3), r)
+            z = r * r
+            s = g.fma(z, g.float32(S9), g.float32(-S7))
+            s = g.fma(z, g.fma(z, s, g.float32(S5)), g.float32(-S3))
+            sine = g.fma(r * z, s, r)
+            c = g.fma(z, g.float32(-C10), g.float32(C8))
+            c = g.fma(z, g.fma(z, c, g.float32(-C6)), g.float32(C4))
+            cosine = g.fma(z, g.fma(z, c, g.float32(-0.5)), g.float32(1))
+            quadrant = g.int32(quarters)
+            if quadrant & 1:
+                sine, cosine = cosine, sine
+            if (quadrant + 1) & 2:
+                cosine = -cosine
+            if quadrant & 2:
+                sine = -sine
+            at = g.int64(row) * half * 2 + i
+            table[at] = cosine * scale
+            table[at + half] = sine * scale
+
+    return CudaKernel(kernel, "f32* i64* f32* i32 f32 i64*", threads, work=Work("number", 4, 10))
+
+
+def rope_cuda(g: Any) -> CudaKernel:
+    """Rotates every head of every row; `half`, half a head dimension, is a multiple of 4. Works in place.
+
+    Grid: x, blocks of 128 threads with 4 pairs each; y, rows.
+    """
+    threads = 128
+
+    def kernel(out, x, stride, n_heads, half, table, n_rows):  # type: ignore[no-untyped-def]
+        row, pair = g.block_y(), (g.block() * threads + g.thread()) * 4
+        if row < n_rows[0] and pair < n_heads * half:
+            head = g.int32(g.uint32(pair) // g.uint32(half))
+            i = pair - head * half
+            low = g.int64(row) * stride + head * half * 2 + i
+            cos = g.int64(row) * half * 2 + i
+            a0, a1, a2, a3 = g.load_f32x4(x, low)
+            b0, b1, b2, b3 = g.load_f32x4(x, low + half)
+            c0, c1, c2, c3 = g.load_f32x4(table, cos)
+            s0, s1, s2, s3 = g.load_f32x4(table, cos + half)
+            g.store_f32x4(
+                out, low, a0 * c0 - b0 * s0, a1 * c1 - b1 * s1, a2 * c2 - b2 * s2, a3 * c3 - b3 * s3
+            )
+            g.store_f32x4(
+                out, low + half, b0 * c0 + a0 * s0, b1 * c1 + a1 * s1, b2 * c2 + a2 * s2, b3 * c3 + a3 * s3
+            )
+
+    return CudaKernel(
+        kernel,
+        "f32* f32* i32 i32 i32 f32* i64*",
+        threads,
+        opcodes=("LDG.E.128", "STG.E.128"),
+        work=Work("number", 8, 3),
+    )

@@ -1,0 +1,27 @@
+"""All CUDA kernels that yakvrt launches, over the parameters it launches them with: what a build makes."""
+
+from __future__ import annotations
+
+from ..kernel_build.spec import KernelSpec, kernel
+
+FLOATS = ("f32", "f16", "bf16")  # number formats of embedding tables and KV rows
+# head dimensions that HIGGS codes can be made of (rotate.py)
+ROTATIONS = (32, 48, 64, 80, 96, 112, 128, 192, 256)
+
+
+def all_kernels() -> list[KernelSpec]:
+    return [
+        kernel("rms_norm", "rms_norm_cuda"),
+        kernel("rms_norm", "head_norm_cuda"),
+        kernel("rope", "rope_table_cuda"),
+        kernel("rope", "rope_cuda"),
+        kernel("swiglu", "swiglu_cuda"),
+        kernel("argmax", "argmax_cuda"),
+        *(kernel("embed", "embed_cuda", kind) for kind in FLOATS),
+        *(kernel("kv_append", "kv_append_cuda", kind) for kind in FLOATS),
+        *(
+            kernel("rotate", "rotate_cuda", size, inverse, False)
+            for size in ROTATIONS
+            for inverse in (False, True)
+        ),
+    ]
