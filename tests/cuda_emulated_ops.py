@@ -1,4 +1,4 @@
-"""The vocabulary of CUDA kernels (yakvrt/cuda/device_ops.py) for the emulator, one function for each op.
+"""The vocabulary of CUDA kernels (yakvrt/cuda/device_ops) for the emulator, one function for each op.
 
 A new op is a function of the same name and parameters here or in a file like cuda_emulated_tensor.py, under
 `@emulates`. An op that lanes do together calls `Running.thread.wait(name, value, combine)`; `combine` gets

@@ -1,6 +1,6 @@
 """Runs CUDA kernels without a GPU: one greenlet for each thread of a block, one block after another.
 
-A kernel is built with the emulated vocabulary in place of device_ops.py and runs as plain Python. Threads run
+A kernel is built with the emulated vocabulary in place of device_ops and runs as plain Python. Threads run
 until they wait for others; `seed` shuffles who goes first, for a missing barrier may hide behind one order.
 Integers are Python's, so a kernel must cast what may pass 64 bits; floats are numpy's float32. That a kernel
 computes nothing in float64 shows in its PTX, not here.

@@ -103,13 +103,14 @@ def test_four_matrices_at_once(transposed: bool) -> None:
 def test_the_machine_code_uses_tensor_cores(arch: str) -> None:
     from yakvrt.cuda import device_ops
     from yakvrt.cuda.compile import assemble, make_ptx, read_resources
-    from yakvrt.cuda.disassembly import count_opcodes
+    from yakvrt.cuda.disassembly import count_instructions
 
     for by_rows in (False, True):
         built = small_matmul(device_ops, by_rows)
         code, log = assemble(make_ptx(built, "small_matmul", arch), arch)
         resources = read_resources(log)
         assert resources.spill_bytes == resources.stack_bytes == 0
-        counted = count_opcodes(code)
+        counted = count_instructions(code)
+        assert counted
         for promised in built.opcodes:
             assert any(name.startswith(promised) for name in counted), f"no {promised} in {counted}"

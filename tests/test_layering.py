@@ -136,7 +136,7 @@ def test_imports_point_downwards(path: Path) -> None:
         if target == PACKAGE:
             allowed = depth_of(unit) <= 1 or found.target.endswith("__version__")
         elif target in PLACED:
-            # The one way up: a kernel builder asks the backend that compiles it for its SIMD vocabulary.
+            # The one way up: a kernel builder asks the CPU backend, which compiles it, for its SIMD vocabulary.
             builder = unit == "kernels" and target == "cpu"
             builder = builder and not found.at_module_level
             allowed = builder or depth_of(target) >= depth_of(unit)
@@ -148,13 +148,24 @@ def test_imports_point_downwards(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", source_files(), ids=module_name)
-def test_only_the_cpu_backend_imports_numba(path: Path) -> None:
+def test_only_the_backends_import_numba(path: Path) -> None:
     # gguf_tools is faster with them where they are installed, and works without
     optional = {"quantize_numba", "dequantize_compiled", "dequantize_vectors"}
-    if unit_of(module_name(path)) == "cpu" or module_name(path).removeprefix("gguf_tools.") in optional:
+    if (
+        unit_of(module_name(path)) in ("cpu", "cuda")
+        or module_name(path).removeprefix("gguf_tools.") in optional
+    ):
         return
     wrong = [where(path, found.line) for found in imports_of(path) if found.target.split(".")[0] in NUMBA]
-    assert not wrong, f"only yakvrt/cpu imports numba or llvmlite, found at {', '.join(wrong)}"
+    assert not wrong, f"only yakvrt/cpu and yakvrt/cuda import numba or llvmlite, found at {', '.join(wrong)}"
+
+
+@pytest.mark.parametrize("path", source_files(), ids=module_name)
+def test_only_the_cuda_backend_imports_nvidias_packages(path: Path) -> None:
+    if unit_of(module_name(path)) == "cuda":
+        return
+    wrong = [where(path, found.line) for found in imports_of(path) if found.target.split(".")[0] == "cuda"]
+    assert not wrong, f"only yakvrt/cuda imports cuda.core and cuda.bindings, found at {', '.join(wrong)}"
 
 
 @pytest.mark.parametrize("path", source_files(), ids=module_name)
@@ -190,9 +201,12 @@ def test_start_up_imports_nothing_slow(module: str) -> None:
     )
 
 
-def test_kernels_and_kv_methods_import_without_numba() -> None:
+def test_kernels_and_kv_methods_and_the_cuda_backend_import_without_numba() -> None:
     modules = [module_name(path) for path in source_files()]
-    held = [name for name in modules if name.startswith(("yakvrt.kernels", "yakvrt.kvcache"))]
-    assert held, "yakvrt/kernels and yakvrt/kvcache hold no module"
-    loaded = NUMBA & modules_after("\n".join(f"import {name}" for name in held))
-    assert not loaded, f"importing the kernels or KV methods loads {', '.join(sorted(loaded))}"
+    held = [name for name in modules if name.startswith(("yakvrt.kernels", "yakvrt.kvcache", "yakvrt.cuda"))]
+    held = [name for name in held if not name.startswith("yakvrt.cuda.device_ops")]
+    assert held, "yakvrt/kernels, yakvrt/kvcache and yakvrt/cuda hold no module"
+    loaded = (NUMBA | {"cuda"}) & modules_after("\n".join(f"import {name}" for name in held))
+    assert not loaded, (
+        f"importing the kernels, the CUDA backend or KV methods loads {', '.join(sorted(loaded))}"
+    )

@@ -69,13 +69,15 @@ def _report(archs: list[str], directory: Path | None, as_json: bool) -> int:
         built = _compiled(archs, cache_path())
     else:
         built = {arch: [load_cubin(directory, spec, arch) for spec in all_kernels()] for arch in archs}
-    rows = [report_row(cubin) for cubins in built.values() for cubin in cubins]
+    rows = [report_row(cubin.manifest) for cubins in built.values() for cubin in cubins]
     if as_json:
         print(json.dumps(rows, indent=1))
         return 0
     print("\n".join(report_lines(rows)))
     if rows[0]["opcodes"] is None:
-        terminal.note("no nvdisasm here, so no instructions: run pip install 'yakvrt[cuda]'")
+        terminal.note(
+            "these cubins were built without nvdisasm, so no instructions: run pip install 'yakvrt[cuda]' and build"
+        )
     return 0
 
 

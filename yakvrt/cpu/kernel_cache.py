@@ -92,7 +92,7 @@ class KernelCache:
 def default_directory() -> Path:
     features = host_features()
     parts = (version("numba"), version("llvmlite"), sys.version, features.cpu_name, features.flags)
-    return content_directory("kernels", ("kernels", "cpu"), parts)
+    return content_directory("kernels", ("kernels/*.py", "cpu/*.py"), parts)
 
 
 def _compile_cost(spec: KernelSpec) -> int:

@@ -18,6 +18,7 @@ from ..kernel_build.spec import KernelSpec
 from .architecture import compute_capability
 from .compilers import compiler_versions
 from .cubin import Cubin, Manifest, Resources, kernel_sources, write_cubin
+from .disassembly import count_instructions
 
 
 def compile_cubin(spec: KernelSpec, arch: str) -> Cubin:
@@ -38,6 +39,7 @@ def compile_cubin(spec: KernelSpec, arch: str) -> Cubin:
         list(kernel.opcodes),
         asdict(kernel.work) if kernel.work else None,
         read_resources(log),
+        count_instructions(code),
         kernel_sources(),
         compiler_versions(),
         hashlib.sha256(code).hexdigest(),

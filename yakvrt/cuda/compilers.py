@@ -10,7 +10,7 @@ from pathlib import Path
 from ..kernel_build.compilers import Progress, compile_in_helpers
 from ..kernel_build.directory import content_directory
 from ..kernel_build.spec import KernelSpec
-from .cubin import Cubin, kernel_sources, read_cubin
+from .cubin import SOURCES, Cubin, kernel_sources, read_cubin
 
 PACKAGES = (
     "numba-cuda",
@@ -44,7 +44,7 @@ def cache_path() -> Path:
 
     Raises: RuntimeError as compiler_versions does.
     """
-    return content_directory("cubins", ("kernels", "cuda"), (compiler_versions(),))
+    return content_directory("cubins", SOURCES, (compiler_versions(),))
 
 
 def compile_missing(

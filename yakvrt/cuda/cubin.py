@@ -31,7 +31,9 @@ class Resources:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """`parameters`: name and type of each; this and the rest up to `work` as in cuda_kernel.py."""
+    """`parameters`: name and type of each; this and the rest up to `work` as in cuda_kernel.py. `instructions`: how
+    often each occurs in the code, None where no disassembler told.
+    """
 
     symbol: str
     arch: str
@@ -41,6 +43,7 @@ class Manifest:
     opcodes: list[str]
     work: dict[str, str | int] | None
     resources: Resources
+    instructions: dict[str, int] | None
     sources: str
     compilers: str
     sha256: str
@@ -52,10 +55,13 @@ class Cubin:
     code: bytes
 
 
+# what a cubin is made of
+SOURCES = ("kernels/*.py", "cuda/device_ops/*.py", "cuda/compile.py")
+
+
 @cache
 def kernel_sources() -> str:
-    """The hash of all sources a cubin is made of."""
-    return sources_digest(("kernels", "cuda"))
+    return sources_digest(SOURCES)
 
 
 def write_cubin(directory: Path, cubin: Cubin) -> None:

@@ -24,14 +24,16 @@ def find_disassembler() -> str | None:
     return packaged
 
 
-def count_opcodes(code: bytes) -> Counter[str] | None:
+def count_instructions(code: bytes) -> dict[str, int] | None:
     """How often each SASS instruction occurs, with its modifiers; None without a disassembler."""
     if (program := find_disassembler()) is None:
         return None
     with tempfile.TemporaryDirectory(prefix="yakvrt-") as directory:
         path = Path(directory) / "kernel.cubin"
         path.write_bytes(code)
-        shown = subprocess.run([program, "-c", str(path)], capture_output=True, text=True, check=False)
+        shown = subprocess.run(
+            [program, "-ndf", "-c", str(path)], capture_output=True, text=True, check=False
+        )
     if shown.returncode:
         raise RuntimeError(f"{program} cannot read a cubin: {shown.stderr.strip()[:200]}")
-    return Counter(INSTRUCTION.findall(shown.stdout))
+    return dict(Counter(INSTRUCTION.findall(shown.stdout)))

@@ -6,8 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from .cubin import Cubin
-from .disassembly import count_opcodes
+from .cubin import Manifest
 
 # instructions that tell how a kernel works: tensor cores, memory, copies, special functions
 TELLING = re.compile(
@@ -49,11 +48,9 @@ def occupancy(threads: int, registers: int, shared_bytes: int, gpu: Gpu = H200) 
     return blocks * threads / gpu.threads
 
 
-def report_row(cubin: Cubin) -> dict[str, Any]:
-    """The facts of one kernel, for JSON; opcodes are None without a disassembler."""
-    manifest = cubin.manifest
+def report_row(manifest: Manifest) -> dict[str, Any]:
+    """The facts of one kernel, for JSON; opcodes are None where no disassembler told them."""
     used = manifest.resources
-    counted = count_opcodes(cubin.code)
     row: dict[str, Any] = {
         "name": manifest.symbol,
         "arch": manifest.arch,
@@ -66,8 +63,9 @@ def report_row(cubin: Cubin) -> dict[str, Any]:
         "opcodes": None,
         "work": None,
     }
-    if counted is not None:
-        row["opcodes"] = {name: n for name, n in sorted(counted.items()) if TELLING.match(name)}
+    if manifest.instructions is not None:
+        counted = sorted(manifest.instructions.items())
+        row["opcodes"] = {name: n for name, n in counted if TELLING.match(name)}
     if manifest.work:
         n_bytes, n_operations = int(manifest.work["n_bytes"]), int(manifest.work["n_operations"])
         floor_ns = max(n_bytes / H200.bytes_per_ns, n_operations / H200.operations_per_ns)

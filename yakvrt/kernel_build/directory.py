@@ -18,21 +18,21 @@ NEWEST_KEPT = 8  # whatever their age in hours: other checkouts, other CPUs of a
 SPARE_DAYS = 1  # for those beyond the newest
 
 
-def content_directory(family: str, folders: Iterable[str], parts: Iterable[str]) -> Path:
-    """The cache directory of `family` for these folders of kernel sources and other `parts`, the compilers'
-    versions and the machine: an edit, another compiler or another machine never meets old code.
+def content_directory(family: str, sources: Iterable[str], parts: Iterable[str]) -> Path:
+    """The cache directory of `family` for these kernel sources and other `parts`, the compilers' versions and
+    the machine: an edit, another compiler or another machine never meets old code.
     """
-    digest = hashlib.sha256(sources_digest(folders).encode())
+    digest = hashlib.sha256(sources_digest(sources).encode())
     for part in parts:
         digest.update(part.encode() + b"\0")
     return cache_directory() / family / digest.hexdigest()[:24]
 
 
-def sources_digest(folders: Iterable[str]) -> str:
-    """Of every Python file in these folders of the package."""
+def sources_digest(patterns: Iterable[str]) -> str:
+    """Of every file of the package that fits one of the patterns."""
     package = Path(__file__).parent.parent
     digest = hashlib.sha256()
-    for source in sorted(path for folder in folders for path in package.glob(f"{folder}/*.py")):
+    for source in sorted(path for pattern in patterns for path in package.glob(pattern)):
         digest.update(source.name.encode() + b"\0" + source.read_bytes())
     return digest.hexdigest()
 
