@@ -76,7 +76,7 @@ def _report(archs: list[str], directory: Path | None, as_json: bool) -> int:
     print("\n".join(report_lines(rows)))
     if rows[0]["opcodes"] is None:
         terminal.note(
-            "these cubins were built without nvdisasm, so no instructions: run pip install 'yakvrt[cuda]' and build"
+            "built without nvdisasm, so no instructions: run pip install 'yakvrt[cuda]' and build again"
         )
     return 0
 

@@ -31,8 +31,9 @@ class Resources:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """`parameters`: name and type of each; this and the rest up to `work` as in cuda_kernel.py. `instructions`: how
-    often each occurs in the code, None where no disassembler told.
+    """`parameters`: name and type of each; this and the rest up to `work` as in cuda_kernel.py.
+
+    `instructions`: how often each occurs in the code, None where no disassembler told.
     """
 
     symbol: str
