@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from kernel_team import KernelTeam, count, poisoned
 
-from yakvrt.kernels.yakv_fit import TAIL, best_parts, tail_terms_ref
+from yakvrt.kernels.yakv_fit import STEPS, TAIL, best_parts, tail_errors_ref
 from yakvrt.kernels.yakv_layout import FIRST_RUN, MAX_PARTIALS, run_len
 from yakvrt.kvcache.tail_fit import FIT_TOKENS
 
@@ -15,7 +15,7 @@ RNG = np.random.default_rng(23)
 
 @pytest.mark.parametrize(("group", "head_dim"), [(1, 48), (3, 64), (6, 128)])
 @pytest.mark.parametrize(("n_rows", "n_selected"), [(1, 0), (3, 1), (2, 100), (1, 5000)])
-def test_tail_terms(team: KernelTeam, group: int, head_dim: int, n_rows: int, n_selected: int) -> None:
+def test_tail_errors(team: KernelTeam, group: int, head_dim: int, n_rows: int, n_selected: int) -> None:
     n_heads = 2 * group
     n_partials = FIRST_RUN + -(-n_selected // run_len(n_selected))
     assert n_partials <= MAX_PARTIALS
@@ -23,30 +23,29 @@ def test_tail_terms(team: KernelTeam, group: int, head_dim: int, n_rows: int, n_
     stats = poisoned(n_rows, n_heads, 2, MAX_PARTIALS)
     exact = poisoned(n_rows, n_heads * head_dim)
     exact[:] = RNG.standard_normal(exact.shape)
-    stats[:, :, 0, :n_partials] = RNG.uniform(-30, 30, (n_rows, n_heads, n_partials))
+    stats[:, :, 0, :n_partials] = RNG.uniform(-8, 8, (n_rows, n_heads, n_partials))
     weights = RNG.uniform(0.1, 50, (n_rows, n_partials, n_heads))
     stats[:, :, 1, :n_partials] = weights.swapaxes(1, 2)
     values = RNG.standard_normal((n_rows, n_partials, n_heads, head_dim))
     sums[:, :n_partials] = weights[..., None] * values
-    terms = np.ones((n_heads, 2), np.float32)
+    errors = np.ones((n_heads, STEPS + 1), np.float32)
     counts = np.full((n_rows, 2), n_selected, np.int64)
-    arguments = (terms, exact, exact.strides[0], sums, stats, counts, n_heads, count(n_rows))
-    team.run("yakv_fit", "tail_terms_cpu", (group, head_dim), *arguments, poisoned(team.n_threads, 16))
+    arguments = (errors, exact, exact.strides[0], sums, stats, counts, n_heads, count(n_rows))
+    team.run("yakv_fit", "tail_errors_cpu", (group, head_dim), *arguments, poisoned(team.n_threads, 16))
     shaped = exact.reshape(n_rows, n_heads, head_dim)
-    expected = 1 + tail_terms_ref(shaped, sums[:, :n_partials], stats[..., :n_partials])
-    np.testing.assert_allclose(terms, expected, rtol=1e-4, atol=1e-4)
+    expected = 1 + tail_errors_ref(shaped, sums[:, :n_partials], stats[..., :n_partials])
+    np.testing.assert_allclose(errors, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_the_best_part_is_found() -> None:
     """Exact outputs made with known parts come back; parts out of range end at it."""
     n_heads, dim = 5, 64
-    wanted = np.array([0, 0.3, 1, 1.7, -0.4])
+    wanted = np.array([0, 0.3125, 1, 1.7, -0.4])
     weights = RNG.uniform(1, 2, (FIT_TOKENS, 3, n_heads, 1))
     sums = RNG.standard_normal((FIT_TOKENS, 3, n_heads, dim)) * weights
     counted = np.ones((3, n_heads, 1))
     counted[TAIL, :, 0] = wanted
     exact = (counted * sums).sum(axis=1) / (counted * weights).sum(axis=1)
     stats = np.stack([np.zeros_like(weights), weights])[..., 0].transpose(1, 3, 0, 2)
-    parts = best_parts(tail_terms_ref(exact, sums, stats))
+    parts = best_parts(tail_errors_ref(exact, sums, stats))
     np.testing.assert_allclose(parts, np.clip(wanted, 0, 1), atol=1e-9)
-    assert best_parts(np.zeros((2, 2))).tolist() == [1, 1]

@@ -58,8 +58,8 @@ def test_a_fitted_part_is_nearer_than_any_number_for_all_heads() -> None:
             errors[tail] = decode_error(slots, slot, 900)
     fit = errors.pop("fitted")
     assert all(fit.sum() < error.sum() for error in errors.values())
-    # head by head not far from the best of them, which differs from head to head
-    assert (fit < 1.5 * np.min(list(errors.values()), axis=0)).all()
+    # head by head about as near as the best of them, which differs from head to head
+    assert (fit < 1.1 * np.min(list(errors.values()), axis=0)).all()
 
 
 def test_a_prompt_that_cannot_tell_leaves_the_part_alone() -> None:

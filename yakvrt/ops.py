@@ -115,9 +115,9 @@ class Ops(Protocol):
     def attend_yakv(self, out: Buffer, q: Buffer, k: Buffer, v: Buffer, rows: YakvRows) -> None:
         """Appends the row of every slot, then attends over its exact rows, the selected ones and the tail."""
 
-    def yakv_tail_terms(
-        self, terms: Any, exact: Buffer, q: Buffer, k: Buffer, v: Buffer, rows: YakvRows
+    def yakv_tail_errors(
+        self, errors: Any, exact: Buffer, q: Buffer, k: Buffer, v: Buffer, rows: YakvRows
     ) -> None:
-        """As attend_yakv, but in place of an output it adds to terms [Hq, 2] what tells the part of the tail
-        with which the output would be nearest to `exact` (kernels/yakv_fit.py).
+        """As attend_yakv, but in place of an output it adds to errors [Hq, parts] how far it would be from
+        `exact` with every part of the tail (kernels/yakv_fit.py).
         """

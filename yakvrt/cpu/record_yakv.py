@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Partials:
-    """Partial results of every query head; arguments of merge_partials_cpu and tail_terms_cpu."""
+    """Partial results of every query head; arguments of merge_partials_cpu and tail_errors_cpu."""
 
     sums: np.ndarray
     stats: np.ndarray
@@ -53,15 +53,15 @@ def record_yakv(recorder: Recorder, out: Buffer, q: Buffer, k: Buffer, v: Buffer
     )
 
 
-def record_tail_terms(
-    recorder: Recorder, terms: np.ndarray, exact: Buffer, q: Buffer, k: Buffer, v: Buffer, rows: YakvRows
+def record_tail_errors(
+    recorder: Recorder, errors: np.ndarray, exact: Buffer, q: Buffer, k: Buffer, v: Buffer, rows: YakvRows
 ) -> None:
-    """See Ops.yakv_tail_terms."""
+    """See Ops.yakv_tail_errors."""
     memory = recorder.memory
     partials = _record_partials(recorder, q, k, v, rows)
     recorder.tape.add(
-        kernel("yakv_fit", "tail_terms_cpu", rows.shape.group, rows.shape.head_dim),
-        terms,
+        kernel("yakv_fit", "tail_errors_cpu", rows.shape.group, rows.shape.head_dim),
+        errors,
         exact.data,
         exact.data.strides[0],
         partials.sums,

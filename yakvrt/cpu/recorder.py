@@ -18,7 +18,7 @@ from .features import host_features
 from .memory import ALIGNMENT, aligned_array, padded
 from .record_attention import record_decode_attention, record_prefill_attention
 from .record_experts import record_experts
-from .record_yakv import record_tail_terms, record_yakv
+from .record_yakv import record_tail_errors, record_yakv
 from .step_memory import StepMemory
 from .tape import Tape
 
@@ -285,7 +285,7 @@ class Recorder:
     def attend_yakv(self, out: Buffer, q: Buffer, k: Buffer, v: Buffer, rows: YakvRows) -> None:
         record_yakv(self, out, q, k, v, rows)
 
-    def yakv_tail_terms(
-        self, terms: np.ndarray, exact: Buffer, q: Buffer, k: Buffer, v: Buffer, rows: YakvRows
+    def yakv_tail_errors(
+        self, errors: np.ndarray, exact: Buffer, q: Buffer, k: Buffer, v: Buffer, rows: YakvRows
     ) -> None:
-        record_tail_terms(self, terms, exact, q, k, v, rows)
+        record_tail_errors(self, errors, exact, q, k, v, rows)

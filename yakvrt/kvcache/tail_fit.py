@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..kernels.yakv_fit import best_parts
+from ..kernels.yakv_fit import STEPS, best_parts
 from ..ops import Buffer, KvRows, Ops, YakvRows
 from .contract import AttentionInput, KvSetting
 
@@ -33,7 +33,7 @@ class TailFit:
         config = setting.config
         widths = [heads * config.head_dim for heads in (config.n_heads, config.n_kv_heads, config.n_kv_heads)]
         self._last = [np.zeros((FIT_TOKENS, width), np.float32) for width in widths]  # q, k, v
-        self._terms = np.zeros((config.n_heads, 2), np.float32)
+        self._errors = np.zeros((config.n_heads, STEPS + 1), np.float32)
         self._steps: tuple[Step, Step] | None = None
 
     def keep(self, ops: Ops, attention: AttentionInput) -> None:
@@ -62,7 +62,7 @@ class TailFit:
         exact.batch.positions[:] = np.arange(first, first + FIT_TOKENS)
         self._q.data[:FIT_TOKENS, : self._q.width] = self._last[0]
         exact.run()
-        self._terms[:] = 0
+        self._errors[:] = 0
         decode.batch.n_rows[0], decode.batch.slots[0] = 1, slot
         for i in range(FIT_TOKENS):
             decode.batch.positions[0] = first + i
@@ -70,7 +70,7 @@ class TailFit:
             for buffer, rows in zip(self._token[1:], self._last, strict=True):
                 buffer.data[0, : buffer.width] = rows[i]
             decode.run(layer)
-        return best_parts(self._terms)
+        return best_parts(self._errors)
 
     def _recorder(self, capacity: int) -> Recorder:
         setting, config = self._setting, self._setting.config
@@ -97,5 +97,5 @@ class TailFit:
         for i, rows in enumerate(self._layers):
             if i:
                 recorder.next_part()
-            recorder.yakv_tail_terms(self._terms, exact, q, k, v, rows)
+            recorder.yakv_tail_errors(self._errors, exact, q, k, v, rows)
         return self._setting.backend.finish(recorder)
