@@ -61,6 +61,18 @@ _define("int64", _cast(64, True))
 _define("float32", np.float32)
 
 
+_define("count_ones", lambda word: wrapped(word, 32, False).bit_count())
+
+
+@emulates
+def permute_bytes(a: int, b: int, selector: int) -> int:
+    given = (wrapped(a, 32, False) | wrapped(b, 32, False) << 32).to_bytes(8, "little")
+    digits = [selector >> 4 * i & 15 for i in range(4)]
+    if max(digits) > 7:
+        raise Running.thread.error(f"permutes bytes by {selector:#x}, whose digits must be 0 to 7")
+    return int.from_bytes(bytes(given[digit] for digit in digits), "little")
+
+
 @emulates
 def f32_from_bits(word: int) -> np.float32:
     return np.uint32(word).view(np.float32)

@@ -8,6 +8,8 @@ FLOATS = ("f32", "f16", "bf16")  # number formats of embedding tables and KV row
 # head dimensions that HIGGS codes can be made of (rotate.py)
 ROTATIONS = (32, 48, 64, 80, 96, 112, 128, 192, 256)
 
+GROUPS = (1, 4, 6, 7, 8, 16)  # query heads that share a KV head
+
 
 def all_kernels() -> list[KernelSpec]:
     return [
@@ -24,4 +26,6 @@ def all_kernels() -> list[KernelSpec]:
             for size in ROTATIONS
             for inverse in (False, True)
         ),
+        *(kernel("select_topk_cuda", "rank_cuda", "sum", group) for group in GROUPS),
+        kernel("select_topk_cuda", "select_topk_cuda"),
     ]
