@@ -134,6 +134,7 @@ _define("round_even", _rounded(np.rint))
 _define("rsqrt", _rounded(lambda a: 1 / np.sqrt(a)))
 _define("reciprocal", _rounded(lambda a: 1 / a))
 _define("exp2", _rounded(np.exp2))
+_define("exp2_or_zero", lambda x: emulated.exp2(x) * np.float32(x >= -126))
 _define("log2", _rounded(np.log2))
 
 
@@ -170,6 +171,12 @@ def shifted(pointer: Pointer | Null, n: int) -> Pointer | Null:
     return pointer if isinstance(pointer, Null) else Pointer(pointer.memory, pointer.offset + int(n))
 
 
+@emulates
+def load_u32_at(pointer: Pointer, n_bytes: int) -> int:
+    assert n_bytes % 4 == 0 and pointer.memory.bits == 32
+    return int(pointer[n_bytes // 4])
+
+
 def _local(number: type[np.generic]) -> Callable[[int], Pointer]:
     return lambda n: Pointer(Memory("local array", poison(np.empty(n, number))))
 
@@ -186,7 +193,7 @@ for _name, _number in (("f32", np.float32), ("u32", np.uint32), ("i32", np.int32
     _define(f"shared_{_name}", _shared(_number))
     if _name != "i32":
         _define(f"dynamic_{_name}", _dynamic(_number))
-    if _name in ("f32", "u32"):
+    if _name != "u16":
         _define(f"local_{_name}", _local(_number))
 
 

@@ -42,6 +42,31 @@ def mma_m16n8k16_bf16(
     return Running.thread.wait("mma", (a0, a1, a2, a3, b0, b1, c0, c1, c2, c3), _mma)
 
 
+def _mma_bytes(given: list[tuple[Any, ...]]) -> list[Any]:
+    a, b, c = np.zeros((16, 32), np.int32), np.zeros((32, 8), np.int32), np.zeros((16, 8), np.int32)
+    for lane, values in enumerate(given):
+        row, column = lane // 4, lane % 4
+        raw = np.array(values[:6], np.uint32)
+        parts, signed = raw.view(np.uint8).reshape(6, 4), raw.view(np.int8).reshape(6, 4)
+        for i, (down, right) in enumerate(((0, 0), (8, 0), (0, 16), (8, 16))):
+            a[row + down, column * 4 + right :][:4] = parts[i]
+        b[column * 4 :, row][:4], b[column * 4 + 16 :, row][:4] = signed[4], signed[5]
+        c[row, column * 2 :][:2], c[row + 8, column * 2 :][:2] = values[6:8], values[8:10]
+    sums = a @ b + c
+    results = []
+    for lane in range(32):
+        row, column = lane // 4, lane % 4 * 2
+        results.append((*sums[row, column:][:2].tolist(), *sums[row + 8, column:][:2].tolist()))
+    return results
+
+
+@emulates
+def mma_m16n8k32_u8_s8(
+    a0: int, a1: int, a2: int, a3: int, b0: int, b1: int, c0: int, c1: int, c2: int, c3: int
+) -> Any:
+    return Running.thread.wait("mma", (a0, a1, a2, a3, b0, b1, c0, c1, c2, c3), _mma_bytes)
+
+
 def _load_matrix(n: int, transposed: bool) -> Callable[[Pointer, int], Any]:
     def combine(rows: list[np.ndarray | None]) -> list[tuple[int, ...]]:
         given = np.stack([row.view(np.uint16) for row in rows[: 8 * n] if row is not None])

@@ -10,6 +10,8 @@ ROTATIONS = (32, 48, 64, 80, 96, 112, 128, 192, 256)
 
 GROUPS = (1, 4, 6, 7, 8, 16)  # query heads that share a KV head
 
+HEAD_DIMS = (64, 128, 256)  # of the KV kernels
+
 
 def all_kernels() -> list[KernelSpec]:
     return [
@@ -28,4 +30,14 @@ def all_kernels() -> list[KernelSpec]:
         ),
         *(kernel("select_topk_cuda", "rank_cuda", "sum", group) for group in GROUPS),
         kernel("select_topk_cuda", "select_topk_cuda"),
+        *(kernel("higgs_score_cuda", "higgs_query_cuda", "2bit", size, True, False) for size in HEAD_DIMS),
+        *(
+            kernel("higgs_score_cuda", "higgs_score_cuda", "2bit", size, group)
+            for size in HEAD_DIMS
+            for group in GROUPS
+        ),
+        kernel("higgs_score_cuda", "higgs_score_cuda", "1bit", 128, 8),
+        kernel("yakv_fetch_cuda", "yakv_fetch_cuda"),
+        kernel("yakv_fetch_cuda", "yakv_forget_cuda"),
+        *(kernel("yakv_fetch_cuda", "yakv_gather_cuda", size, False) for size in HEAD_DIMS),
     ]

@@ -6,7 +6,7 @@ emulator has a function of the same name for each.
 
 from __future__ import annotations
 
-from .arithmetic import divide, exp2, fma, log2, reciprocal, round_even, rsqrt, sqrt
+from .arithmetic import divide, exp2, exp2_or_zero, fma, log2, reciprocal, round_even, rsqrt, sqrt
 from .async_copy import copy_async, copy_async_commit, copy_async_or_zero, copy_async_wait
 from .memory import (
     atomic_add_i32,
@@ -16,8 +16,10 @@ from .memory import (
     load_constant_f32x4,
     load_constant_u32x4,
     load_f32x4,
+    load_u32_at,
     load_u32x4,
     local_f32,
+    local_i32,
     local_u32,
     shared_f32,
     shared_i32,
@@ -56,6 +58,7 @@ from .tensor_core import (
     load_matrix_x4,
     load_matrix_x4_transposed,
     mma_m16n8k16_bf16,
+    mma_m16n8k32_u8_s8,
 )
 from .threads import block, block_y, inline, lane, n_blocks, sync_threads, sync_warp, thread
 from .warp import ballot, shuffle_down, shuffle_from, shuffle_up, shuffle_xor, warp_max, warp_sum
@@ -78,6 +81,7 @@ __all__ = [
     "dynamic_u16",
     "dynamic_u32",
     "exp2",
+    "exp2_or_zero",
     "f16_from_f32",
     "f32_from_bf16",
     "f32_from_bits",
@@ -97,13 +101,16 @@ __all__ = [
     "load_matrix_x2_transposed",
     "load_matrix_x4",
     "load_matrix_x4_transposed",
+    "load_u32_at",
     "load_u32x4",
     "local_f32",
+    "local_i32",
     "local_u32",
     "log2",
     "low_bf16",
     "low_f16",
     "mma_m16n8k16_bf16",
+    "mma_m16n8k32_u8_s8",
     "n_blocks",
     "pack_bf16",
     "pack_f16",

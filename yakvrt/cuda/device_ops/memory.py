@@ -89,6 +89,18 @@ def shifted(typing: Any, pointer: Any, n: Any) -> Any:
     return pointer(pointer, types.int64), codegen
 
 
+@intrinsic
+def load_u32_at(typing: Any, pointer: Any, n_bytes: Any) -> Any:
+    """The word n_bytes behind the pointer: an address from an instruction that made it, without a shift."""
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        raw = builder.bitcast(values[0], ir.PointerType(I8))
+        address = element(builder, raw, builder.zext(values[1], I64))
+        return builder.load(builder.bitcast(address, ir.PointerType(I32)), align=4)
+
+    return types.uint32(pointer, types.uint32), codegen
+
+
 def _array(number: Any, shared: bool) -> Any:
     """array(n): n numbers, aligned to 16 bytes; n is a constant of the builder.
 
@@ -122,6 +134,7 @@ def _array(number: Any, shared: bool) -> Any:
 shared_f32, shared_u32 = _array(types.float32, True), _array(types.uint32, True)
 shared_i32, shared_u16 = _array(types.int32, True), _array(types.uint16, True)
 local_f32, local_u32 = _array(types.float32, False), _array(types.uint32, False)
+local_i32 = _array(types.int32, False)
 
 
 def _dynamic(number: Any) -> Any:

@@ -1,9 +1,11 @@
-"""Tensor core products of bfloat16 tiles, and loads of their fragments from shared memory.
+"""Tensor core products of bfloat16 and 8-bit tiles, and loads of their fragments from shared memory.
 
 Lane l, with r = l/4 and c = 2(l%4), holds words of two numbers at (row, columns):
     A [16, 16]  a0 (r, c and c+1)  a1 8 rows below  a2 8 columns right  a3 both
     B [16, 8]   b0 (rows c and c+1, column r)       b1 8 rows below
 and numbers of C [16, 8]: c0, c1 (r, c and c+1), c2, c3 8 rows below.
+Of 8-bit numbers a word holds 4, in columns (of B: rows) 4(l%4) to 4(l%4) + 3, and the second half of the
+columns begins 16 further.
 
 Source: PTX ISA 9.0, mma.m16n8k16 and ldmatrix.
 """
@@ -31,6 +33,22 @@ def _mma(context: Any, builder: Any, signature: Any, values: Any) -> Any:
 # (a0, a1, a2, a3, b0, b1, c0, c1, c2, c3) -> c + a b
 mma_m16n8k16_bf16 = fixed_op(
     _mma, types.UniTuple(types.float32, 4), *[types.uint32] * 6, *[types.float32] * 4
+)
+
+
+def _mma_bytes(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+    text = (
+        "mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32"
+        " {$0, $1, $2, $3}, {$4, $5, $6, $7}, {$8, $9}, {$10, $11, $12, $13};"
+    )
+    constraints = ",".join(["=r"] * 4 + ["r"] * 10)
+    sums = asm_tuple(builder, I32, 4, text, constraints, values, FIXED)
+    return context.make_tuple(builder, signature.return_type, sums)
+
+
+# the same of unsigned bytes A [16, 32] and signed ones B [32, 8], exact in int32
+mma_m16n8k32_u8_s8 = fixed_op(
+    _mma_bytes, types.UniTuple(types.int32, 4), *[types.uint32] * 6, *[types.int32] * 4
 )
 
 

@@ -1,0 +1,310 @@
+"""CUDA kernels that score selector blocks straight from their codes, on the tensor cores, for all queries of a
+KV head at once (see higgs_score.py: queries and grid as bytes, exact sums).
+
+A codeword of bytes is one or two words of a tensor core's fragment as it lies in the grid. So a warp looks
+codewords up in shared memory, where every lane has a copy of the grid in its own bank, and multiplies tiles of
+16 tokens with up to 8 queries. For each code that is one byte permutation, which makes the address, and one or
+two loads without conflicts. Lanes of a quad take every fourth vector of codes, whichever dimensions those are:
+the query bytes follow the same order.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .cuda_kernel import CudaKernel, Work
+from .higgs_layout import BLOCK_TOKENS, SELECTORS, Selector
+from .rotate import make_rotate_registers, rotation_factors, rotation_lanes
+
+LOG2_E = 1.4426950408889634
+LEAST = -1e30  # the largest logit of no tokens
+KINDS = ("2bit", "1bit")
+
+
+def _selector(kind: str) -> Selector:
+    """Raises: ValueError."""
+    if kind not in KINDS:
+        raise ValueError(f"selector {kind!r} has no CUDA kernel: choose one of {', '.join(KINDS)}")
+    return SELECTORS[kind]
+
+
+def query_words(kind: str, head_dim: int) -> int:
+    """Words of the bytes of one query, zero behind its own."""
+    selector = _selector(kind)
+    return selector.tile_vectors(head_dim) * selector.dim
+
+
+def higgs_query_cuda(g: Any, kind: str, head_dim: int, centred: bool, signs: bool) -> CudaKernel:
+    """Queries rotated and rounded to bytes.
+
+    Grid: blocks of 4 * 32 / rotation_lanes(head_dim) queries.
+    Shapes: queries uint32 [B, Hq, query_words], records float32 [B, Hq, 4]: what scores are multiplied by,
+    what is added behind and before; q float32 [B][q_stride], means float32 [slots][means_slot_stride] of
+    [Hk, D]. `grid_step`: of byte_grid. Strides in numbers, multiples of 4.
+    Raises: ValueError for a size without a rotation, or a selector without a kernel.
+    """
+    n_words = query_words(kind, head_dim)
+    m, power = rotation_factors(head_dim)
+    lanes, threads = rotation_lanes(head_dim), 128
+    n, n_held, n_steps = power // lanes, head_dim // lanes, lanes.bit_length() - 1
+    rotate, seventh, smallest, half = make_rotate_registers(g, head_dim, False, signs), 1 / 127, 1e-30, -127.5
+
+    @g.inline
+    def row_sum(value):  # type: ignore[no-untyped-def]
+        for k in range(n_steps):
+            value += g.shuffle_xor(value, 1 << k)
+        return value
+
+    def kernel(  # type: ignore[no-untyped-def]
+        queries,
+        records,
+        q,
+        q_stride,
+        means,
+        means_slot_stride,
+        slots,
+        n_heads,
+        group,
+        factor,
+        grid_step,
+        n_rows,
+    ):
+        unit = g.int32(g.block() * (threads // lanes) + g.thread() // lanes)
+        lane, row = g.int32(g.thread() % lanes), g.int32(g.uint32(unit) // g.uint32(n_heads))
+        here = row < n_rows[0]
+        head = g.int32(unit - row * n_heads)
+        held, offset = g.local_f32(n_held), g.float32(0)
+        for j in range(m):
+            for i in range(0, n, 4):
+                a, b, c, d = g.float32(0), g.float32(0), g.float32(0), g.float32(0)
+                if here:
+                    place = j * power + i * lanes + lane * 4
+                    a, b, c, d = g.load_f32x4(q, g.int64(row) * q_stride + head * head_dim + place)
+                    if centred:
+                        at = (
+                            slots[row] * means_slot_stride
+                            + g.uint32(head) // g.uint32(group) * head_dim
+                            + place
+                        )
+                        x, y, z, w = g.load_constant_f32x4(means, at)
+                        offset += a * x + b * y + (c * z + d * w)
+                at = j * n + i
+                held[at], held[at + 1], held[at + 2], held[at + 3] = a, b, c, d
+        offset = row_sum(offset)
+        rotate(held, lane)
+        largest = g.float32(0)
+        for i in range(n_held):
+            largest = max(largest, max(held[i], -held[i]))
+        for k in range(n_steps):
+            largest = max(largest, g.shuffle_xor(largest, 1 << k))
+        step, inverse, total = largest * g.float32(seventh), g.float32(0), g.float32(0)
+        if step > g.float32(smallest):
+            inverse = g.divide(g.float32(1), step)
+        for i in range(n_held):
+            held[i] = g.round_even(held[i] * inverse)
+            total += held[i]
+        total = row_sum(total)
+        if here:
+            queries = g.shifted(queries, g.int64(unit) * n_words)
+            for j in range(m):
+                for i in range(0, n, 4):
+                    at = j * n + i
+                    a, b = g.uint32(g.int32(held[at])), g.uint32(g.int32(held[at + 1]))
+                    c, d = g.uint32(g.int32(held[at + 2])), g.uint32(g.int32(held[at + 3]))
+                    low, high = g.permute_bytes(a, b, 0x0040), g.permute_bytes(c, d, 0x0040)
+                    word = g.int32(j * (power // 4) + i // 4 * lanes + lane)
+                    queries[word] = g.permute_bytes(low, high, 0x5410)
+            for word in range(g.int32(head_dim // 4 + lane), g.int32(n_words), g.int32(lanes)):
+                queries[word] = 0
+            if lane == 0:
+                after, before = offset * factor, total * g.float32(half)
+                g.store_f32x4(
+                    records, g.int64(unit) * 4, step * factor * grid_step, after, before, g.float32(0)
+                )
+
+    return CudaKernel(
+        kernel,
+        "u32* f32* f32* i64 f32* i64 i64* i32 i32 f32 f32 i64*",
+        threads,
+        opcodes=("LDG.E.128",),
+        work=Work("query", 4 * head_dim + 4 * n_words + 16, 10 * head_dim),
+    )
+
+
+def higgs_score_cuda(g: Any, kind: str, head_dim: int, group: int) -> CudaKernel:
+    """Logits of the queries of every KV head with the keys of its selector blocks, -inf from its length to
+    the end of that block; and of each block of the grid the largest logit and the sum of exponentials
+    relative to it.
+
+    Grid: x, as many blocks as share a segment, whatever its length; y, segments: rows times KV heads.
+    Shapes: logits float32 [segments][G][logits_stride], stats float32 [segments][G][n_slots][2], of which the
+    grid's blocks fill those from first_slot on; queries and records of higgs_query_cuda, blocks uint32 with
+    strides in words, lengths int64 [segments], words uint32 [256][d / 4]: GridTables.words8.
+    Raises: ValueError for a selector without a kernel, or a group of more than 16 queries.
+    """
+    selector = _selector(kind)
+    if not 1 <= group <= 16:
+        raise ValueError(f"a group of {group} queries has no CUDA kernel: 1 to 16 are supported")
+    dim, n_vectors, n_words = selector.dim, selector.tile_vectors(head_dim), query_words(kind, head_dim)
+    n_steps, n_tiles, threads, block_tokens = -(-n_vectors // 4), -(-group // 8), 256, BLOCK_TOKENS
+    warps = threads // 32
+    block_words, tile_words = selector.block_bytes(head_dim) // 4, selector.tile_bytes(head_dim) // 4
+    scale_words, n_halves, whole = selector.scales(head_dim) // 4, dim // 4, n_vectors % 4 == 0
+    n_fragments, n_held, n_columns = n_steps * dim * n_tiles, 4 * n_steps, 2 * n_tiles
+    n_sums, n_logits, n_shared = 4 * n_tiles, 8 * n_tiles, warps * 16
+    log2_e, least, lowest = LOG2_E, LEAST, float("-inf")
+
+    @g.inline
+    def look_up(table, word, byte, bank):  # type: ignore[no-untyped-def]
+        """Offset of this lane's copy of a codeword: 256 times the code, and the bank."""
+        return g.permute_bytes(word, bank, 0x5504 | byte << 4)
+
+    @g.inline
+    def join(largest, total, other, other_total):  # type: ignore[no-untyped-def]
+        """The sum of both, relative to the larger."""
+        new, log2_e_ = max(largest, other), g.float32(log2_e)
+        return total * g.exp2_or_zero((largest - new) * log2_e_) + other_total * g.exp2_or_zero(
+            (other - new) * log2_e_
+        )
+
+    def kernel(  # type: ignore[no-untyped-def]
+        logits,
+        logits_stride,
+        stats,
+        n_slots,
+        first_slot,
+        queries,
+        records,
+        blocks,
+        slot_stride,
+        head_stride,
+        slots,
+        n_heads,
+        lengths,
+        words,
+        n_rows,
+    ):
+        segment, thread = g.block_y(), g.thread()
+        lane, warp = g.int32(thread % 32), g.int32(thread // 32)
+        row = g.int32(g.uint32(segment) // g.uint32(n_heads))
+        if row >= n_rows[0]:
+            return
+        table = g.dynamic_u32(0)
+        for i in range(warp, g.int32(256), g.int32(warps)):
+            for half in range(n_halves):
+                table[i * 64 + half * 32 + lane] = words[i * n_halves + half]
+        n = g.int32(lengths[segment])
+        n_all = g.int32((n + block_tokens - 1) // block_tokens * block_tokens)
+        blocks = g.shifted(blocks, slots[row] * slot_stride + (segment - row * n_heads) * head_stride)
+        quad, column, bank = g.int32(lane // 4), g.int32(lane % 4), g.uint32(lane * 4)
+        fragments = g.local_u32(n_fragments)
+        for tile in range(n_tiles):
+            query = tile * 8 + quad
+            for step in range(n_steps):
+                for part in range(0, dim, 4):
+                    at = (tile * n_steps + step) * dim + part
+                    a, b, c, d = g.uint32(0), g.uint32(0), g.uint32(0), g.uint32(0)
+                    if query < group and step * 4 + column < n_vectors:
+                        origin = (segment * group + query) * n_words + (step * 4 + column) * dim + part
+                        a, b, c, d = g.load_constant_u32x4(queries, origin)
+                    fragments[at], fragments[at + 1] = a, b
+                    fragments[at + 2], fragments[at + 3] = c, d
+        factors, after, before = g.local_f32(n_columns), g.local_f32(n_columns), g.local_f32(n_columns)
+        largest, totals = g.local_f32(n_columns), g.local_f32(n_columns)
+        for i in range(n_columns):
+            query = min(i // 2 * 8 + column * 2 + i % 2, group - 1)
+            x, y, z, _ = g.load_constant_f32x4(records, (segment * group + query) * 4)
+            factors[i], after[i], before[i] = x, y, z
+            largest[i], totals[i] = g.float32(least), g.float32(0)
+        g.sync_threads()
+        turn = g.int32(g.n_blocks() * (warps * 32))
+        for start in range(g.int32((g.block() * warps + warp) * 32), n_all, turn):
+            own = g.shifted(blocks, g.int64(start // block_tokens) * block_words)
+            tile_at = g.int32(
+                (start % block_tokens // 16 + quad // 4) * tile_words + quad % 4 * 4 + column * 16
+            )
+            held = g.local_u32(n_held)
+            for step in range(n_steps):
+                a, b, c, d = g.uint32(0), g.uint32(0), g.uint32(0), g.uint32(0)
+                if whole or step * 4 + column < n_vectors:
+                    a, b, c, d = g.load_constant_u32x4(own, g.int32(tile_at + step * 64))
+                held[step * 4], held[step * 4 + 1], held[step * 4 + 2], held[step * 4 + 3] = a, b, c, d
+            token = g.int32(start + quad * 4)
+            scales_at = g.int32(scale_words + token % block_tokens // 2)
+            pair, next_pair = own[scales_at], own[scales_at + 1]
+            scores = g.local_f32(n_logits)
+            for rows in range(2):
+                sums = g.local_i32(n_sums)
+                for i in range(n_sums):
+                    sums[i] = 0
+                for step in range(n_steps):
+                    upper, lower = held[step * 4 + rows * 2], held[step * 4 + rows * 2 + 1]
+                    for k in range(dim // 2):
+                        code, next_code = (k, k) if dim == 8 else (2 * k, 2 * k + 1)
+                        skip = 128 if dim == 8 else 0
+                        a0 = g.load_u32_at(table, look_up(table, upper, code, bank))
+                        a1 = g.load_u32_at(table, look_up(table, lower, code, bank))
+                        a2 = g.load_u32_at(table, g.uint32(look_up(table, upper, next_code, bank) + skip))
+                        a3 = g.load_u32_at(table, g.uint32(look_up(table, lower, next_code, bank) + skip))
+                        for tile in range(n_tiles):
+                            at, s = (tile * n_steps + step) * dim + 2 * k, tile * 4
+                            sums[s], sums[s + 1], sums[s + 2], sums[s + 3] = g.mma_m16n8k32_u8_s8(
+                                a0,
+                                a1,
+                                a2,
+                                a3,
+                                fragments[at],
+                                fragments[at + 1],
+                                sums[s],
+                                sums[s + 1],
+                                sums[s + 2],
+                                sums[s + 3],
+                            )
+                word = pair if rows == 0 else next_pair
+                for i in range(n_sums):
+                    column_at = i // 4 * 2 + i % 2
+                    scale = g.low_f16(word) if i % 4 < 2 else g.high_f16(word)
+                    score = (g.float32(sums[i]) + before[column_at]) * (factors[column_at] * scale)
+                    score += after[column_at]
+                    if g.int32(token + rows * 2 + i % 4 // 2) >= n:
+                        score = g.float32(lowest)
+                    scores[column_at * 4 + rows * 2 + i % 4 // 2] = score
+            for i in range(n_columns):
+                a, b, c, d = scores[i * 4], scores[i * 4 + 1], scores[i * 4 + 2], scores[i * 4 + 3]
+                query = g.int32(i // 2 * 8 + column * 2 + i % 2)
+                if query < group:
+                    place = (g.int64(segment) * group + query) * logits_stride + token
+                    g.store_f32x4(logits, place, a, b, c, d)
+                new = max(max(largest[i], max(a, b)), max(c, d))
+                offset, factor = -new * g.float32(log2_e), g.float32(log2_e)
+                shrunk = totals[i] * g.exp2_or_zero((largest[i] - new) * factor)
+                first = g.exp2_or_zero(g.fma(a, factor, offset)) + g.exp2_or_zero(g.fma(b, factor, offset))
+                second = g.exp2_or_zero(g.fma(c, factor, offset)) + g.exp2_or_zero(g.fma(d, factor, offset))
+                totals[i], largest[i] = shrunk + (first + second), new
+        maxima, sums_of_warps = g.shared_f32(n_shared), g.shared_f32(n_shared)
+        for i in range(n_columns):
+            for mask in (4, 8, 16):
+                other, other_total = g.shuffle_xor(largest[i], mask), g.shuffle_xor(totals[i], mask)
+                totals[i] = join(largest[i], totals[i], other, other_total)
+                largest[i] = max(largest[i], other)
+            if quad == 0:
+                place = warp * 16 + i // 2 * 8 + column * 2 + i % 2
+                maxima[place], sums_of_warps[place] = largest[i], totals[i]
+        g.sync_threads()
+        if thread < group:
+            best, total = maxima[thread], sums_of_warps[thread]
+            for i in range(1, warps):
+                other = maxima[i * 16 + thread]
+                total = join(best, total, other, sums_of_warps[i * 16 + thread])
+                best = max(best, other)
+            place = ((g.int64(segment) * group + thread) * n_slots + first_slot + g.block()) * 2
+            stats[place], stats[place + 1] = best, total
+
+    return CudaKernel(
+        kernel,
+        "f32* i64 f32* i32 i32 u32* f32* u32* i64 i64 i64* i32 i64* u32* i64*",
+        threads,
+        shared_bytes=1 << 16,
+        opcodes=("LDG.E.128", "STG.E.128", "IMMA", "LDS"),
+        work=Work("token of a head", selector.block_bytes(head_dim) // BLOCK_TOKENS + 4 * group, 0),
+    )
