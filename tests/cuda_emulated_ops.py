@@ -128,6 +128,7 @@ def _rounded(function: Callable[..., Any]) -> Callable[..., np.float32]:
 
 
 _define("fma", _rounded(lambda a, b, c: a * b + c))
+_define("absolute", _rounded(np.abs))
 _define("sqrt", _rounded(np.sqrt))
 _define("divide", _rounded(lambda a, b: a / b))
 _define("round_even", _rounded(np.rint))
@@ -173,7 +174,8 @@ def shifted(pointer: Pointer | Null, n: int) -> Pointer | Null:
 
 @emulates
 def load_u32_at(pointer: Pointer, n_bytes: int) -> int:
-    assert n_bytes % 4 == 0 and pointer.memory.bits == 32
+    assert n_bytes % 4 == 0
+    assert pointer.memory.bits == 32
     return int(pointer[n_bytes // 4])
 
 

@@ -8,8 +8,8 @@ from cuda_kernel import blocks, count, emulated_kernel, poisoned, run_kernel
 
 from yakvrt.higgs_grids import load_grid
 from yakvrt.kernels.higgs_layout import BLOCK_TOKENS, SELECTORS, byte_grid
+from yakvrt.kernels.higgs_query_cuda import query_words
 from yakvrt.kernels.higgs_score import score_ref
-from yakvrt.kernels.higgs_score_cuda import query_words
 from yakvrt.kernels.higgs_selector import encode_selector_ref
 from yakvrt.kernels.rotate import rotation, rotation_lanes
 
@@ -41,7 +41,7 @@ def clear_queries(shape: tuple[int, int, int], signs: bool) -> np.ndarray:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
 def test_score(case: tuple[str, int, int, bool, bool]) -> None:
     kind, head_dim, group, centred, signs = case
-    selector, grid = SELECTORS[kind], load_grid(SELECTORS[kind].grid)
+    grid = load_grid(SELECTORS[kind].grid)
     n_kv_heads, n_slots, n_blocks, slots = 2, 3, 4, np.array([2, 0, 1])
     lengths = np.array([200, 64, 1, 0, 99, 99])  # of a row beyond the last as well
     keys = RNG.standard_normal((n_slots, n_kv_heads, n_blocks * BLOCK_TOKENS, head_dim))
@@ -56,7 +56,7 @@ def test_score(case: tuple[str, int, int, bool, bool]) -> None:
     n_words = query_words(kind, head_dim)
     queries = np.full((n_rows + 1, n_heads, n_words), 0xCDCDCDCD, np.uint32)
     records = poisoned(n_rows + 1, n_heads, 4)
-    query = emulated_kernel("higgs_score_cuda", "higgs_query_cuda", kind, head_dim, centred, signs)
+    query = emulated_kernel("higgs_query_cuda", "higgs_query_cuda", kind, head_dim, centred, signs)
     arguments = (q, n_heads * head_dim, means if centred else None, n_kv_heads * head_dim, slots)
     grid_size = blocks((n_rows + 1) * n_heads, 128 // rotation_lanes(head_dim))
     sizes = (n_heads, group, factor, step, count(n_rows))
@@ -98,7 +98,7 @@ def test_score(case: tuple[str, int, int, bool, bool]) -> None:
 
 
 def test_what_is_not_supported_is_named() -> None:
-    with pytest.raises(ValueError, match="selector '1.5bit' has no CUDA kernel: choose one of 2bit, 1bit"):
+    with pytest.raises(ValueError, match=r"selector '1\.5bit' has no CUDA kernel: choose one of 2bit, 1bit"):
         emulated_kernel("higgs_score_cuda", "higgs_score_cuda", "1.5bit", 128, 4)
     with pytest.raises(ValueError, match="a group of 17 queries has no CUDA kernel: 1 to 16 are supported"):
         emulated_kernel("higgs_score_cuda", "higgs_score_cuda", "2bit", 128, 17)

@@ -109,7 +109,7 @@ def test_gather(row_bytes: int, n_blocks: int, packed: bool) -> None:
 
     arrays = [part for x in (out, out_scales, rows, scales) for part in with_strides(x)]
     own_targets = None if packed else targets
-    kernel = emulated_kernel("yakv_fetch_cuda", "yakv_gather_cuda", row_bytes, packed)
+    kernel = emulated_kernel("yakv_gather_cuda", "yakv_gather_cuda", row_bytes, packed)
     arguments = (slots, n_heads, ids, own_targets, 72, counts, count(n_batch))
     run_kernel(kernel, n_blocks, [out, out_scales], *arrays, *arguments)
     np.testing.assert_array_equal(out, expected)
@@ -119,4 +119,4 @@ def test_gather(row_bytes: int, n_blocks: int, packed: bool) -> None:
 @pytest.mark.parametrize("row_bytes", [8, 100, 2048])
 def test_rows_that_cannot_be_gathered_are_refused(row_bytes: int) -> None:
     with pytest.raises(ValueError, match=f"rows of {row_bytes} bytes cannot be gathered: use a multiple of"):
-        emulated_kernel("yakv_fetch_cuda", "yakv_gather_cuda", row_bytes, True)
+        emulated_kernel("yakv_gather_cuda", "yakv_gather_cuda", row_bytes, True)

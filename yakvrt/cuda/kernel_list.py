@@ -30,14 +30,25 @@ def all_kernels() -> list[KernelSpec]:
         ),
         *(kernel("select_topk_cuda", "rank_cuda", "sum", group) for group in GROUPS),
         kernel("select_topk_cuda", "select_topk_cuda"),
-        *(kernel("higgs_score_cuda", "higgs_query_cuda", "2bit", size, True, False) for size in HEAD_DIMS),
+        *(kernel("higgs_query_cuda", "higgs_query_cuda", "2bit", size, True, False) for size in HEAD_DIMS),
         *(
             kernel("higgs_score_cuda", "higgs_score_cuda", "2bit", size, group)
             for size in HEAD_DIMS
             for group in GROUPS
         ),
         kernel("higgs_score_cuda", "higgs_score_cuda", "1bit", 128, 8),
+        *(
+            kernel("higgs_encode_cuda", "higgs_encode_cuda", *form, size, "norm", centred, False)
+            for size in HEAD_DIMS
+            for *form, centred in (
+                (2, 256, "bytes", True),
+                (2, 256, "bytes", False),
+                (4, 256, "blocks", True),
+            )
+        ),
         kernel("yakv_fetch_cuda", "yakv_fetch_cuda"),
         kernel("yakv_fetch_cuda", "yakv_forget_cuda"),
-        *(kernel("yakv_fetch_cuda", "yakv_gather_cuda", size, False) for size in HEAD_DIMS),
+        *(
+            kernel("yakv_gather_cuda", "yakv_gather_cuda", size, False) for size in HEAD_DIMS
+        ),  # K and V in 4 bits
     ]

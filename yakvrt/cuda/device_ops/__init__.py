@@ -6,7 +6,7 @@ emulator has a function of the same name for each.
 
 from __future__ import annotations
 
-from .arithmetic import divide, exp2, exp2_or_zero, fma, log2, reciprocal, round_even, rsqrt, sqrt
+from .arithmetic import absolute, divide, exp2, exp2_or_zero, fma, log2, reciprocal, round_even, rsqrt, sqrt
 from .async_copy import copy_async, copy_async_commit, copy_async_or_zero, copy_async_wait
 from .memory import (
     atomic_add_i32,
@@ -64,6 +64,7 @@ from .threads import block, block_y, inline, lane, n_blocks, sync_threads, sync_
 from .warp import ballot, shuffle_down, shuffle_from, shuffle_up, shuffle_xor, warp_max, warp_sum
 
 __all__ = [
+    "absolute",
     "atomic_add_i32",
     "ballot",
     "bf16_from_f32",

@@ -11,6 +11,7 @@ f32, u32, i32 = types.float32, types.uint32, types.int32
 fma = asm_op("fma.rn.f32 $0, $1, $2, $3;", f32, f32, f32, f32)
 sqrt = asm_op("sqrt.rn.f32 $0, $1;", f32, f32)
 divide = asm_op("div.full.f32 $0, $1, $2;", f32, f32, f32)  # 2 ulp, divisors up to 2**126
+absolute = asm_op("abs.f32 $0, $1;", f32, f32)
 round_even = asm_op("cvt.rni.f32.f32 $0, $1;", f32, f32)
 rsqrt = asm_op("rsqrt.approx.f32 $0, $1;", f32, f32)  # relative 2**-22.9
 reciprocal = asm_op("rcp.approx.f32 $0, $1;", f32, f32)  # 1 ulp
