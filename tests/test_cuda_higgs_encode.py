@@ -11,11 +11,11 @@ from cuda_kernel import blocks, count, emulated_kernel, run_kernel
 
 from yakvrt.higgs_grids import load_grid
 from yakvrt.kernels.cuda_kernel import CudaKernel
-from yakvrt.kernels.higgs_encode import encode_ref, nearest_ref
+from yakvrt.kernels.higgs_encode import decode_ref, encode_ref, nearest_ref
 from yakvrt.kernels.higgs_encode_cuda import TOGETHER, make_search, rows_of_a_block
 from yakvrt.kernels.higgs_layout import SELECTORS, pack_tables
 from yakvrt.kernels.higgs_rows import unpack_sixes_ref
-from yakvrt.kernels.rotate import rotation
+from yakvrt.kernels.rotate import rotation, rotation_lanes
 
 RNG = np.random.default_rng(51)
 CASES = [
@@ -73,7 +73,7 @@ def encode(
 def test_encode(case: tuple[int, int, str, int, str, bool, bool]) -> None:
     dim, n_points, layout, head_dim, rule, centred, signs = case
     grid = load_grid(f"d{dim}n{n_points}")
-    n_rows, n_heads = (rows_of_a_block(head_dim) + 5 if n_points == 64 else 8), 2
+    n_rows, n_heads = (rows_of_a_block(head_dim) + 5 if n_points == 64 else 6), 2
     x = RNG.standard_normal((2, n_heads, n_rows, head_dim)).astype(np.float32)
     means = RNG.standard_normal((2, n_heads, head_dim)).astype(np.float32)
     x[1, 0, 3] = means[1, 0] if centred else 0
@@ -167,3 +167,31 @@ def test_what_cannot_be_encoded_is_refused(
         emulated_kernel(
             "higgs_encode_cuda", "higgs_encode_cuda", dim, n_points, layout, head_dim, "norm", False, False
         )
+
+
+@pytest.mark.parametrize(
+    ("dim", "head_dim", "rotated", "centred", "signs"),
+    [(2, 64, True, False, False), (2, 80, False, True, True), (4, 128, False, False, False)],
+)
+def test_decode(dim: int, head_dim: int, rotated: bool, centred: bool, signs: bool) -> None:
+    n_slots, n_heads, n_rows, row_words, grid = 2, 2, 40, head_dim // dim // 4 + 1, load_grid(f"d{dim}n256")
+    codes = RNG.integers(0, 256, (n_slots, n_heads, n_rows, row_words * 4)).astype(np.uint8)
+    scales = RNG.random((n_slots, n_heads, n_rows, 2)).astype(np.float16)
+    means = RNG.standard_normal((n_slots, n_heads, head_dim)).astype(np.float32)
+    out = np.full((n_slots, n_heads, n_rows, head_dim), np.nan, np.float32)
+    words, halves = codes.view(np.uint32), scales.view(np.uint16)
+    arguments = (out, out.strides[0] // 4, out.strides[1] // 4)
+    arguments += (words, words.strides[0] // 4, words.strides[1] // 4, row_words)
+    arguments += (halves, halves.strides[0] // 2, halves.strides[1] // 2, 2, means, n_heads * head_dim)
+    spans = (np.array([1, 0, 0]), n_heads, np.array([3, 7, 0]), np.array([39, 7, 9]), np.array([1, 0, 0]))
+    kernel = emulated_kernel(
+        "higgs_decode_cuda", "higgs_decode_cuda", dim, 256, head_dim, rotated, centred, signs
+    )
+    grid_size = (blocks(36, 128 // rotation_lanes(head_dim)), 3 * n_heads)
+    run_kernel(kernel, grid_size, [out], *arguments, search_table(grid), *spans, count(2))
+    own = codes[1, :, 3:39, : head_dim // dim]
+    expected = decode_ref(own, scales[1, :, 3:39, 0], grid, rotated=rotated, signs=signs)
+    expected = expected + (means[1][:, None] if centred else 0)
+    np.testing.assert_allclose(out[1, :, 1:37], expected, rtol=0, atol=1e-5)
+    assert np.isnan(out[0]).all()
+    assert np.isnan(out[1, :, [0, 37, 38, 39]]).all()

@@ -8,9 +8,10 @@ FLOATS = ("f32", "f16", "bf16")  # number formats of embedding tables and KV row
 # head dimensions that HIGGS codes can be made of (rotate.py)
 ROTATIONS = (32, 48, 64, 80, 96, 112, 128, 192, 256)
 
-GROUPS = (1, 4, 6, 7, 8, 16)  # query heads that share a KV head
+# head dimensions of the KV kernels, and query heads that share a KV head
+HEADS = ((64, 3), (64, 4), (128, 6), (128, 8), (256, 16))
 
-HEAD_DIMS = (64, 128, 256)  # of the KV kernels
+HEAD_DIMS = (64, 128, 256)
 
 
 def all_kernels() -> list[KernelSpec]:
@@ -28,14 +29,10 @@ def all_kernels() -> list[KernelSpec]:
             for size in ROTATIONS
             for inverse in (False, True)
         ),
-        *(kernel("select_topk_cuda", "rank_cuda", "sum", group) for group in GROUPS),
+        *(kernel("select_topk_cuda", "rank_cuda", "sum", group) for _, group in HEADS),
         kernel("select_topk_cuda", "select_topk_cuda"),
         *(kernel("higgs_query_cuda", "higgs_query_cuda", "2bit", size, True, False) for size in HEAD_DIMS),
-        *(
-            kernel("higgs_score_cuda", "higgs_score_cuda", "2bit", size, group)
-            for size in HEAD_DIMS
-            for group in GROUPS
-        ),
+        *(kernel("higgs_score_cuda", "higgs_score_cuda", "2bit", size, group) for size, group in HEADS),
         kernel("higgs_score_cuda", "higgs_score_cuda", "1bit", 128, 8),
         *(
             kernel("higgs_encode_cuda", "higgs_encode_cuda", *form, size, "norm", centred, False)
@@ -46,6 +43,12 @@ def all_kernels() -> list[KernelSpec]:
                 (4, 256, "blocks", True),
             )
         ),
+        *(
+            kernel("higgs_decode_cuda", "higgs_decode_cuda", 2, 256, size, False, True, False)
+            for size in HEAD_DIMS
+        ),
+        kernel("yakv_tail_cuda", "log_sum_exp_cuda"),
+        *(kernel("yakv_tail_cuda", "yakv_tail_cuda", group, size) for size, group in HEADS),
         kernel("yakv_fetch_cuda", "yakv_fetch_cuda"),
         kernel("yakv_fetch_cuda", "yakv_forget_cuda"),
         *(

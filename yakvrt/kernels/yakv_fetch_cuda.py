@@ -70,8 +70,8 @@ def _make_directory(g: Any) -> tuple[Any, Any, Any]:
 
 
 def yakv_fetch_cuda(g: Any) -> CudaKernel:
-    """Finds places for the selected rows; what is missing is left for yakv_gather_cuda.py, whose copies must be
-    done before the places are read.
+    """Finds places for the selected rows; what is missing is left for yakv_gather_cuda.py, whose copies must
+    be done before the places are read.
 
     Grid: a block for each segment: rows of the batch times KV heads.
     Shapes: directory int32, strides in words; ids, places, missing (rows) and targets (their places) int32

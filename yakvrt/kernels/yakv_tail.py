@@ -19,6 +19,20 @@ LEAST = -43.0
 RUN_HEADER = 64  # bytes before the run weights of a query: the largest logit, the sum of exponentials
 
 
+def tail_ref(
+    logits: np.ndarray, lse: np.ndarray, ids: np.ndarray, values: np.ndarray, share: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """The probability of a share of the tokens that are not among the ids, times the mean values of their
+    blocks of 64, and that probability itself; float64.
+
+    Shapes: logits [G, n], lse [G], values [n / 64, D] -> [G, D], [G].
+    """
+    p = np.exp(logits.astype(np.float64) - lse.astype(np.float64)[:, None])
+    p[:, ids] = 0
+    masses = share * p.reshape(len(p), len(values), 64).sum(axis=2)
+    return masses @ values.astype(np.float64), masses.sum(axis=1)
+
+
 def run_weights_bytes(n_runs: int) -> int:
     """Bytes of the run weights of one query."""
     return RUN_HEADER + -(-n_runs // 16) * 64
