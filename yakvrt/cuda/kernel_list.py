@@ -35,13 +35,13 @@ def all_kernels() -> list[KernelSpec]:
         *(kernel("higgs_score_cuda", "higgs_score_cuda", "2bit", size, group) for size, group in HEADS),
         kernel("higgs_score_cuda", "higgs_score_cuda", "1bit", 128, 8),
         *(
-            kernel("higgs_encode_cuda", "higgs_encode_cuda", *form, size, "norm", centred, False)
+            kernel("higgs_encode_cuda", "higgs_encode_cuda", 2, 256, "bytes", size, "norm", centred, False)
             for size in HEAD_DIMS
-            for *form, centred in (
-                (2, 256, "bytes", True),
-                (2, 256, "bytes", False),
-                (4, 256, "blocks", True),
-            )
+            for centred in (False, True)
+        ),
+        *(
+            kernel("higgs_encode_cuda", "higgs_encode_cuda", 4, 256, "blocks", size, "norm", True, False)
+            for size in HEAD_DIMS
         ),
         *(
             kernel("higgs_decode_cuda", "higgs_decode_cuda", 2, 256, size, False, True, False)
@@ -49,6 +49,7 @@ def all_kernels() -> list[KernelSpec]:
         ),
         kernel("yakv_tail_cuda", "log_sum_exp_cuda"),
         *(kernel("yakv_tail_cuda", "yakv_tail_cuda", group, size) for size, group in HEADS),
+        *(kernel("sample_cuda", "sample_cuda", most) for most in (64, 1024)),
         kernel("yakv_fetch_cuda", "yakv_fetch_cuda"),
         kernel("yakv_fetch_cuda", "yakv_forget_cuda"),
         *(
