@@ -107,7 +107,10 @@ def higgs_score_cuda(g: Any, kind: str, head_dim: int, group: int) -> CudaKernel
             largest[i], totals[i] = g.float32(least), g.float32(0)
         g.sync_threads()
         turn = g.int32(g.n_blocks() * (warps * 32))
-        for start in range(g.int32((g.block() * warps + warp) * 32), n_all, turn):
+        for turn_start in range(g.int32(g.block() * (warps * 32)), n_all, turn):
+            # warps without tokens take part, with -inf: control that is the same in all of them is cheaper
+            unlimited = g.int32(turn_start + warp * 32)
+            start = g.int32(min(unlimited, n_all - 32))
             own = g.shifted(blocks, g.int64(start // block_tokens) * block_words)
             tile_at = g.int32(
                 (start % block_tokens // 16 + quad // 4) * tile_words + quad % 4 * 4 + column * 16
@@ -118,8 +121,8 @@ def higgs_score_cuda(g: Any, kind: str, head_dim: int, group: int) -> CudaKernel
                 if whole or step * 4 + column < n_vectors:
                     a, b, c, d = g.load_constant_u32x4(own, g.int32(tile_at + step * 64))
                 held[step * 4], held[step * 4 + 1], held[step * 4 + 2], held[step * 4 + 3] = a, b, c, d
-            token = g.int32(start + quad * 4)
-            scales_at = g.int32(scale_words + token % block_tokens // 2)
+            token = g.int32(unlimited + quad * 4)
+            scales_at = g.int32(scale_words + (start % block_tokens + quad * 4) // 2)
             pair, next_pair = own[scales_at], own[scales_at + 1]
             scores = g.local_f32(n_logits)
             for rows in range(2):
@@ -161,7 +164,7 @@ def higgs_score_cuda(g: Any, kind: str, head_dim: int, group: int) -> CudaKernel
             for i in range(n_columns):
                 a, b, c, d = scores[i * 4], scores[i * 4 + 1], scores[i * 4 + 2], scores[i * 4 + 3]
                 query = g.int32(i // 2 * 8 + column * 2 + i % 2)
-                if query < group:
+                if query < group and token < n_all:
                     place = (g.int64(segment) * group + query) * logits_stride + token
                     g.store_f32x4(logits, place, a, b, c, d)
                 new = max(max(largest[i], max(a, b)), max(c, d))
