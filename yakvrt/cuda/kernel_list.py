@@ -9,7 +9,7 @@ FLOATS = ("f32", "f16", "bf16")  # number formats of embedding tables and KV row
 ROTATIONS = (32, 48, 64, 80, 96, 112, 128, 192, 256)
 
 # head dimensions of the KV kernels, and query heads that share a KV head
-HEADS = ((64, 3), (64, 4), (128, 6), (128, 8), (256, 16))
+HEADS = ((64, 4), (128, 6), (128, 8), (256, 16))
 
 HEAD_DIMS = (64, 128, 256)
 

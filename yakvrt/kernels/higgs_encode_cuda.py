@@ -247,6 +247,6 @@ def higgs_encode_cuda(
         kernel,
         "u32* i64 i64 i32 u16* i64 i64 i32 f32* i64 i64 f32* i64 f32* i64* i32 i64* i64* i64* i64*",
         threads,
-        opcodes=("LDG.E.128", "LDS.128", "FFMA"),
+        opcodes=("LDG.E.128", "LDS.128"),
         work=Work("row", 4 * head_dim + per_row + 2, per_row * half * (dim + 3)),
     )
