@@ -134,17 +134,17 @@ class Pointer:
             memory.note_write(at, changes=bool(memory.array[at] != value))
         memory.array[at] = value
 
-    def wide(self, index: Any) -> tuple[int, int]:
-        """First element and number of elements of 16 bytes."""
+    def wide(self, index: Any, n_bytes: int = 16) -> tuple[int, int]:
+        """First element and number of elements of that many bytes."""
         size = self.memory.array.itemsize
-        at = self.place(index, 16 // size)
-        if at * size % 16:
-            raise Running.thread.error(f"reaches 16 bytes at byte {at * size} of {self.memory.name}")
-        return at, 16 // size
+        at = self.place(index, n_bytes // size)
+        if at * size % n_bytes:
+            raise Running.thread.error(f"reaches {n_bytes} bytes at byte {at * size} of {self.memory.name}")
+        return at, n_bytes // size
 
-    def read16(self, index: Any) -> np.ndarray:
-        """A copy of 16 bytes at a multiple of 16."""
-        at, n = self.wide(index)
+    def read16(self, index: Any, n_bytes: int = 16) -> np.ndarray:
+        """A copy of 16 bytes at a multiple of 16, or of as many as `n_bytes` says."""
+        at, n = self.wide(index, n_bytes)
         if self.memory.written is not None:
             for i in range(at, at + n):
                 self.memory.note_read(i)

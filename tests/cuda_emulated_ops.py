@@ -134,8 +134,7 @@ _define("divide", _rounded(lambda a, b: a / b))
 _define("round_even", _rounded(np.rint))
 _define("rsqrt", _rounded(lambda a: 1 / np.sqrt(a)))
 _define("reciprocal", _rounded(lambda a: 1 / a))
-_define("exp2", _rounded(np.exp2))
-_define("exp2_or_zero", lambda x: emulated.exp2(x) * np.float32(x >= -126))
+_define("exp2", lambda x: _rounded(np.exp2)(x) * np.float32(not x < -126))  # flushed to zero
 _define("log2", _rounded(np.log2))
 
 
@@ -157,6 +156,19 @@ for _name in ("load_u32x4", "load_constant_u32x4"):
 
 
 @emulates
+def load_constant_u32x2(pointer: Pointer, index: int) -> tuple[int, ...]:
+    return tuple(pointer.read16(index, 8).view(np.uint32).tolist())
+
+
+@emulates
+def load_u32_at(pointer: Pointer, n_bytes: int) -> int:
+    if n_bytes % 4:
+        raise Running.thread.error(f"reaches a word at byte {n_bytes}")
+    word: int = pointer[n_bytes // 4]
+    return word
+
+
+@emulates
 def store_f32x4(pointer: Pointer, index: int, a: Any, b: Any, c: Any, d: Any) -> None:
     pointer.write16(index, np.array([a, b, c, d], np.float32))
 
@@ -170,13 +182,6 @@ def store_u32x4(pointer: Pointer, index: int, a: int, b: int, c: int, d: int) ->
 @emulates
 def shifted(pointer: Pointer | Null, n: int) -> Pointer | Null:
     return pointer if isinstance(pointer, Null) else Pointer(pointer.memory, pointer.offset + int(n))
-
-
-@emulates
-def load_u32_at(pointer: Pointer, n_bytes: int) -> int:
-    assert n_bytes % 4 == 0
-    assert pointer.memory.bits == 32
-    return int(pointer[n_bytes // 4])
 
 
 def _local(number: type[np.generic]) -> Callable[[int], Pointer]:

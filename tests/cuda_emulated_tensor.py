@@ -10,36 +10,57 @@ from cuda_emulated_memory import Pointer, Running
 from cuda_emulated_ops import emulated, emulates
 
 
-def _halves(words: list[int]) -> np.ndarray:
-    """bfloat16 pairs as float64."""
-    word = np.array(words, np.uint32)
+def _bf16_pairs(word: np.ndarray) -> np.ndarray:
     parts = np.stack([word << np.uint32(16), word & np.uint32(0xFFFF0000)], axis=-1)
     return parts.view(np.float32).astype(np.float64)
 
 
-def _mma(given: list[tuple[Any, ...]]) -> list[Any]:
+def _f16_pairs(word: np.ndarray) -> np.ndarray:
+    return word[..., None].view(np.float16).astype(np.float64)
+
+
+_LANE = np.arange(32)
+_ROW, _COLUMN = _LANE // 4, _LANE % 4 * 2
+
+
+def _mma(pairs_of: Callable[[np.ndarray], np.ndarray]) -> Callable[[list[tuple[Any, ...]]], list[Any]]:
     """Products are exact, their sum is rounded once. A GPU rounds in an order of its own."""
-    a, b, c = np.zeros((16, 16)), np.zeros((16, 8)), np.zeros((16, 8))
-    for lane, values in enumerate(given):
-        row, column = lane // 4, lane % 4 * 2
-        pairs = _halves(list(values[:6]))
-        for i, (down, right) in enumerate(((0, 0), (8, 0), (0, 8), (8, 8))):
-            a[row + down, column + right : column + right + 2] = pairs[i]
-        b[column : column + 2, row], b[column + 8 : column + 10, row] = pairs[4], pairs[5]
-        c[row, column : column + 2], c[row + 8, column : column + 2] = values[6:8], values[8:10]
-    sums = (a @ b + c).astype(np.float32)
-    results = []
-    for lane in range(32):
-        row, column = lane // 4, lane % 4 * 2
-        results.append((*sums[row, column : column + 2], *sums[row + 8, column : column + 2]))
-    return results
+
+    def combine(given: list[tuple[Any, ...]]) -> list[Any]:
+        a, b, c = np.zeros((16, 16)), np.zeros((16, 8)), np.zeros((16, 8))
+        pairs = pairs_of(np.array([values[:6] for values in given], np.uint32))
+        sums = np.array([values[6:] for values in given], np.float32)
+        for e in (0, 1):
+            for i, (down, right) in enumerate(((0, 0), (8, 0), (0, 8), (8, 8))):
+                a[_ROW + down, _COLUMN + right + e] = pairs[:, i, e]
+            for i in (0, 1):
+                b[_COLUMN + 8 * i + e, _ROW] = pairs[:, 4 + i, e]
+                c[_ROW + 8 * i, _COLUMN + e] = sums[:, 2 * i + e]
+        out = (a @ b + c).astype(np.float32)
+        parts = [out[_ROW + 8 * i, _COLUMN + e] for i in (0, 1) for e in (0, 1)]
+        return list(zip(*parts, strict=True))
+
+    return combine
+
+
+def _define_mma(name: str, pairs_of: Callable[[np.ndarray], np.ndarray]) -> None:
+    combine = _mma(pairs_of)
+    setattr(emulated, name, lambda *values: Running.thread.wait("mma", values, combine))
+
+
+_define_mma("mma_m16n8k16_bf16", _bf16_pairs)
+_define_mma("mma_m16n8k16_f16", _f16_pairs)
+
+
+def _transpose(words: list[int]) -> list[int]:
+    turned = np.array(words, np.uint32).view(np.uint16).reshape(8, 8).T
+    return np.ascontiguousarray(turned).reshape(-1).view(np.uint32).tolist()
 
 
 @emulates
-def mma_m16n8k16_bf16(
-    a0: int, a1: int, a2: int, a3: int, b0: int, b1: int, c0: Any, c1: Any, c2: Any, c3: Any
-) -> Any:
-    return Running.thread.wait("mma", (a0, a1, a2, a3, b0, b1, c0, c1, c2, c3), _mma)
+def transpose_matrix(word: int) -> int:
+    turned: int = Running.thread.wait("transpose_matrix", word, _transpose)
+    return turned
 
 
 def _mma_bytes(given: list[tuple[Any, ...]]) -> list[Any]:

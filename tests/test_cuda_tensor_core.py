@@ -99,6 +99,53 @@ def test_four_matrices_at_once(transposed: bool) -> None:
     np.testing.assert_array_equal(out, np.ascontiguousarray(matrices).reshape(4, 64).view(np.uint32))
 
 
+def test_a_matrix_is_transposed_between_lanes() -> None:
+    def kernel(out, x):  # type: ignore[no-untyped-def]
+        out[emulated.lane()] = emulated.transpose_matrix(x[emulated.lane()])
+
+    x, out = RNG.integers(0, 2**16, (8, 8)).astype(np.uint16), np.zeros(32, np.uint32)
+    run_kernel(CudaKernel(kernel, "u32* u32*", 32), 1, [out], out, x.reshape(-1).view(np.uint32))
+    np.testing.assert_array_equal(out.view(np.uint16).reshape(8, 8), x.T)
+
+
+@pytest.mark.parametrize("kind", ["bf16", "f16"])
+def test_one_product_of_each_format(kind: str) -> None:
+    import ml_dtypes
+
+    mma = getattr(emulated, f"mma_m16n8k16_{kind}")
+
+    def kernel(out, a, b, c):  # type: ignore[no-untyped-def]
+        lane = emulated.lane()
+        row, column = lane // 4, lane % 4
+        words = [a[row * 8 + column + down * 64 + right * 4] for right in (0, 1) for down in (0, 1)]
+        pair = [b[row * 8 + column + down * 4] for down in (0, 1)]
+        at = [(row + 8 * down) * 8 + column * 2 + e for down in (0, 1) for e in (0, 1)]
+        for place, value in zip(at, mma(*words, *pair, *(c[i] for i in at)), strict=True):
+            out[place] = value
+
+    number = np.float16 if kind == "f16" else ml_dtypes.bfloat16
+    a, b = RNG.standard_normal((16, 16)).astype(number), RNG.standard_normal((8, 16)).astype(number)
+    c, out = RNG.standard_normal((16, 8)).astype(np.float32), np.full((16, 8), np.nan, np.float32)
+    words = [x.reshape(-1).view(np.uint32) for x in (a, b)]
+    run_kernel(CudaKernel(kernel, "f32* u32* u32* f32*", 32), 1, [out], out, *words, c)
+    np.testing.assert_allclose(out, a.astype(np.float64) @ b.astype(np.float64).T + c, rtol=0, atol=1e-5)
+
+
+def test_bytes_are_permuted_and_words_reached_by_bytes() -> None:
+    def kernel(out, x):  # type: ignore[no-untyped-def]
+        if emulated.lane() == 0:
+            out[0] = emulated.permute_bytes(0x44332211, 0x88776655, 0x5410)
+            out[1] = emulated.permute_bytes(0x44332211, 0x88776655, 0x7632)
+            out[2] = emulated.permute_bytes(0xDDCCBBAA, 0x0000007C, 0x5524)
+            out[3] = emulated.load_u32_at(x, 8)
+            out[4], out[5] = emulated.load_constant_u32x2(x, 2)
+
+    out = np.zeros(6, np.uint32)
+    run_kernel(CudaKernel(kernel, "u32* u32*", 32), 1, [out], out, np.arange(10, 14, dtype=np.uint32))
+    assert [hex(word) for word in out[:3]] == ["0x66552211", "0x88774433", "0xcc7c"]
+    assert out[3:].tolist() == [12, 12, 13]
+
+
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90a", "sm_100a"])
 def test_the_machine_code_uses_tensor_cores(arch: str) -> None:
     from yakvrt.cuda import device_ops

@@ -73,7 +73,11 @@ def make_ptx(kernel: Any, symbol: str, arch: str) -> str:
 
     signature = types.void(*(numba_type(word) for word in kernel.signature.split()))
     # no fastmath: it would let LLVM assume that nothing is ever infinite, as masked scores are
-    options: Any = {"device": False, "abi": "numba", "launch_bounds": kernel.threads}
+    options: Any = {
+        "device": False,
+        "abi": "numba",
+        "launch_bounds": (kernel.threads, kernel.resident_blocks),
+    }
     made, _ = cuda.compile(kernel.function, signature, cc=compute_capability(arch), **options)
     ptx = str(made)
     (entry,) = re.findall(r"\.visible \.entry (\w+)\(", ptx)

@@ -7,6 +7,8 @@ from ..kernel_build.spec import KernelSpec, kernel
 FLOATS = ("f32", "f16", "bf16")  # number formats of embedding tables and KV rows
 # head dimensions that HIGGS codes can be made of (rotate.py)
 ROTATIONS = (32, 48, 64, 80, 96, 112, 128, 192, 256)
+# head dimensions and KV rows of attention on tensor cores
+ATTENTION = ((64, "bf16"), (64, "f16"), (128, "bf16"), (128, "f16"), (256, "bf16"))
 
 # head dimensions of the KV kernels, and query heads that share a KV head
 HEADS = ((64, 4), (128, 6), (128, 8), (256, 16))
@@ -55,4 +57,8 @@ def all_kernels() -> list[KernelSpec]:
         *(
             kernel("yakv_gather_cuda", "yakv_gather_cuda", size, False) for size in HEAD_DIMS
         ),  # K and V in 4 bits
+        *(kernel("attend_decode_cuda", "attend_decode_cuda", *shape) for shape in ATTENTION),
+        *(kernel("attend_prefill_cuda", "attend_prefill_cuda", *shape) for shape in ATTENTION),
+        *(kernel("merge_partials", "merge_partials_cuda", size) for size in (64, 128, 256)),
+        *(kernel("yakv_attend_cuda", "yakv_attend_cuda", size, "q4", "q4", True) for size in (64, 128)),
     ]

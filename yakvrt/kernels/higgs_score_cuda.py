@@ -52,9 +52,7 @@ def higgs_score_cuda(g: Any, kind: str, head_dim: int, group: int) -> CudaKernel
     def join(largest, total, other, other_total):  # type: ignore[no-untyped-def]
         """The sum of both, relative to the larger."""
         new, log2_e_ = max(largest, other), g.float32(log2_e)
-        return total * g.exp2_or_zero((largest - new) * log2_e_) + other_total * g.exp2_or_zero(
-            (other - new) * log2_e_
-        )
+        return total * g.exp2((largest - new) * log2_e_) + other_total * g.exp2((other - new) * log2_e_)
 
     def kernel(  # type: ignore[no-untyped-def]
         logits,
@@ -169,9 +167,9 @@ def higgs_score_cuda(g: Any, kind: str, head_dim: int, group: int) -> CudaKernel
                     g.store_f32x4(logits, place, a, b, c, d)
                 new = max(max(largest[i], max(a, b)), max(c, d))
                 offset, factor = -new * g.float32(log2_e), g.float32(log2_e)
-                shrunk = totals[i] * g.exp2_or_zero((largest[i] - new) * factor)
-                first = g.exp2_or_zero(g.fma(a, factor, offset)) + g.exp2_or_zero(g.fma(b, factor, offset))
-                second = g.exp2_or_zero(g.fma(c, factor, offset)) + g.exp2_or_zero(g.fma(d, factor, offset))
+                shrunk = totals[i] * g.exp2((largest[i] - new) * factor)
+                first = g.exp2(g.fma(a, factor, offset)) + g.exp2(g.fma(b, factor, offset))
+                second = g.exp2(g.fma(c, factor, offset)) + g.exp2(g.fma(d, factor, offset))
                 totals[i], largest[i] = shrunk + (first + second), new
         maxima, sums_of_warps = g.shared_f32(n_shared), g.shared_f32(n_shared)
         for i in range(n_columns):

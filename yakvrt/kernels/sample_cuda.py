@@ -122,7 +122,7 @@ def sample_cuda(g: Any, most: int) -> CudaKernel:
         here, temperature = thread < count, temperatures[row]
         share = g.float32(0)
         if here:
-            share = g.exp2_or_zero(score)
+            share = g.exp2(score)
         through, total = scan(share, sums, thread)
         if top_ps[row] < g.float32(1):
             reached = here and through >= top_ps[row] * total
@@ -134,7 +134,7 @@ def sample_cuda(g: Any, most: int) -> CudaKernel:
         if temperature > g.float32(0):
             share = g.float32(0)
             if thread < n:
-                share = g.exp2_or_zero(g.divide(score, temperature))
+                share = g.exp2(g.divide(score, temperature))
             through, total = scan(share, sums, thread)
             beyond = thread < n and through > uniforms[row] * total
             chosen = g.int32(max(min(first_of(1 if beyond else 0, firsts, thread), n - 1), 0))

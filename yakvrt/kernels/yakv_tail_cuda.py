@@ -133,13 +133,13 @@ def yakv_tail_cuda(g: Any, group: int, head_dim: int) -> CudaKernel:
             factor, offset = g.float32(log2_e), -lse[at] * g.float32(log2_e)
             mass = g.float32(0)
             if bits & 1 == 0:
-                mass += g.exp2_or_zero(g.fma(a, factor, offset))
+                mass += g.exp2(g.fma(a, factor, offset))
             if bits & 2 == 0:
-                mass += g.exp2_or_zero(g.fma(b, factor, offset))
+                mass += g.exp2(g.fma(b, factor, offset))
             if bits & 4 == 0:
-                mass += g.exp2_or_zero(g.fma(c, factor, offset))
+                mass += g.exp2(g.fma(c, factor, offset))
             if bits & 8 == 0:
-                mass += g.exp2_or_zero(g.fma(d, factor, offset))
+                mass += g.exp2(g.fma(d, factor, offset))
             for step in (8, 4, 2, 1):
                 mass += g.shuffle_xor(mass, step)
             if quarter == 0 and g.int32(unit + side) < g.int32(n_used * group):

@@ -6,7 +6,7 @@ emulator has a function of the same name for each.
 
 from __future__ import annotations
 
-from .arithmetic import absolute, divide, exp2, exp2_or_zero, fma, log2, reciprocal, round_even, rsqrt, sqrt
+from .arithmetic import absolute, divide, exp2, fma, log2, reciprocal, round_even, rsqrt, sqrt
 from .async_copy import copy_async, copy_async_commit, copy_async_or_zero, copy_async_wait
 from .memory import (
     atomic_add_i32,
@@ -14,6 +14,7 @@ from .memory import (
     dynamic_u16,
     dynamic_u32,
     load_constant_f32x4,
+    load_constant_u32x2,
     load_constant_u32x4,
     load_f32x4,
     load_u32_at,
@@ -58,7 +59,9 @@ from .tensor_core import (
     load_matrix_x4,
     load_matrix_x4_transposed,
     mma_m16n8k16_bf16,
+    mma_m16n8k16_f16,
     mma_m16n8k32_u8_s8,
+    transpose_matrix,
 )
 from .threads import block, block_y, inline, lane, n_blocks, sync_threads, sync_warp, thread
 from .warp import ballot, shuffle_down, shuffle_from, shuffle_up, shuffle_xor, warp_max, warp_sum
@@ -82,7 +85,6 @@ __all__ = [
     "dynamic_u16",
     "dynamic_u32",
     "exp2",
-    "exp2_or_zero",
     "f16_from_f32",
     "f32_from_bf16",
     "f32_from_bits",
@@ -96,6 +98,7 @@ __all__ = [
     "int64",
     "lane",
     "load_constant_f32x4",
+    "load_constant_u32x2",
     "load_constant_u32x4",
     "load_f32x4",
     "load_matrix_x2",
@@ -111,6 +114,7 @@ __all__ = [
     "low_bf16",
     "low_f16",
     "mma_m16n8k16_bf16",
+    "mma_m16n8k16_f16",
     "mma_m16n8k32_u8_s8",
     "n_blocks",
     "pack_bf16",
@@ -134,6 +138,7 @@ __all__ = [
     "sync_threads",
     "sync_warp",
     "thread",
+    "transpose_matrix",
     "uint16",
     "uint32",
     "uint64",

@@ -34,24 +34,39 @@ def _load4(number: Any) -> Any:
     return load
 
 
-def _load4_constant(number: Any, letter: str) -> Any:
-    """load(p, i) of device memory that nobody writes while the kernel runs, such as weights."""
+def _load_constant(number: Any, letter: str, n: int) -> Any:
+    """load(p, i) of device memory that nobody writes while the kernel runs, such as weights: n numbers; their
+    address is a multiple of 4 n.
+    """
 
     @intrinsic
     def load(typing: Any, pointer: Any, index: Any) -> Any:
-        result = types.UniTuple(number, 4)
+        result = types.UniTuple(number, n)
 
         def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
             address = builder.ptrtoint(element(builder, *values), I64)
-            text = f"ld.global.nc.v4.{letter}32 {{$0, $1, $2, $3}}, [$4];"
+            names = ", ".join(f"${i}" for i in range(n))
+            text = f"ld.global.nc.v{n}.{letter}32 {{{names}}}, [${n}];"
             constraint = "f" if letter == "f" else "r"
-            constraints = ",".join(["=" + constraint] * 4 + ["l"])
-            parts = asm_tuple(builder, LLVM_TYPES[number], 4, text, constraints, [address], PURE)
+            constraints = ",".join(["=" + constraint] * n + ["l"])
+            parts = asm_tuple(builder, LLVM_TYPES[number], n, text, constraints, [address], PURE)
             return context.make_tuple(builder, result, parts)
 
         return result(pointer, types.int64), codegen
 
     return load
+
+
+@intrinsic
+def load_u32_at(typing: Any, pointer: Any, n_bytes: Any) -> Any:
+    """The word that many bytes, a multiple of 4, behind the pointer: spares a shift where bytes are known."""
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        raw = builder.bitcast(values[0], ir.PointerType(I8))
+        address = builder.gep(raw, [builder.zext(values[1], I64)], inbounds=True)
+        return builder.load(builder.bitcast(address, ir.PointerType(I32)), align=4)
+
+    return types.uint32(pointer, types.uint32), codegen
 
 
 def _store4(number: Any) -> Any:
@@ -74,8 +89,9 @@ def _store4(number: Any) -> Any:
 
 
 load_f32x4, load_u32x4 = _load4(types.float32), _load4(types.uint32)
-load_constant_f32x4 = _load4_constant(types.float32, "f")
-load_constant_u32x4 = _load4_constant(types.uint32, "u")
+load_constant_f32x4 = _load_constant(types.float32, "f", 4)
+load_constant_u32x4 = _load_constant(types.uint32, "u", 4)
+load_constant_u32x2 = _load_constant(types.uint32, "u", 2)
 store_f32x4, store_u32x4 = _store4(types.float32), _store4(types.uint32)
 
 
@@ -87,18 +103,6 @@ def shifted(typing: Any, pointer: Any, n: Any) -> Any:
         return element(builder, *values)
 
     return pointer(pointer, types.int64), codegen
-
-
-@intrinsic
-def load_u32_at(typing: Any, pointer: Any, n_bytes: Any) -> Any:
-    """The word n_bytes behind the pointer: an address from an instruction that made it, without a shift."""
-
-    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        raw = builder.bitcast(values[0], ir.PointerType(I8))
-        address = element(builder, raw, builder.zext(values[1], I64))
-        return builder.load(builder.bitcast(address, ir.PointerType(I32)), align=4)
-
-    return types.uint32(pointer, types.uint32), codegen
 
 
 def _array(number: Any, shared: bool) -> Any:

@@ -1,4 +1,4 @@
-"""Tensor core products of bfloat16 and 8-bit tiles, and loads of their fragments from shared memory.
+"""Tensor core products of bfloat16, float16 and 8-bit tiles, and loads of their fragments from shared memory.
 
 Lane l, with r = l/4 and c = 2(l%4), holds words of two numbers at (row, columns):
     A [16, 16]  a0 (r, c and c+1)  a1 8 rows below  a2 8 columns right  a3 both
@@ -17,22 +17,30 @@ from typing import Any
 from numba.cuda import types
 from numba.cuda.extending import intrinsic
 
-from .llvm_asm import F32, FIXED, I32, MEMORY, asm_tuple, element, fixed_op, shared_address
+from .llvm_asm import F32, FIXED, I32, MEMORY, asm_op, asm_tuple, element, fixed_op, shared_address
 
 
-def _mma(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+def _mma(number: str) -> Any:
+    """(a0, a1, a2, a3, b0, b1, c0, c1, c2, c3) -> c + a b."""
     text = (
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"
+        f"mma.sync.aligned.m16n8k16.row.col.f32.{number}.{number}.f32"
         " {$0, $1, $2, $3}, {$4, $5, $6, $7}, {$8, $9}, {$10, $11, $12, $13};"
     )
     constraints = ",".join(["=f"] * 4 + ["r"] * 6 + ["f"] * 4)
-    sums = asm_tuple(builder, F32, 4, text, constraints, values, FIXED)
-    return context.make_tuple(builder, signature.return_type, sums)
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        sums = asm_tuple(builder, F32, 4, text, constraints, values, FIXED)
+        return context.make_tuple(builder, signature.return_type, sums)
+
+    return fixed_op(codegen, types.UniTuple(types.float32, 4), *[types.uint32] * 6, *[types.float32] * 4)
 
 
-# (a0, a1, a2, a3, b0, b1, c0, c1, c2, c3) -> c + a b
-mma_m16n8k16_bf16 = fixed_op(
-    _mma, types.UniTuple(types.float32, 4), *[types.uint32] * 6, *[types.float32] * 4
+mma_m16n8k16_bf16, mma_m16n8k16_f16 = _mma("bf16"), _mma("f16")
+
+
+# a matrix of 8 x 8 16-bit numbers, lane l holding row l/4, columns 2(l%4) and the next -> its transpose
+transpose_matrix = asm_op(
+    "movmatrix.sync.aligned.m8n8.trans.b16 $0, $1;", types.uint32, types.uint32, effect=FIXED
 )
 
 
