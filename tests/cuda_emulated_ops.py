@@ -138,6 +138,13 @@ _define("exp2", lambda x: _rounded(np.exp2)(x) * np.float32(not x < -126))  # fl
 _define("log2", _rounded(np.log2))
 
 
+@emulates
+def dot4_i8(a: int, b: int, c: int) -> int:
+    for shift in (0, 8, 16, 24):
+        c += wrapped(a >> shift, 8, True) * wrapped(b >> shift, 8, True)
+    return wrapped(c, 32, True)
+
+
 # --- memory
 
 

@@ -251,6 +251,11 @@ def test_integers_wrap_as_in_c() -> None:
     assert out.tolist() == [0xFFFF, 0x2345]
 
 
+def test_products_of_signed_bytes() -> None:
+    assert g.dot4_i8(0x80FF017F, 0x8002037F, -5) == 127 * 127 + 3 - 2 + 128 * 128 - 5
+    assert g.dot4_i8(0x7F, 1, 2**31 - 1) == -(2**31) + 126
+
+
 def test_halves_are_rounded_as_numpy_and_ml_dtypes_do() -> None:
     import ml_dtypes
 

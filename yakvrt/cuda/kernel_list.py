@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..kernel_build.spec import KernelSpec, kernel
+from ..kernels.device_layout import DEVICE_LAYOUTS
 
 FLOATS = ("f32", "f16", "bf16")  # number formats of embedding tables and KV rows
 # head dimensions that HIGGS codes can be made of (rotate.py)
@@ -15,6 +16,10 @@ HEADS = ((64, 4), (128, 6), (128, 8), (256, 16))
 
 HEAD_DIMS = (64, 128, 256)
 
+# of decode matmuls: rows at once, and warps that share columns; of prefill matmuls: tokens of a block
+DECODE_SHAPES = ((1, 1), (1, 4), (8, 1))
+PREFILL_TILES = (32, 128)
+
 
 def all_kernels() -> list[KernelSpec]:
     return [
@@ -25,7 +30,24 @@ def all_kernels() -> list[KernelSpec]:
         kernel("swiglu", "swiglu_cuda"),
         kernel("argmax", "argmax_cuda"),
         *(kernel("embed", "embed_cuda", kind) for kind in FLOATS),
+        *(
+            kernel("embed", "embed_planes_cuda", layout.name)
+            for layout in DEVICE_LAYOUTS.values()
+            if not layout.is_float
+        ),
         *(kernel("kv_append", "kv_append_cuda", kind) for kind in FLOATS),
+        kernel("pack_activations", "quantize_activations_cuda"),
+        kernel("pack_activations", "round_activations_cuda"),
+        *(
+            kernel("matmul_cuda", "matmul_cuda", name, n_tokens, split)
+            for name in DEVICE_LAYOUTS
+            for n_tokens, split in DECODE_SHAPES
+        ),
+        *(
+            kernel("matmul_bf16_cuda", "matmul_bf16_cuda", name, tile)
+            for name in DEVICE_LAYOUTS
+            for tile in PREFILL_TILES
+        ),
         *(
             kernel("rotate", "rotate_cuda", size, inverse, False)
             for size in ROTATIONS

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 
 from .cuda_kernel import CudaKernel, Work
+from .device_layout import UNIT, device_layout
+from .device_weights import make_decode_half_unit, make_load_half_unit, make_read_scale
 from .tile_layout import LAYOUTS
 
 
@@ -75,4 +77,44 @@ def embed_cuda(g: Any, kind: str) -> CudaKernel:
         threads,
         opcodes=("LDG.E.128.CONSTANT", "STG.E.128"),
         work=Work("number", 8 if kind == "f32" else 6),
+    )
+
+
+def embed_planes_cuda(g: Any, format_name: str) -> CudaKernel:
+    """Rows of a quantised table in planes (device_layout.py).
+
+    Grid: a block for each row.
+    Raises: ValueError.
+    """
+    layout = device_layout(format_name)
+    if layout.is_float:
+        raise ValueError(f"{format_name} rows have one plane: use embed_cuda")
+    bits, high_bits, n_scales, n_supers = layout.bits, layout.high_bits, layout.n_scales, layout.n_supers
+    load, decode = make_load_half_unit(g, format_name), make_decode_half_unit(g, format_name)
+    read_scale = make_read_scale(g, format_name)
+    threads = 128
+
+    def kernel(out, codes, high, scales, supers, tokens, width, n_rows):  # type: ignore[no-untyped-def]
+        row = g.block()
+        if row < n_rows[0]:
+            units = tokens[row] * (width // UNIT)
+            codes, high = g.shifted(codes, units * bits), g.shifted(high, units * high_bits)
+            scales, supers = g.shifted(scales, units * n_scales), g.shifted(supers, (units >> 3) * n_supers)
+            out = g.shifted(out, g.int64(row) * width)
+            raw, values = g.local_u32(8), g.local_f32(16)
+            for piece in range(g.thread(), width // 16, threads):
+                unit, half = g.int32(piece >> 1), g.int32(piece & 1)
+                load(raw, codes, high, unit, half)
+                scale, offset = read_scale(scales, supers, unit, half)
+                decode(values, raw, half, scale, offset)
+                for i in range(0, 16, 4):
+                    a, b, c, d = values[i], values[i + 1], values[i + 2], values[i + 3]
+                    g.store_f32x4(out, piece * 16 + i, a, b, c, d)
+
+    return CudaKernel(
+        kernel,
+        "f32* u32* u32* u16* u16* i64* i32 i64*",
+        threads,
+        opcodes=("LDG.E.128.CONSTANT", "STG.E.128"),
+        work=Work("256 numbers", 1024 + layout.row_bytes(256)),
     )

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from .cuda_kernel import CudaKernel, Work
+
 CODE_BYTES = {"int8": 1, "bf16": 2, "f32": 4}
 TERM_BYTES = {"int8": 16, "bf16": 0, "f32": 0}  # per 32 columns
 
@@ -93,3 +95,73 @@ def pack_activations_cpu(n_tokens: int, form: str) -> Any:
                 pack_units(source, pack_codes, pack_scales, m, first, last)
 
     return kernel
+
+
+def quantize_activations_cuda(g: Any) -> CudaKernel:
+    """Contiguous rows as int8, four a word, with two terms of every 32 columns: d and d times the sum of the
+    codes. Columns are a multiple of 32.
+
+    Shapes: codes uint32 [rows, cols / 4], terms [rows, cols / 32, 2], x [rows, cols].
+    Grid: x, blocks of 512 columns; y, rows.
+    """
+    threads = 128
+
+    def kernel(codes, terms, x, n_cols, n_rows):  # type: ignore[no-untyped-def]
+        row, piece = g.block_y(), g.int32(g.block() * threads + g.thread())
+        if row < n_rows[0]:
+            last = n_cols // 4 - 1
+            at = g.int64(row) * (n_cols // 4) + min(piece, last)
+            a, b, c, d = g.load_f32x4(x, at * 4)
+            largest = max(max(max(a, -a), max(b, -b)), max(max(c, -c), max(d, -d)))
+            for step in (4, 2, 1):
+                largest = max(largest, g.shuffle_xor(largest, step))
+            inverse = g.float32(0)
+            if largest > g.float32(1e-30):
+                inverse = g.divide(g.float32(127), largest)
+            word = g.uint32(g.int32(g.round_even(a * inverse)) & 255)
+            word = g.uint32(word | (g.int32(g.round_even(b * inverse)) & 255) << 8)
+            word = g.uint32(word | (g.int32(g.round_even(c * inverse)) & 255) << 16)
+            word = g.uint32(word | (g.int32(g.round_even(d * inverse)) & 255) << 24)
+            total = g.dot4_i8(word, g.uint32(0x01010101), g.int32(0))
+            for step in (4, 2, 1):
+                total = g.int32(total + g.shuffle_xor(total, step))
+            if piece <= last:
+                codes[at] = word
+                if g.thread() % 8 == 0:
+                    scale = largest * g.float32(1 / 127)
+                    terms[at // 8 * 2] = scale
+                    terms[at // 8 * 2 + 1] = scale * g.float32(total)
+
+    return CudaKernel(
+        kernel,
+        "u32* f32* f32* i32 i64*",
+        threads,
+        opcodes=("LDG.E.128", "IDP.4A.S8.S8"),
+        work=Work("32 numbers", 168, 128),
+    )
+
+
+def round_activations_cuda(g: Any) -> CudaKernel:
+    """Contiguous rows as bfloat16, two a word. Columns are a multiple of 8.
+
+    Shapes: out uint32 [rows, cols / 2], x [rows, cols].
+    Grid: x, blocks of 1024 columns; y, rows.
+    """
+    threads = 128
+
+    def kernel(out, x, n_cols, n_rows):  # type: ignore[no-untyped-def]
+        row, column = g.block_y(), (g.block() * threads + g.thread()) * 8
+        if row < n_rows[0] and column < n_cols:
+            at = g.int64(row) * n_cols + column
+            a, b, c, d = g.load_f32x4(x, at)
+            e, f, h, i = g.load_f32x4(x, at + 4)
+            ab, cd, ef, hi = g.pack_bf16(a, b), g.pack_bf16(c, d), g.pack_bf16(e, f), g.pack_bf16(h, i)
+            g.store_u32x4(out, at // 2, ab, cd, ef, hi)
+
+    return CudaKernel(
+        kernel,
+        "u32* f32* i32 i64*",
+        threads,
+        opcodes=("LDG.E.128", "STG.E.128", "F2FP.BF16"),
+        work=Work("number", 6, 1),
+    )

@@ -6,7 +6,7 @@ emulator has a function of the same name for each.
 
 from __future__ import annotations
 
-from .arithmetic import absolute, divide, exp2, fma, log2, reciprocal, round_even, rsqrt, sqrt
+from .arithmetic import absolute, divide, dot4_i8, exp2, fma, log2, reciprocal, round_even, rsqrt, sqrt
 from .async_copy import copy_async, copy_async_commit, copy_async_or_zero, copy_async_wait
 from .memory import (
     atomic_add_i32,
@@ -81,6 +81,7 @@ __all__ = [
     "copy_async_wait",
     "count_ones",
     "divide",
+    "dot4_i8",
     "dynamic_f32",
     "dynamic_u16",
     "dynamic_u32",

@@ -17,3 +17,5 @@ rsqrt = asm_op("rsqrt.approx.f32 $0, $1;", f32, f32)  # relative 2**-22.9
 reciprocal = asm_op("rcp.approx.f32 $0, $1;", f32, f32)  # 1 ulp
 exp2 = asm_op("ex2.approx.ftz.f32 $0, $1;", f32, f32)  # relative 2**-22.5; results below 2**-126 become 0
 log2 = asm_op("lg2.approx.f32 $0, $1;", f32, f32)  # absolute 2**-22
+# c + the sum of the products of four signed bytes
+dot4_i8 = asm_op("dp4a.s32.s32 $0, $1, $2, $3;", i32, u32, u32, i32)

@@ -1,0 +1,214 @@
+"""matmul of one to eight rows on a GPU, which reads the weights once; truth: matmul_ref.
+
+Quantised weights meet activations of int8 (pack_activations.py), four products an instruction; halves meet
+float32. An H200 (132 SMs of 4 schedulers, 1.7 GHz, 4.8 TB/s) issues 6 instructions of a lane for every byte
+that arrives. The columns' loop for one row of activations has 0.8 (Q8_0) to 3.7 (Q6_K) per byte of weights,
+halves 1.6, and waits for memory. For eight rows it has 3.8 (Q8_0), 5.8 (halves), 8.1 (Q6_K) to 8.8 (Q4_K):
+4-bit weights then wait for arithmetic. Counted in the machine code for sm_90a.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .cuda_kernel import CudaKernel, Work
+from .device_layout import UNIT, device_layout
+from .device_weights import make_read_codes, make_read_scale
+from .matmul import ADD, GATE
+
+WARPS = 4
+THREADS = WARPS * 32
+ROWS_AT_ONCE = 4  # of weights, in a warp: as many 16-byte loads are under way in every lane
+DECODE_TOKENS = (1, 2, 4, 8)
+SPLITS = (1, 2, 4)
+SIGNATURE = "f32* i32 u32* u32* u16* u16* i32 i32 {x}* f32* f32* i32 i32 i64*"
+
+
+def make_finish(g: Any) -> Any:
+    """finish(out, at, product, mode): out[at] becomes the product, or more by it, or gated by it."""
+    minus_log2_e = -1.4426950408889634
+
+    @g.inline
+    def finish(out, at, product, mode):  # type: ignore[no-untyped-def]
+        if mode == ADD:
+            product += out[at]
+        elif mode == GATE:
+            gate = out[at]
+            product *= gate * g.reciprocal(g.float32(1) + g.exp2(gate * g.float32(minus_log2_e)))
+        out[at] = product
+
+    return finish
+
+
+def matmul_cuda(g: Any, format_name: str, n_tokens: int, split: int) -> CudaKernel:
+    """Multiplies `n_tokens` rows at a time; `split` warps share the columns of four rows of weights.
+
+    `codes`, `high`, `scales`, `supers`: the planes (device_layout.py); n_outputs rows of n_cols. `x`: float32
+    [rows, n_cols] for weights of halves, else int8 codes with `x_terms` (quantize_activations_cuda). `bias`
+    is read where has_bias is not 0. Modes: matmul.py.
+    Grid: x, blocks of 16 / split outputs; y, packs of n_tokens rows.
+    Differs: a row's sums do not depend on n_tokens, but on split.
+    Raises: ValueError.
+    """
+    layout = device_layout(format_name)
+    if n_tokens not in DECODE_TOKENS:
+        raise ValueError(f"no decode matmul of {n_tokens} rows at once: use {DECODE_TOKENS}")
+    if split not in SPLITS:
+        raise ValueError(f"no decode matmul whose columns {split} warps share: use {SPLITS}")
+    add_columns = (_add_float_columns if layout.is_float else _add_coded_columns)(g, format_name, n_tokens)
+    finish = make_finish(g)
+    groups, cells = WARPS // split, ROWS_AT_ONCE * n_tokens
+    n_held = WARPS * cells
+
+    def kernel(  # type: ignore[no-untyped-def]
+        out,
+        out_stride,
+        codes,
+        high,
+        scales,
+        supers,
+        n_outputs,
+        n_cols,
+        x,
+        x_terms,
+        bias,
+        has_bias,
+        mode,
+        n_rows,
+    ):
+        first_token = g.block_y() * n_tokens
+        n_present = g.int32(n_rows[0] - first_token)
+        if n_present > 0:
+            thread, lane, warp = g.thread(), g.lane(), g.thread() // 32
+            first_row = min((g.block() * groups + warp // split) * ROWS_AT_ONCE, n_outputs - 1)
+            sums = g.local_f32(cells)
+            for i in range(cells):
+                sums[i] = g.float32(0)
+            start, step = g.int32(warp % split * 32 + lane), split * 32
+            planes = (codes, high, scales, supers)
+            add_columns(
+                sums, planes, first_row, n_outputs, n_cols, x, x_terms, first_token, n_present, start, step
+            )
+            held = g.shared_f32(n_held)
+            for i in range(cells):
+                total = g.warp_sum(sums[i])
+                if lane == 0:
+                    held[warp * cells + i] = total
+            g.sync_threads()
+            if thread < groups * cells:
+                group, cell = thread // cells, thread % cells
+                row = (g.block() * groups + group) * ROWS_AT_ONCE + cell // n_tokens
+                token = cell % n_tokens
+                if row < n_outputs and token < n_present:
+                    product = g.float32(0)
+                    for part in range(split):
+                        product += held[(group * split + part) * cells + cell]
+                    if has_bias:
+                        product += bias[row]
+                    finish(out, g.int64(first_token + token) * out_stride + row, product, mode)
+
+    return CudaKernel(
+        kernel,
+        SIGNATURE.format(x="f32" if layout.is_float else "u32"),
+        THREADS,
+        opcodes=("LDG.E.128.CONSTANT", "FFMA" if layout.is_float else "IDP.4A.S8.S8"),
+        work=Work("256 weights", layout.row_bytes(256), 2 * n_tokens * 256),
+    )
+
+
+def _add_coded_columns(g: Any, format_name: str, n_tokens: int) -> Any:
+    layout = device_layout(format_name)
+    read_codes, read_scale = make_read_codes(g, format_name), make_read_scale(g, format_name)
+    bits, high_bits, n_scales, n_supers = layout.bits, layout.high_bits, layout.n_scales, layout.n_supers
+    halves_differ = high_bits > 0
+    zero = 0 if halves_differ else layout.zero  # read_codes subtracts that of Q6_K
+    has_offset = layout.has_offset or zero != 0
+    n_words, n_factors = 8 * ROWS_AT_ONCE, 2 * ROWS_AT_ONCE
+
+    @g.inline
+    def add_columns(  # type: ignore[no-untyped-def]
+        sums, planes, first_row, n_outputs, n_cols, x, x_terms, first_token, n_present, start, step
+    ):
+        codes, high, scales, supers = planes
+        units = n_cols // UNIT
+        base = g.int64(first_row) * units
+        codes, high = g.shifted(codes, base * bits), g.shifted(high, base * high_bits)
+        scales, supers = g.shifted(scales, base * n_scales), g.shifted(supers, (base >> 3) * n_supers)
+        own_x = g.shifted(x, g.int64(first_token) * units * 8)
+        own_terms = g.shifted(x_terms, g.int64(first_token) * units * 2)
+        words, factors = g.local_u32(n_words), g.local_f32(n_factors)
+        x_words = g.local_u32(8)
+        for unit in range(start, units, step):
+            for r in range(ROWS_AT_ONCE):
+                row = g.int32(min(r, n_outputs - 1 - first_row) * units)
+                own_high = g.shifted(high, row * high_bits)
+                read_codes(words, 8 * r, g.shifted(codes, row * bits), own_high, unit)
+                own_scales = g.shifted(scales, row * n_scales)
+                own_supers = g.shifted(supers, (row >> 3) * n_supers)
+                scale, offset = read_scale(own_scales, own_supers, unit, 0)
+                if halves_differ:
+                    offset, _ = read_scale(own_scales, own_supers, unit, 1)
+                elif zero:
+                    offset = scale * g.float32(-zero)
+                factors[2 * r], factors[2 * r + 1] = scale, offset
+            for t in range(n_tokens):
+                at = g.int32(g.int32(min(t, n_present - 1) * units) + unit)
+                a, b, c, d = g.load_constant_u32x4(own_x, at * 8)
+                x_words[0], x_words[1], x_words[2], x_words[3] = a, b, c, d
+                a, b, c, d = g.load_constant_u32x4(own_x, at * 8 + 4)
+                x_words[4], x_words[5], x_words[6], x_words[7] = a, b, c, d
+                x_scale = own_terms[at * 2]
+                x_sum = own_terms[at * 2 + 1]
+                for r in range(ROWS_AT_ONCE):
+                    low, top = g.int32(0), g.int32(0)
+                    for i in range(4):
+                        low = g.dot4_i8(words[8 * r + i], x_words[i], low)
+                    if not halves_differ:
+                        top = low
+                    for i in range(4, 8):
+                        top = g.dot4_i8(words[8 * r + i], x_words[i], top)
+                    total = sums[r * n_tokens + t]
+                    if halves_differ:
+                        both = factors[2 * r] * g.float32(low) + factors[2 * r + 1] * g.float32(top)
+                        total = g.fma(both, x_scale, total)
+                    else:
+                        total = g.fma(factors[2 * r] * g.float32(top), x_scale, total)
+                        if has_offset:
+                            total = g.fma(factors[2 * r + 1], x_sum, total)
+                    sums[r * n_tokens + t] = total
+
+    return add_columns
+
+
+def _add_float_columns(g: Any, format_name: str, n_tokens: int) -> Any:
+    low, high_part = (g.low_f16, g.high_f16) if format_name == "F16" else (g.low_bf16, g.high_bf16)
+    n_words = 4 * ROWS_AT_ONCE
+
+    @g.inline
+    def add_columns(  # type: ignore[no-untyped-def]
+        sums, planes, first_row, n_outputs, n_cols, x, x_terms, first_token, n_present, start, step
+    ):
+        codes = planes[0]
+        pieces = n_cols // 8
+        codes = g.shifted(codes, g.int64(first_row) * pieces * 4)
+        own_x = g.shifted(x, g.int64(first_token) * n_cols)
+        words, numbers = g.local_u32(n_words), g.local_f32(8)
+        for piece in range(start, pieces, step):
+            for r in range(ROWS_AT_ONCE):
+                at = g.int32((min(r, n_outputs - 1 - first_row) * pieces + piece) * 4)
+                a, b, c, d = g.load_constant_u32x4(codes, at)
+                words[4 * r], words[4 * r + 1], words[4 * r + 2], words[4 * r + 3] = a, b, c, d
+            for t in range(n_tokens):
+                at = g.int32((min(t, n_present - 1) * pieces + piece) * 8)
+                for i in range(0, 8, 4):
+                    fa, fb, fc, fd = g.load_constant_f32x4(own_x, at + i)
+                    numbers[i], numbers[i + 1], numbers[i + 2], numbers[i + 3] = fa, fb, fc, fd
+                for r in range(ROWS_AT_ONCE):
+                    total = sums[r * n_tokens + t]
+                    for i in range(4):
+                        word = words[4 * r + i]
+                        total = g.fma(low(word), numbers[2 * i], total)
+                        total = g.fma(high_part(word), numbers[2 * i + 1], total)
+                    sums[r * n_tokens + t] = total
+
+    return add_columns
