@@ -10,7 +10,7 @@ from .cubin import Manifest
 
 # instructions that tell how a kernel works: tensor cores, memory, copies, special functions
 TELLING = re.compile(
-    r"(?:[HIQD]G?MMA|UTC\w*MMA|LDG|STG|LDS|STS|LDSM|LDGSTS|UBLKCP|LDL|STL|MUFU|IDP|SHFL|ATOMS?|ATOMG|RED)\b"
+    r"(?:[HIQD]G?MMA|UTC\w*MMA|LDG|STG|LDS|STS|LDSM|LDGSTS|UBLKCP|LDL|STL|MUFU|F2FP|IDP|SHFL|ATOMS?|ATOMG|RED)\b"
 )
 
 
