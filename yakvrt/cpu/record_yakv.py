@@ -4,7 +4,6 @@ merge, or measure the tail.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,30 +23,15 @@ if TYPE_CHECKING:
     from .yakv_pools import YakvRows
 
 
-@dataclass(frozen=True, slots=True)
-class Partials:
-    """Partial results of every query head; arguments of merge_partials_cpu and tail_errors_cpu."""
-
-    sums: np.ndarray
-    stats: np.ndarray
-    counts: np.ndarray
-
-
 def record_yakv(recorder: Recorder, out: Buffer, q: Buffer, k: Buffer, v: Buffer, rows: YakvRows) -> None:
     """See Ops.attend_yakv."""
-    memory = recorder.memory
     partials = _record_partials(recorder, q, k, v, rows)
-    out_copy = memory.write_private(out)
+    out_copy = recorder.memory.write_private(out)
     recorder.tape.add(
         kernel("yakv_attend", "merge_partials_cpu", rows.shape.group, rows.shape.head_dim),
         out.data,
         out.data.strides[0],
-        partials.sums,
-        partials.stats,
-        partials.counts,
-        recorder.n_heads,
-        recorder.batch.n_rows,
-        memory.shared("split_factors", memory.n_threads * 64),
+        *partials,
         out_copy,
         barrier=not out_copy,
     )
@@ -57,23 +41,20 @@ def record_tail_errors(
     recorder: Recorder, errors: np.ndarray, exact: Buffer, q: Buffer, k: Buffer, v: Buffer, rows: YakvRows
 ) -> None:
     """See Ops.yakv_tail_errors."""
-    memory = recorder.memory
     partials = _record_partials(recorder, q, k, v, rows)
     recorder.tape.add(
         kernel("yakv_fit", "tail_errors_cpu", rows.shape.group, rows.shape.head_dim),
         errors,
         exact.data,
         exact.data.strides[0],
-        partials.sums,
-        partials.stats,
-        partials.counts,
-        recorder.n_heads,
-        recorder.batch.n_rows,
-        memory.shared("split_factors", memory.n_threads * 64),
+        *partials,
     )
 
 
-def _record_partials(recorder: Recorder, q: Buffer, k: Buffer, v: Buffer, rows: YakvRows) -> Partials:
+def _record_partials(
+    recorder: Recorder, q: Buffer, k: Buffer, v: Buffer, rows: YakvRows
+) -> tuple[np.ndarray | int, ...]:
+    """Returns: the partial results of every query head, as arguments that all their readers share."""
     memory, batch, tape, shape = recorder.memory, recorder.batch, recorder.tape, rows.shape
     group, head_dim, n_tokens = shape.group, shape.head_dim, 64 * rows.n_blocks
     units = recorder.capacity * recorder.n_kv_heads
@@ -173,4 +154,5 @@ def _record_partials(recorder: Recorder, q: Buffer, k: Buffer, v: Buffer, rows: 
         q_copy,
         places,
     )
-    return Partials(sums, stats, counts)
+    factors = memory.shared("split_factors", memory.n_threads * 64)
+    return sums, stats, counts, recorder.n_heads, batch.n_rows, factors

@@ -10,12 +10,9 @@ FLOATS = ("f32", "f16", "bf16")  # number formats of embedding tables and KV row
 ROTATIONS = (32, 48, 64, 80, 96, 112, 128, 192, 256)
 # head dimensions and KV rows of attention on tensor cores
 ATTENTION = ((64, "bf16"), (64, "f16"), (128, "bf16"), (128, "f16"), (256, "bf16"))
-
 # head dimensions of the KV kernels, and query heads that share a KV head
 HEADS = ((64, 4), (128, 6), (128, 8), (256, 16))
-
 HEAD_DIMS = (64, 128, 256)
-
 # of decode matmuls: rows at once, and warps that share columns; of prefill matmuls: tokens of a block
 DECODE_SHAPES = ((1, 1), (1, 4), (8, 1))
 PREFILL_TILES = (32, 128)
