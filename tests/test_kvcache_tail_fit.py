@@ -7,7 +7,7 @@ import pytest
 from kv_slots import KvSlots
 
 from yakvrt.kvcache import open_method
-from yakvrt.kvcache.tail_fit import FIT_TOKENS
+from yakvrt.kvcache.tail_fit import FIT_TOKENS, TailFit
 from yakvrt.kvcache.yakv import UNFITTED_PART
 
 HEADS, N_TOKENS = (8, 2, 32), 1000
@@ -78,6 +78,21 @@ def test_a_prompt_that_cannot_tell_leaves_the_part_alone() -> None:
         np.testing.assert_array_equal(fitted(slots, slot, 300), found)
         slots.kv.truncate(slot, 300, 0)
         assert (fitted(slots, slot, 0) == np.float32(UNFITTED_PART)).all()
+
+
+def test_an_interrupted_prompt_leaves_the_parts_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with KvSlots("yakv", LITTLE, heads=HEADS, ctx_size=1024) as slots:
+        slot = slots.kv.open(1024)
+        q, k, v = rows(700)
+        slots.prefill(slot, 0, q[:500], k[:500], v[:500])
+        found = fitted(slots, slot, 500).copy()
+        monkeypatch.setattr(TailFit, "take_in", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            slots.prefill(slot, 500, q[500:], k[500:], v[500:])
+        np.testing.assert_array_equal(fitted(slots, slot, 500), found)
 
 
 def test_a_slot_opened_again_has_forgotten() -> None:

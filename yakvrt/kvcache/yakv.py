@@ -209,13 +209,11 @@ class YakvKv:
 
     def store(self, layer: int, slot: int, n_held: int, n_new: int) -> None:
         n = n_held + n_new
-        fits = self._fit and n_new > FIT_TOKENS and self._leaves_out(n - FIT_TOKENS)
-        self._pools.store(layer, slot, n_held, n - FIT_TOKENS if fits else n)
-        if self._fit and fits:
-            parts = self._pools.tail_parts(layer, slot)
-            parts[:] = 1
-            with self._pools.uncounted(layer):
-                parts[:] = self._fit.take_in(layer, slot, n - FIT_TOKENS).reshape(parts.shape)
+        if self._fit and n_new > FIT_TOKENS and self._leaves_out(n - FIT_TOKENS):
+            self._pools.store(layer, slot, n_held, n - FIT_TOKENS)
+            self._take_in_and_fit(self._fit, layer, slot, n - FIT_TOKENS)
+        else:
+            self._pools.store(layer, slot, n_held, n)
         self._stored[layer][slot] = n
 
     def decode(self, ops: Ops, layer: int, attention: AttentionInput, out: Buffer) -> None:
@@ -242,6 +240,17 @@ class YakvKv:
         for stored in self._stored:
             stored[slot] = 0
         self._slots.give_back(slot)
+
+    def _take_in_and_fit(self, fit: TailFit, layer: int, slot: int, first: int) -> None:
+        """The prompt's last tokens, from position `first` on. If interrupted, the parts stay as they were."""
+        parts = self._pools.tail_parts(layer, slot)
+        found = parts.copy()
+        parts[:] = 1
+        try:
+            with self._pools.uncounted(layer):
+                found = fit.take_in(layer, slot, first).reshape(parts.shape)
+        finally:
+            parts[:] = found
 
     def _leaves_out(self, n: int) -> bool:
         """Whether a step at position n selects fewer rows than are indexed."""
