@@ -80,9 +80,9 @@ def test_matmul(
     if mode != WRITE:
         out[:batch, :n_outputs] = normal(batch, n_outputs)
     before = out.copy()
-    kernel = emulated_kernel("matmul_cuda", "matmul_cuda", name, n_tokens, split)
+    kernel = emulated_kernel("matmul_cuda", "matmul_cuda", name, n_tokens, split, False)
     grid = (blocks(n_outputs, ROWS_AT_ONCE * WARPS // split), blocks(batch, n_tokens) + 1)
-    shape = (n_outputs, n_cols, given, terms, bias, bias is not None, mode, count(batch))
+    shape = (n_outputs, n_cols, given, terms, bias, bias is not None, mode, count(batch), None, None, 0)
     run_kernel(kernel, grid, [out], out, out.shape[1], *planes, *shape)
     product = matmul_ref(weights, used, bias)
     held = before[:batch, :n_outputs]
@@ -110,8 +110,8 @@ def test_a_rows_sums_are_the_same_beside_others() -> None:
     codes, terms, _ = int8_activations(x)
     for n_tokens, batch in ((1, 1), (2, 2), (4, 2)):
         out = poisoned(batch, 4)
-        kernel = emulated_kernel("matmul_cuda", "matmul_cuda", "Q4_K", n_tokens, 2)
-        shape = (4, 512, codes, terms, None, 0, WRITE, count(batch))
+        kernel = emulated_kernel("matmul_cuda", "matmul_cuda", "Q4_K", n_tokens, 2, False)
+        shape = (4, 512, codes, terms, None, 0, WRITE, count(batch), None, None, 0)
         run_kernel(kernel, 1, [out], out, 4, *planes, *shape)
         results.append(out[0].tobytes())
     assert len(set(results)) == 1
@@ -123,4 +123,4 @@ def test_a_rows_sums_are_the_same_beside_others() -> None:
 )
 def test_what_has_no_kernel_is_refused_with_what_has_one(parameters: tuple[str, int, int], told: str) -> None:
     with pytest.raises(ValueError, match=told):
-        matmul_cuda(emulated, *parameters)
+        matmul_cuda(emulated, *parameters, False)

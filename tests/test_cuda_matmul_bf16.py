@@ -23,10 +23,10 @@ def check(name: str, tile: int, batch: int, n_outputs: int, n_cols: int, mode: i
     if mode != WRITE:
         out[:batch, :n_outputs] = normal(batch, n_outputs)
     before = out[:batch, :n_outputs].copy()
-    kernel = emulated_kernel("matmul_bf16_cuda", "matmul_bf16_cuda", name, tile)
+    kernel = emulated_kernel("matmul_bf16_cuda", "matmul_bf16_cuda", name, tile, False)
     grid = (blocks(batch, tile) + 1, blocks(n_outputs, OUTPUTS))
     words = x.astype(ml_dtypes.bfloat16).view(np.uint32)
-    shape = (n_outputs, n_cols, words, bias, with_bias, mode, count(batch))
+    shape = (n_outputs, n_cols, words, bias, with_bias, mode, count(batch), None, None, 0)
     run_kernel(kernel, grid, [out], out, out.shape[1], *planes, *shape)
     product = matmul_bf16_ref(weights, x, bias)
     expected = {WRITE: product, ADD: product + before, GATE: swiglu_ref(before, product)}[mode]
@@ -60,4 +60,4 @@ def test_every_tile(name: str, tile: int, batch: int, n_outputs: int, n_cols: in
 @pytest.mark.parametrize(("parameters", "told"), [(("Q2_K", 128), "Q8_0"), (("Q8_0", 48), "16, 32, 64, 128")])
 def test_what_has_no_kernel_is_refused_with_what_has_one(parameters: tuple[str, int], told: str) -> None:
     with pytest.raises(ValueError, match=told):
-        matmul_bf16_cuda(emulated, *parameters)
+        matmul_bf16_cuda(emulated, *parameters, False)

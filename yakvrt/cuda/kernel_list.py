@@ -16,6 +16,8 @@ HEAD_DIMS = (64, 128, 256)
 # of decode matmuls: rows at once, and warps that share columns; of prefill matmuls: tokens of a block
 DECODE_SHAPES = ((1, 1), (1, 4), (8, 1))
 PREFILL_TILES = (32, 128)
+# tokens of an expert that share its weights
+MOE_PACKS = (1, 8, 32, 128)
 
 
 def all_kernels() -> list[KernelSpec]:
@@ -36,15 +38,20 @@ def all_kernels() -> list[KernelSpec]:
         kernel("pack_activations", "quantize_activations_cuda"),
         kernel("pack_activations", "round_activations_cuda"),
         *(
-            kernel("matmul_cuda", "matmul_cuda", name, n_tokens, split)
+            kernel("matmul_cuda", "matmul_cuda", name, n_tokens, split, grouped)
             for name in DEVICE_LAYOUTS
             for n_tokens, split in DECODE_SHAPES
+            for grouped in (False, True)
         ),
         *(
-            kernel("matmul_bf16_cuda", "matmul_bf16_cuda", name, tile)
+            kernel("matmul_bf16_cuda", "matmul_bf16_cuda", name, tile, grouped)
             for name in DEVICE_LAYOUTS
             for tile in PREFILL_TILES
+            for grouped in (False, True)
         ),
+        kernel("moe_cuda", "moe_route_cuda"),
+        *(kernel("moe_cuda", "moe_dispatch_cuda", n_tokens) for n_tokens in MOE_PACKS),
+        kernel("moe_cuda", "moe_combine_cuda"),
         *(
             kernel("rotate", "rotate_cuda", size, inverse, False)
             for size in ROTATIONS

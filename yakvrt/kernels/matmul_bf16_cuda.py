@@ -67,10 +67,11 @@ def make_multiply_step(g: Any, n_down: int, n_across: int) -> Any:
     return multiply
 
 
-def matmul_bf16_cuda(g: Any, format_name: str, token_tile: int) -> CudaKernel:
+def matmul_bf16_cuda(g: Any, format_name: str, token_tile: int, grouped: bool) -> CudaKernel:
     """Multiplies `token_tile` rows at a time.
 
-    `x`: bfloat16 [rows, n_cols] (round_activations_cuda); else as matmul_cuda. Columns in multiples of 32.
+    `x`: bfloat16 [rows, n_cols] (round_activations_cuda); else as matmul_cuda, but fillers are rows of zeros.
+    Columns in multiples of 32.
     Grid: x, tiles of tokens, so that blocks side by side in time share weights; y, blocks of 128 outputs.
     Raises: ValueError.
     """
@@ -96,14 +97,26 @@ def matmul_bf16_cuda(g: Any, format_name: str, token_tile: int) -> CudaKernel:
     read_scale = make_read_scale(g, format_name)
 
     @g.inline
-    def copy_x(held, stage, x, n_present, row_words, step):  # type: ignore[no-untyped-def]
+    def find_x(sources, first, n_present, row_words, pack_row, gathered):  # type: ignore[no-untyped-def]
+        """Where this thread's pieces of x begin, in pieces; -1 for those of no row."""
+        for j in range(x_copies):
+            i = g.int32(g.thread() + j * THREADS)
+            row = g.int32(-1)
+            if i >> 2 < n_present and i < x_pieces:
+                row = g.int32(first + (i >> 2))
+                if grouped:
+                    held = g.int32(pack_row[row])
+                    row = held if gathered or held < 0 else row
+            sources[j] = g.int32(row * (row_words >> 2) + (i & 3)) if row >= 0 else g.int32(-1)
+
+    @g.inline
+    def copy_x(held, stage, x, sources, step):  # type: ignore[no-untyped-def]
         for j in range(x_copies):
             i = g.int32(g.thread() + j * THREADS)
             if i < x_pieces:
-                row, piece = i >> 2, i & 3
-                target = g.int32(stage * x_words + place(row, piece))
-                source = g.int32(row * row_words + piece * 4) + step * ROW_WORDS
-                g.copy_async_or_zero(held, target, x, source, row < n_present)
+                target = g.int32(stage * x_words + place(i >> 2, i & 3))
+                source = (g.int64(sources[j]) << 2) + step * ROW_WORDS
+                g.copy_async_or_zero(held, target, x, source, sources[j] >= 0)
 
     @g.inline
     def copy_w(held, stage, w, n_outputs, row_words, step):  # type: ignore[no-untyped-def]
@@ -122,8 +135,9 @@ def matmul_bf16_cuda(g: Any, format_name: str, token_tile: int) -> CudaKernel:
             g.store_u32x4(held, at, raw[4 * j], raw[4 * j + 1], raw[4 * j + 2], raw[4 * j + 3])
 
     def kernel(  # type: ignore[no-untyped-def]
-        out, out_stride, codes, high, scales, supers, n_outputs, n_cols, x, bias, has_bias, mode, n_rows
-    ):
+        out, out_stride, codes, high, scales, supers, n_outputs, n_cols, x, bias, has_bias, mode, n_rows,
+        pack_expert, pack_row, gathered,
+    ):  # fmt: skip
         first_token, first_output = g.block() * token_tile, g.block_y() * OUTPUTS
         n_present = g.int32(n_rows[0] - first_token)
         if n_present > 0:
@@ -131,8 +145,12 @@ def matmul_bf16_cuda(g: Any, format_name: str, token_tile: int) -> CudaKernel:
             held_x, held_w = g.dynamic_u32(0), g.dynamic_u32(w_first)
             n_steps = n_cols // UNIT
             row_words = n_cols // 2
-            x = g.shifted(x, g.int64(first_token) * row_words)
-            own = g.int64(min(first_output + (0 if copied else thread >> 1), n_outputs - 1)) * n_steps
+            sources = g.local_i32(x_copies)
+            find_x(sources, first_token, n_present, row_words, pack_row, gathered)
+            own_row = g.int64(min(first_output + (0 if copied else thread >> 1), n_outputs - 1))
+            if grouped:
+                own_row += g.int64(pack_expert[g.block()]) * n_outputs
+            own = own_row * n_steps
             codes, high = g.shifted(codes, own * bits), g.shifted(high, own * high_bits)
             scales, supers = g.shifted(scales, own * n_scales), g.shifted(supers, (own >> 3) * n_supers)
             half = thread & 1
@@ -146,7 +164,7 @@ def matmul_bf16_cuda(g: Any, format_name: str, token_tile: int) -> CudaKernel:
 
             for step in range(ahead):
                 if step < n_steps:
-                    copy_x(held_x, step, x, n_present, row_words, step)
+                    copy_x(held_x, step, x, sources, step)
                     if copied:
                         copy_w(held_w, step, codes, n_outputs - first_output, row_words, step)
                 g.copy_async_commit()
@@ -162,7 +180,7 @@ def matmul_bf16_cuda(g: Any, format_name: str, token_tile: int) -> CudaKernel:
                 g.sync_threads()
                 later = g.int32(step + ahead)
                 if later < n_steps:
-                    copy_x(held_x, later % STAGES, x, n_present, row_words, later)
+                    copy_x(held_x, later % STAGES, x, sources, later)
                     if copied:
                         copy_w(held_w, later % STAGES, codes, n_outputs - first_output, row_words, later)
                 g.copy_async_commit()
@@ -198,7 +216,7 @@ def matmul_bf16_cuda(g: Any, format_name: str, token_tile: int) -> CudaKernel:
 
     return CudaKernel(
         kernel,
-        "f32* i32 u32* u32* u16* u16* i32 i32 u32* f32* i32 i32 i64*",
+        "f32* i32 u32* u32* u16* u16* i32 i32 u32* f32* i32 i32 i64* i32* i32* i32",
         THREADS,
         max(w_first + w_buffers * w_words * 4, token_tile * PITCH * 4),
         opcodes=("HMMA.16816.F32.BF16", "LDSM.16.M88.4", "LDGSTS.E.BYPASS.128"),

@@ -21,7 +21,7 @@ THREADS = WARPS * 32
 ROWS_AT_ONCE = 4  # of weights, in a warp: as many 16-byte loads are under way in every lane
 DECODE_TOKENS = (1, 2, 4, 8)
 SPLITS = (1, 2, 4)
-SIGNATURE = "f32* i32 u32* u32* u16* u16* i32 i32 {x}* f32* f32* i32 i32 i64*"
+SIGNATURE = "f32* i32 u32* u32* u16* u16* i32 i32 {x}* f32* f32* i32 i32 i64* i32* i32* i32"
 
 
 def make_finish(g: Any) -> Any:
@@ -40,12 +40,32 @@ def make_finish(g: Any) -> Any:
     return finish
 
 
-def matmul_cuda(g: Any, format_name: str, n_tokens: int, split: int) -> CudaKernel:
+def make_pick_rows(g: Any, n_tokens: int, grouped: bool) -> Any:
+    """pick_rows(rows, first, n_present, pack_row, gathered, thread): which rows of x the block's places take;
+    ends in a barrier.
+    """
+
+    @g.inline
+    def pick_rows(rows, first, n_present, pack_row, gathered, thread):  # type: ignore[no-untyped-def]
+        if thread < n_tokens:
+            row = g.int32(first + min(thread, n_present - 1))
+            if grouped and gathered:
+                row = max(pack_row[first + thread], 0)
+            rows[thread] = g.int32(row)
+        g.sync_threads()
+
+    return pick_rows
+
+
+def matmul_cuda(g: Any, format_name: str, n_tokens: int, split: int, grouped: bool) -> CudaKernel:
     """Multiplies `n_tokens` rows at a time; `split` warps share the columns of four rows of weights.
 
     `codes`, `high`, `scales`, `supers`: the planes (device_layout.py); n_outputs rows of n_cols. `x`: float32
     [rows, n_cols] for weights of halves, else int8 codes with `x_terms` (quantize_activations_cuda). `bias`
     is read where has_bias is not 0. Modes: matmul.py.
+    Grouped: weights are a stack of experts' matrices, places come in packs of n_tokens, pack i goes to expert
+    pack_expert[i] (moe_cuda.py). Place p takes row pack_row[p] of x where `gathered` is not 0, else row p;
+    n_rows counts places. Fillers, whose pack_row is -1, are computed from some row of x.
     Grid: x, blocks of 16 / split outputs; y, packs of n_tokens rows.
     Differs: a row's sums do not depend on n_tokens, but on split.
     Raises: ValueError.
@@ -56,6 +76,7 @@ def matmul_cuda(g: Any, format_name: str, n_tokens: int, split: int) -> CudaKern
     if split not in SPLITS:
         raise ValueError(f"no decode matmul whose columns {split} warps share: use {SPLITS}")
     add_columns = (_add_float_columns if layout.is_float else _add_coded_columns)(g, format_name, n_tokens)
+    pick_rows = make_pick_rows(g, n_tokens, grouped)
     finish = make_finish(g)
     groups, cells = WARPS // split, ROWS_AT_ONCE * n_tokens
     n_held = WARPS * cells
@@ -75,6 +96,9 @@ def matmul_cuda(g: Any, format_name: str, n_tokens: int, split: int) -> CudaKern
         has_bias,
         mode,
         n_rows,
+        pack_expert,
+        pack_row,
+        gathered,
     ):
         first_token = g.block_y() * n_tokens
         n_present = g.int32(n_rows[0] - first_token)
@@ -86,9 +110,13 @@ def matmul_cuda(g: Any, format_name: str, n_tokens: int, split: int) -> CudaKern
                 sums[i] = g.float32(0)
             start, step = g.int32(warp % split * 32 + lane), split * 32
             planes = (codes, high, scales, supers)
-            add_columns(
-                sums, planes, first_row, n_outputs, n_cols, x, x_terms, first_token, n_present, start, step
-            )
+            rows = g.shared_i32(n_tokens)
+            pick_rows(rows, first_token, n_present, pack_row, gathered, thread)
+            base_row = g.int64(first_row)
+            if grouped:
+                base_row += g.int64(pack_expert[g.block_y()]) * n_outputs
+            last = g.int32(n_outputs - 1 - first_row)
+            add_columns(sums, planes, base_row, last, n_cols, x, x_terms, rows, start, step)
             held = g.shared_f32(n_held)
             for i in range(cells):
                 total = g.warp_sum(sums[i])
@@ -127,20 +155,18 @@ def _add_coded_columns(g: Any, format_name: str, n_tokens: int) -> Any:
 
     @g.inline
     def add_columns(  # type: ignore[no-untyped-def]
-        sums, planes, first_row, n_outputs, n_cols, x, x_terms, first_token, n_present, start, step
+        sums, planes, base_row, last, n_cols, x, x_terms, rows, start, step
     ):
         codes, high, scales, supers = planes
         units = n_cols // UNIT
-        base = g.int64(first_row) * units
+        base = base_row * units
         codes, high = g.shifted(codes, base * bits), g.shifted(high, base * high_bits)
         scales, supers = g.shifted(scales, base * n_scales), g.shifted(supers, (base >> 3) * n_supers)
-        own_x = g.shifted(x, g.int64(first_token) * units * 8)
-        own_terms = g.shifted(x_terms, g.int64(first_token) * units * 2)
         words, factors = g.local_u32(n_words), g.local_f32(n_factors)
         x_words = g.local_u32(8)
         for unit in range(start, units, step):
             for r in range(ROWS_AT_ONCE):
-                row = g.int32(min(r, n_outputs - 1 - first_row) * units)
+                row = g.int32(min(r, last) * units)
                 own_high = g.shifted(high, row * high_bits)
                 read_codes(words, 8 * r, g.shifted(codes, row * bits), own_high, unit)
                 own_scales = g.shifted(scales, row * n_scales)
@@ -152,13 +178,13 @@ def _add_coded_columns(g: Any, format_name: str, n_tokens: int) -> Any:
                     offset = scale * g.float32(-zero)
                 factors[2 * r], factors[2 * r + 1] = scale, offset
             for t in range(n_tokens):
-                at = g.int32(g.int32(min(t, n_present - 1) * units) + unit)
-                a, b, c, d = g.load_constant_u32x4(own_x, at * 8)
+                at = g.int32(rows[t] * units + unit)
+                a, b, c, d = g.load_constant_u32x4(x, at * 8)
                 x_words[0], x_words[1], x_words[2], x_words[3] = a, b, c, d
-                a, b, c, d = g.load_constant_u32x4(own_x, at * 8 + 4)
+                a, b, c, d = g.load_constant_u32x4(x, at * 8 + 4)
                 x_words[4], x_words[5], x_words[6], x_words[7] = a, b, c, d
-                x_scale = own_terms[at * 2]
-                x_sum = own_terms[at * 2 + 1]
+                x_scale = x_terms[at * 2]
+                x_sum = x_terms[at * 2 + 1]
                 for r in range(ROWS_AT_ONCE):
                     low, top = g.int32(0), g.int32(0)
                     for i in range(4):
@@ -186,22 +212,21 @@ def _add_float_columns(g: Any, format_name: str, n_tokens: int) -> Any:
 
     @g.inline
     def add_columns(  # type: ignore[no-untyped-def]
-        sums, planes, first_row, n_outputs, n_cols, x, x_terms, first_token, n_present, start, step
+        sums, planes, base_row, last, n_cols, x, x_terms, rows, start, step
     ):
         codes = planes[0]
         pieces = n_cols // 8
-        codes = g.shifted(codes, g.int64(first_row) * pieces * 4)
-        own_x = g.shifted(x, g.int64(first_token) * n_cols)
+        codes = g.shifted(codes, base_row * pieces * 4)
         words, numbers = g.local_u32(n_words), g.local_f32(8)
         for piece in range(start, pieces, step):
             for r in range(ROWS_AT_ONCE):
-                at = g.int32((min(r, n_outputs - 1 - first_row) * pieces + piece) * 4)
+                at = g.int32((min(r, last) * pieces + piece) * 4)
                 a, b, c, d = g.load_constant_u32x4(codes, at)
                 words[4 * r], words[4 * r + 1], words[4 * r + 2], words[4 * r + 3] = a, b, c, d
             for t in range(n_tokens):
-                at = g.int32((min(t, n_present - 1) * pieces + piece) * 8)
+                at = g.int32((rows[t] * pieces + piece) * 8)
                 for i in range(0, 8, 4):
-                    fa, fb, fc, fd = g.load_constant_f32x4(own_x, at + i)
+                    fa, fb, fc, fd = g.load_constant_f32x4(x, at + i)
                     numbers[i], numbers[i + 1], numbers[i + 2], numbers[i + 3] = fa, fb, fc, fd
                 for r in range(ROWS_AT_ONCE):
                     total = sums[r * n_tokens + t]
