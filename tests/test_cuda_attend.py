@@ -22,10 +22,12 @@ def normal(*shape: int) -> np.ndarray:
 def cache(
     kind: str, n_slots: int, n_heads: int, capacity: int, head_dim: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rows in a 16-bit format, and the words that hold them."""
+    """Rows in a number format, and the words that hold them."""
     import ml_dtypes
 
     rows = normal(n_slots, n_heads, capacity, head_dim)
+    if kind == "f32":
+        return rows.copy(), rows.reshape(-1)
     held = rows.astype({"f16": np.float16, "bf16": ml_dtypes.bfloat16}[kind])
     return held.astype(np.float32), held.reshape(-1).view(np.uint32)
 
@@ -147,3 +149,46 @@ def test_attend_prefill(group: int, head_dim: int, kind: str, start: int, n_toke
     assert difference.max() < largest
     assert difference.mean() < mean
     assert np.isnan(out[n_tokens:]).all()
+
+
+@pytest.mark.parametrize(
+    ("group", "head_dim", "kind", "lengths"),
+    [
+        (4, 16, "f32", (1, 31, 200)),
+        (1, 80, "f16", (33,)),
+        (3, 112, "bf16", (130, 2)),
+        (2, 256, "f32", (5,)),
+        (2, 2, "bf16", (40,)),
+    ],
+)
+def test_attend_plain(group: int, head_dim: int, kind: str, lengths: tuple[int, ...]) -> None:
+    """Rows of several slots, as in decode, or of one slot, as in a prompt: both are the same to the kernel."""
+    n_rows, n_heads, n_slots, capacity = len(lengths), 2, 2, max(lengths) + 1
+    width = n_heads * group * head_dim
+    (k, k_words), (v, v_words) = (cache(kind, n_slots, n_heads, capacity, head_dim) for _ in range(2))
+    for w in (k_words, v_words):
+        w.view(np.uint32).reshape(n_slots, n_heads, capacity, -1)[:, :, max(lengths) :] = 0xFFFFFFFF
+    q, out = normal(n_rows + 1, width + 4), poisoned(n_rows + 1, width + 2)
+    slots = np.array([*(row % n_slots for row in range(n_rows)), 99], np.int64)
+    positions = np.array([length - 1 for length in lengths] + [10**6], np.int64)
+    strides = (n_heads * capacity * head_dim, capacity * head_dim)
+    run_kernel(
+        emulated_kernel("attend_plain_cuda", "attend_plain_cuda", head_dim, kind),
+        (n_heads * group, n_rows + 1),
+        [out],
+        *(out, width + 2, q, width + 4, k_words, v_words, *strides, slots, positions, count(n_rows)),
+        *(group, 1 / math.sqrt(head_dim)),
+    )
+    assert np.isnan(out[n_rows:]).all()
+    assert np.isnan(out[:, width:]).all()
+    for row in range(n_rows):
+        heads = q[row : row + 1, :width].reshape(1, -1, head_dim)
+        held = (x[slots[row], :, : lengths[row]].transpose(1, 0, 2) for x in (k, v))
+        expected = attend_ref(heads, *held, positions[row : row + 1]).reshape(1, width)
+        np.testing.assert_allclose(out[row : row + 1, :width], expected, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize(("shape", "told"), [((7, "f32"), "even ones"), ((64, "q8"), "f32, f16 or bf16")])
+def test_attend_plain_refuses_what_it_cannot_do(shape: tuple[int, str], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        emulated_kernel("attend_plain_cuda", "attend_plain_cuda", *shape)

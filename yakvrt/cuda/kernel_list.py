@@ -10,6 +10,8 @@ FLOATS = ("f32", "f16", "bf16")  # number formats of embedding tables and KV row
 ROTATIONS = (32, 48, 64, 80, 96, 112, 128, 192, 256)
 # head dimensions and KV rows of attention on tensor cores
 ATTENTION = ((64, "bf16"), (64, "f16"), (128, "bf16"), (128, "f16"), (256, "bf16"))
+# of attention in float32
+PLAIN_ATTENTION = ((64, "f32"), (80, "f16"), (96, "bf16"), (128, "f32"))
 # head dimensions of the KV kernels, and query heads that share a KV head
 HEADS = ((64, 4), (128, 6), (128, 8), (256, 16))
 HEAD_DIMS = (64, 128, 256)
@@ -83,6 +85,7 @@ def all_kernels() -> list[KernelSpec]:
         *(
             kernel("yakv_gather_cuda", "yakv_gather_cuda", size, False) for size in HEAD_DIMS
         ),  # K and V in 4 bits
+        *(kernel("attend_plain_cuda", "attend_plain_cuda", *shape) for shape in PLAIN_ATTENTION),
         *(kernel("attend_decode_cuda", "attend_decode_cuda", *shape) for shape in ATTENTION),
         *(kernel("attend_prefill_cuda", "attend_prefill_cuda", *shape) for shape in ATTENTION),
         *(kernel("merge_partials", "merge_partials_cuda", size) for size in (64, 128, 256)),

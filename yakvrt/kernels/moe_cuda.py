@@ -1,7 +1,7 @@
 """Mixture of experts on a GPU: routing, packs of tokens per expert, the weighted sum; truths: moe.py.
 
-The grouped matmuls between (matmul_cuda.py, matmul_bf16_cuda.py) read the weights of a pack's expert. Packs of
-one expert follow each other, so that blocks that share its weights run at the same time.
+The grouped matmuls between (matmul_cuda.py, matmul_bf16_cuda.py) read the weights of a pack's expert. Packs
+of one expert follow each other, so that blocks that share its weights run at the same time.
 """
 
 from __future__ import annotations
@@ -67,10 +67,10 @@ def moe_route_cuda(g: Any) -> CudaKernel:
 
 
 def moe_dispatch_cuda(g: Any, n_tokens: int) -> CudaKernel:
-    """Sorts (token, choice) pairs into packs of n_tokens places of one expert each, in the order of the pairs.
+    """Sorts (token, choice) pairs into packs of n_tokens places of one expert each, in the order of pairs.
 
-    Shapes: pack_expert int32 [packs], pack_row int32 [packs * n_tokens]: the token of every place (-1: filler),
-    place_of_pair int32 [B, n_used], n_places int64 [1], ids int32 [B, n_used].
+    Shapes: pack_expert int32 [packs], pack_row int32 [packs * n_tokens]: the token of every place (-1:
+    filler), place_of_pair int32 [B, n_used], n_places int64 [1], ids int32 [B, n_used].
     Grid: a block for each expert.
     """
     threads = 256
