@@ -72,11 +72,12 @@ def fit(bytes_read: float, bandwidth: np.ndarray, n: np.ndarray, seconds: np.nda
 
 def bytes_of_a_step(model: str) -> int:
     """Bytes of weights that decoding one token reads: all but the table of embeddings, of which one row."""
+    from yakvrt.cpu.tile_store import TileStore, tile_bytes
     from yakvrt.model_source import open_model
-    from yakvrt.weights import tensor_shapes, tile_bytes
+    from yakvrt.weight_shapes import target_matrices, tensor_shapes
 
     with open_model(model, offline=True) as source:
-        total = tile_bytes(source.config, source.tensors, "auto")
+        total = tile_bytes(target_matrices(source.config, source.tensors, "auto", TileStore.layouts))
         if source.config.tied:
             return total
         shape = dict(tensor_shapes(source.config))["token_embd.weight"]

@@ -54,6 +54,8 @@ def decoded(name: str, planes: Planes) -> np.ndarray:
     """float32 weights, from the description of the planes in device_layout.py."""
     layout, n_rows = DEVICE_LAYOUTS[name], len(planes.codes)
     raw = planes.codes.view(np.uint8).reshape(n_rows, -1, 4 * layout.bits)
+    if layout.bits == 32:
+        return raw.reshape(n_rows, -1).view(np.float32)
     if layout.bits == 16:
         if name == "F16":
             return raw.reshape(n_rows, -1).view(np.float16).astype(np.float32)

@@ -162,7 +162,7 @@ def test_attend_prefill(group: int, head_dim: int, kind: str, start: int, n_toke
     ],
 )
 def test_attend_plain(group: int, head_dim: int, kind: str, lengths: tuple[int, ...]) -> None:
-    """Rows of several slots, as in decode, or of one slot, as in a prompt: both are the same to the kernel."""
+    """Rows of several slots, as in decode, or of one, as in a prompt: the kernel makes no difference."""
     n_rows, n_heads, n_slots, capacity = len(lengths), 2, 2, max(lengths) + 1
     width = n_heads * group * head_dim
     (k, k_words), (v, v_words) = (cache(kind, n_slots, n_heads, capacity, head_dim) for _ in range(2))

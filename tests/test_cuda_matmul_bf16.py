@@ -9,7 +9,7 @@ from cuda_emulated_ops import emulated
 from cuda_kernel import blocks, count, emulated_kernel, poisoned, run_kernel
 from device_matrix import device_matrix, normal
 
-from yakvrt.kernels.device_layout import DEVICE_LAYOUTS
+from yakvrt.kernels.device_layout import DEVICE_LAYOUTS, TENSOR_CORE_FORMATS
 from yakvrt.kernels.matmul import ADD, GATE, WRITE, matmul_ref
 from yakvrt.kernels.matmul_bf16 import matmul_bf16_ref
 from yakvrt.kernels.matmul_bf16_cuda import OUTPUTS, matmul_bf16_cuda
@@ -36,7 +36,7 @@ def check(name: str, tile: int, batch: int, n_outputs: int, n_cols: int, mode: i
     assert np.isnan(out[batch:]).all()
 
 
-@pytest.mark.parametrize("name", DEVICE_LAYOUTS)
+@pytest.mark.parametrize("name", TENSOR_CORE_FORMATS)
 def test_every_format(name: str) -> None:
     """Of some more steps than copies under way; fewer outputs than a block has."""
     n_cols = 160 if name in ("BF16", "Q8_0") else max(64, DEVICE_LAYOUTS[name].column_multiple)
@@ -57,7 +57,10 @@ def test_every_tile(name: str, tile: int, batch: int, n_outputs: int, n_cols: in
     check(name, tile, batch, n_outputs, n_cols, mode, with_bias=True)
 
 
-@pytest.mark.parametrize(("parameters", "told"), [(("Q2_K", 128), "Q8_0"), (("Q8_0", 48), "16, 32, 64, 128")])
+@pytest.mark.parametrize(
+    ("parameters", "told"),
+    [(("Q2_K", 128), "Q8_0"), (("F32", 128), "F16"), (("Q8_0", 48), "16, 32, 64, 128")],
+)
 def test_what_has_no_kernel_is_refused_with_what_has_one(parameters: tuple[str, int], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         matmul_bf16_cuda(emulated, *parameters, False)

@@ -34,7 +34,7 @@ LAYERS: tuple[tuple[str, str], ...] = (
     ),
     (
         "model",
-        """model weights kvcache config config_fields rope_scaling
+        """model weights weight_shapes kvcache config config_fields rope_scaling
         gguf_source safetensors_source dummy_weights
         hub hub_repo package_index model_files model_names download_progress""",
     ),

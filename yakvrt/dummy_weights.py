@@ -10,7 +10,7 @@ import numpy as np
 from gguf_tools.quantize import quantize
 
 from .config import ModelConfig
-from .weights import tensor_shapes
+from .weight_shapes import tensor_shapes
 
 
 @dataclass(frozen=True, slots=True)

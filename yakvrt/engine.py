@@ -198,7 +198,8 @@ def load(
         raise ValueError(f"--ctx-size {ctx_size} with {n_slots} slots is out of range; 0 or more, 1 to 4096")
     from .cpu.backend import CpuBackend
     from .model_source import open_model
-    from .weights import DTYPES, check_tensors
+    from .weight_shapes import DTYPES
+    from .weights import check_tensors
 
     if dtype != "auto" and dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is not known; choose auto, {', '.join(DTYPES)}")
@@ -253,9 +254,11 @@ def _weights(
     """Repacks the weights, or finds them repacked on disk."""
     from .cpu.tile_cache import TileCache, files_identity
     from .cpu.tile_memory import TileMemory
-    from .weights import load_weights, tile_bytes
+    from .cpu.tile_store import TileStore, tile_bytes
+    from .weight_shapes import target_matrices
+    from .weights import load_weights
 
-    n_bytes = tile_bytes(source.config, source.tensors, dtype)
+    n_bytes = tile_bytes(target_matrices(source.config, source.tensors, dtype, TileStore.layouts))
     cache, memory = None, None
     if tile_cache and source.weight_files:
         made_of = repr((source.config, dtype, source.interleaved_rope)).encode()
@@ -263,10 +266,9 @@ def _weights(
         memory = cache.open(mapped=mmap)
     memory = memory or TileMemory.empty(n_bytes)
     weights = load_weights(
-        backend,
         source.config,
         source.tensors,
-        memory,
+        TileStore(backend, memory),
         dtype=dtype,
         interleaved_rope=source.interleaved_rope,
         progress=progress,

@@ -97,10 +97,12 @@ def plan_memory(
     n_slots: int,
 ) -> MemoryPlan:
     """The plan of a model on this machine; pools(n) are those of a slot of n tokens."""
-    from .weights import weight_bytes
+    from .cpu.tile_store import TileStore, tile_bytes
+    from .weight_shapes import target_matrices, vector_bytes
 
+    matrices = target_matrices(config, tensors, dtype, TileStore.layouts)
     return MemoryPlan(
-        weight_bytes=weight_bytes(config, tensors, dtype),
+        weight_bytes=tile_bytes(matrices) + vector_bytes(config),
         workspace_bytes=activation_bytes(config, chunk),
         kv_bytes=lambda n: kv_bytes(pools(n), config, n_slots, n),
         model_context=config.context_len,

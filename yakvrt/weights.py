@@ -7,22 +7,18 @@ where that extra is installed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from gguf_tools.dequantize import dequantize
 
 from .config import ModelConfig
-from .cpu.backend import CpuBackend
-from .cpu.memory import ALIGNMENT, padded
-from .cpu.tile_memory import TileMemory
-from .cpu.tiled_matrix import TiledMatrix, tiled_bytes
-from .kernels.tile_layout import LAYOUTS
+from .ops import Matrix
+from .weight_shapes import FormatLayout, target_format, target_matrices, tensor_shapes
 
-DTYPES = {"f32": "F32", "bf16": "BF16", "q8_0": "Q8_0", "q4_0": "Q4_0"}
 MATRIX_MULTIPLE = 16  # columns; kernels work in vectors of 16
 
 Progress = Callable[[int, int], None]
@@ -46,72 +42,58 @@ class SourceTensor(Protocol):
     def release(self) -> None: ...
 
 
+class WeightStore(Protocol):
+    """Where a backend keeps a model's weights, and how."""
+
+    @property
+    def layouts(self) -> Mapping[str, FormatLayout]:
+        """The formats that it multiplies."""
+
+    def prepare(self, formats: Iterable[str]) -> None:
+        """Makes ready to take matrices of these formats."""
+
+    def vector(self, values: np.ndarray) -> Any: ...
+
+    def matrix(
+        self, kind: str, shape: tuple[int, ...], rows: Callable[[], np.ndarray], order: np.ndarray, bias: Any
+    ) -> Matrix:
+        """rows() are GGUF rows, uint8 [rows, row bytes] or [experts, rows, row bytes]; row i of the matrix is
+        row order[i] of them. Raises: ValueError when a scale or weight is NaN or infinite.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class LayerWeights:
     """One layer. With experts, ffn_gate, ffn_up and ffn_down are stacks and ffn_gate_inp is the router."""
 
-    attn_norm: np.ndarray
-    attn_q: TiledMatrix
-    attn_k: TiledMatrix
-    attn_v: TiledMatrix
-    attn_output: TiledMatrix
-    attn_q_norm: np.ndarray | None
-    attn_k_norm: np.ndarray | None
-    ffn_norm: np.ndarray
-    ffn_gate_inp: TiledMatrix | None
-    ffn_gate: TiledMatrix
-    ffn_up: TiledMatrix
-    ffn_down: TiledMatrix
+    attn_norm: Any
+    attn_q: Matrix
+    attn_k: Matrix
+    attn_v: Matrix
+    attn_output: Matrix
+    attn_q_norm: Any
+    attn_k_norm: Any
+    ffn_norm: Any
+    ffn_gate_inp: Matrix
+    ffn_gate: Matrix
+    ffn_up: Matrix
+    ffn_down: Matrix
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    token_embd: TiledMatrix
+    token_embd: Matrix
     layers: tuple[LayerWeights, ...]
-    output_norm: np.ndarray
-    output: TiledMatrix
+    output_norm: Any
+    output: Matrix
 
     @property
     def n_bytes(self) -> int:
         """Bytes of all matrices, a shared one counted once."""
-        matrices = {id(m): m.n_bytes for m in (self.token_embd, self.output)}
+        held = [self.token_embd, self.output]
         for layer in self.layers:
-            for name in layer.__slots__:
-                value = getattr(layer, name)
-                if isinstance(value, TiledMatrix):
-                    matrices[id(value)] = value.n_bytes
-        return sum(matrices.values())
-
-
-def tensor_shapes(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Every tensor a model of this configuration needs, with its shape."""
-    hidden, q, kv = config.hidden_dim, config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
-    yield "token_embd.weight", (config.vocab_size, hidden)
-    for i in range(config.n_layers):
-        blk = f"blk.{i}."
-        yield blk + "attn_norm.weight", (hidden,)
-        for name, rows in (("attn_q", q), ("attn_k", kv), ("attn_v", kv)):
-            yield blk + name + ".weight", (rows, hidden)
-            if config.qkv_bias:
-                yield blk + name + ".bias", (rows,)
-        yield blk + "attn_output.weight", (hidden, q)
-        if config.qk_norm:
-            yield blk + "attn_q_norm.weight", (config.head_dim,)
-            yield blk + "attn_k_norm.weight", (config.head_dim,)
-        yield blk + "ffn_norm.weight", (hidden,)
-        if config.n_experts:
-            n, ffn = config.n_experts, config.expert_ffn_dim
-            yield blk + "ffn_gate_inp.weight", (n, hidden)
-            yield blk + "ffn_gate_exps.weight", (n, ffn, hidden)
-            yield blk + "ffn_up_exps.weight", (n, ffn, hidden)
-            yield blk + "ffn_down_exps.weight", (n, hidden, ffn)
-        else:
-            yield blk + "ffn_gate.weight", (config.ffn_dim, hidden)
-            yield blk + "ffn_up.weight", (config.ffn_dim, hidden)
-            yield blk + "ffn_down.weight", (hidden, config.ffn_dim)
-    yield "output_norm.weight", (hidden,)
-    if not config.tied:
-        yield "output.weight", (config.vocab_size, hidden)
+            held += [getattr(layer, name) for name in layer.__slots__ if not name.endswith("_norm")]
+        return sum({id(matrix): matrix.n_bytes for matrix in held if matrix}.values())
 
 
 def check_tensors(config: ModelConfig, tensors: Mapping[str, SourceTensor]) -> None:
@@ -138,77 +120,32 @@ def check_tensors(config: ModelConfig, tensors: Mapping[str, SourceTensor]) -> N
             decodable.add(held.format)
 
 
-def target_format(name: str, stored: str, n_cols: int, dtype: str) -> str:
-    """The format a matrix gets on the backend. `dtype` "auto" keeps what is stored.
-
-    The router stays float32: its choice must not change. q4_0 keeps embeddings and output at q8_0, as
-    llama.cpp keeps them finer.
-    """
-    if "ffn_gate_inp" in name:
-        return "F32"
-    wanted = stored if dtype == "auto" else DTYPES[dtype]
-    if wanted == "Q4_0" and dtype != "auto" and name in ("token_embd.weight", "output.weight"):
-        wanted = "Q8_0"
-    if wanted not in LAYOUTS or n_cols % LAYOUTS[wanted].column_multiple:
-        wanted = "BF16"
-    return wanted
-
-
-def tile_bytes(config: ModelConfig, tensors: Mapping[str, SourceTensor], dtype: str) -> int:
-    """Bytes all matrices take in a TileMemory."""
-    return sum(
-        padded(
-            tiled_bytes(
-                target_format(name, tensors[name].format, shape[-1], dtype),
-                shape[-2],
-                shape[-1],
-                shape[0] if len(shape) == 3 else 1,
-            ),
-            ALIGNMENT,
-        )
-        for name, shape in tensor_shapes(config)
-        if len(shape) > 1
-    )
-
-
-def weight_bytes(config: ModelConfig, tensors: Mapping[str, SourceTensor], dtype: str) -> int:
-    """Bytes the weights take on the backend."""
-    vectors = sum(4 * shape[0] for _, shape in tensor_shapes(config) if len(shape) == 1)
-    return tile_bytes(config, tensors, dtype) + vectors
-
-
 def load_weights(
-    backend: CpuBackend,
     config: ModelConfig,
     tensors: Mapping[str, SourceTensor],
-    memory: TileMemory,
+    store: WeightStore,
     *,
     dtype: str = "auto",
     interleaved_rope: bool = False,
     progress: Progress | None = None,
 ) -> Weights:
-    """Repacks all matrices into `memory`, of tile_bytes(), unless it holds them already.
+    """Hands all weights to the store.
 
     interleaved_rope: Q and K rows come in pairs (2i, 2i+1) and are reordered to halves.
 
     Raises: WeightsError.
     """
-    shapes = dict(tensor_shapes(config))
-    if not memory.filled:
-        backend.prepare_formats(
-            target_format(name, tensors[name].format, shape[-1], dtype)
-            for name, shape in shapes.items()
-            if len(shape) > 1
-        )
+    n_tensors = len(dict(tensor_shapes(config)))
+    store.prepare(kind for kind, _ in target_matrices(config, tensors, dtype, store.layouts))
     done = 0
 
     def finished() -> None:
         nonlocal done
         done += 1
         if progress:
-            progress(done, len(shapes))
+            progress(done, n_tensors)
 
-    def vector(name: str) -> np.ndarray:
+    def values_of(name: str) -> np.ndarray:
         tensor = tensors[name]
         values = dequantize(tensor.read(), tensor.format)
         if not np.isfinite(values).all():
@@ -216,38 +153,37 @@ def load_weights(
         finished()
         return values
 
-    def matrix(stem: str) -> TiledMatrix:
+    def vector(name: str) -> Any:
+        return store.vector(values_of(name))
+
+    def matrix(stem: str) -> Matrix:
         name = stem + ".weight"
         tensor = tensors[name]
         n_rows, n_cols = tensor.shape[-2:]
-        n_experts = tensor.shape[0] if len(tensor.shape) == 3 else 1
         order = _row_order(config, stem, n_rows) if interleaved_rope else np.arange(n_rows)
         bias = None
         if config.qkv_bias and stem.rpartition(".")[2] in ("attn_q", "attn_k", "attn_v"):
-            bias = backend.vector(vector(stem + ".bias")[order])
-        kind = target_format(name, tensor.format, n_cols, dtype)
-        tiles = memory.take(tiled_bytes(kind, n_rows, n_cols, n_experts))
-        result = TiledMatrix(kind, n_rows, n_cols, n_experts, tiles, bias)
-        if not memory.filled:
-            try:
-                backend.repack(result, _convert(tensor, kind), order)
-            except ValueError as error:
-                raise WeightsError(f"tensor {name}: {error}") from error
-            tensor.release()
+            bias = store.vector(values_of(stem + ".bias")[order])
+        kind = target_format(name, tensor.format, n_cols, dtype, store.layouts)
+        try:
+            result = store.matrix(kind, tuple(tensor.shape), lambda: _convert(tensor, kind), order, bias)
+        except ValueError as error:
+            raise WeightsError(f"tensor {name}: {error}") from error
+        tensor.release()
         finished()
         return result
 
     def layer(i: int) -> LayerWeights:
         blk, suffix = f"blk.{i}.", "_exps" if config.n_experts else ""
         return LayerWeights(
-            attn_norm=backend.vector(vector(blk + "attn_norm.weight")),
+            attn_norm=vector(blk + "attn_norm.weight"),
             attn_q=matrix(blk + "attn_q"),
             attn_k=matrix(blk + "attn_k"),
             attn_v=matrix(blk + "attn_v"),
             attn_output=matrix(blk + "attn_output"),
-            attn_q_norm=backend.vector(vector(blk + "attn_q_norm.weight")) if config.qk_norm else None,
-            attn_k_norm=backend.vector(vector(blk + "attn_k_norm.weight")) if config.qk_norm else None,
-            ffn_norm=backend.vector(vector(blk + "ffn_norm.weight")),
+            attn_q_norm=vector(blk + "attn_q_norm.weight") if config.qk_norm else None,
+            attn_k_norm=vector(blk + "attn_k_norm.weight") if config.qk_norm else None,
+            ffn_norm=vector(blk + "ffn_norm.weight"),
             ffn_gate_inp=matrix(blk + "ffn_gate_inp") if config.n_experts else None,
             ffn_gate=matrix(blk + "ffn_gate" + suffix),
             ffn_up=matrix(blk + "ffn_up" + suffix),
@@ -256,7 +192,7 @@ def load_weights(
 
     token_embd = matrix("token_embd")
     layers = tuple(layer(i) for i in range(config.n_layers))
-    output_norm = backend.vector(vector("output_norm.weight"))
+    output_norm = vector("output_norm.weight")
     return Weights(token_embd, layers, output_norm, token_embd if config.tied else matrix("output"))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..kernel_build.spec import KernelSpec, kernel
-from ..kernels.device_layout import DEVICE_LAYOUTS
+from ..kernels.device_layout import DEVICE_LAYOUTS, TENSOR_CORE_FORMATS
 
 FLOATS = ("f32", "f16", "bf16")  # number formats of embedding tables and KV rows
 # head dimensions that HIGGS codes can be made of (rotate.py)
@@ -47,7 +47,7 @@ def all_kernels() -> list[KernelSpec]:
         ),
         *(
             kernel("matmul_bf16_cuda", "matmul_bf16_cuda", name, tile, grouped)
-            for name in DEVICE_LAYOUTS
+            for name in TENSOR_CORE_FORMATS
             for tile in PREFILL_TILES
             for grouped in (False, True)
         ),

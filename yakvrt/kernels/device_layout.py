@@ -5,8 +5,8 @@ of 16). A lane reads the codes of a unit with loads of 16 bytes, neighbours read
 scales of the same units lie side by side. Planes, row after row:
 
     codes   uint32  4 bits: word k of a unit holds columns 4k to 4k + 3 in the low nibbles of its bytes,
-                    columns 16 + 4k to 16 + 4k + 3 in the high ones; 8 bits: signed bytes in order; 16 bits:
-                    in order
+                    columns 16 + 4k to 16 + 4k + 3 in the high ones; 8 bits: signed bytes in order; 16 and
+                    32 bits: in order
     high    uint32  2 further bits: word k holds columns 16k + 4i + j at bit 2i of byte j
     scales  uint16  of a unit: float16 d (and offset); Q4_K: scale | min << 8; Q6_K: two int8, low half first
     supers  uint16  of 8 units: float16 d (and dmin) that the scales of K formats are multiplied with
@@ -37,7 +37,7 @@ class DeviceLayout:
 
     @property
     def is_float(self) -> bool:
-        return self.bits == 16
+        return self.bits >= 16
 
     @property
     def has_offset(self) -> bool:
@@ -57,6 +57,7 @@ class DeviceLayout:
 DEVICE_LAYOUTS = {
     layout.name: layout
     for layout in (
+        DeviceLayout("F32", 32),
         DeviceLayout("F16", 16),
         DeviceLayout("BF16", 16),
         DeviceLayout("Q4_0", 4, n_scales=1, zero=8),
@@ -73,6 +74,10 @@ def device_layout(name: str) -> DeviceLayout:
     if name not in DEVICE_LAYOUTS:
         raise ValueError(f"no CUDA matmul of {name} weights: convert them to {', '.join(DEVICE_LAYOUTS)}")
     return DEVICE_LAYOUTS[name]
+
+
+# F32 is for routers, whose choice must not change: bfloat16 products would change it
+TENSOR_CORE_FORMATS = tuple(name for name in DEVICE_LAYOUTS if name != "F32")
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from .cuda_kernel import CudaKernel, Work
-from .device_layout import UNIT, device_layout
+from .device_layout import TENSOR_CORE_FORMATS, UNIT, device_layout
 from .device_weights import make_load_half_unit, make_read_scale, make_widen_half_unit
 from .matmul_cuda import make_finish
 
@@ -76,6 +76,8 @@ def matmul_bf16_cuda(g: Any, format_name: str, token_tile: int, grouped: bool) -
     Raises: ValueError.
     """
     layout = device_layout(format_name)
+    if format_name not in TENSOR_CORE_FORMATS:
+        raise ValueError(f"no prefill matmul of {format_name} weights: use {', '.join(TENSOR_CORE_FORMATS)}")
     if token_tile not in TOKEN_TILES:
         raise ValueError(f"no prefill matmul over tiles of {token_tile} tokens: use {TOKEN_TILES}")
     copied = format_name == "BF16"

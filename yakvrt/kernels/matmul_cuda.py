@@ -1,6 +1,6 @@
 """matmul of one to eight rows on a GPU, which reads the weights once; truth: matmul_ref.
 
-Quantised weights meet activations of int8 (pack_activations.py), four products an instruction; halves meet
+Quantised weights meet activations of int8 (pack_activations.py), four products an instruction; others meet
 float32. An H200 (132 SMs of 4 schedulers, 1.7 GHz, 4.8 TB/s) issues 6 instructions of a lane for every byte
 that arrives. The columns' loop for one row of activations has 0.8 (Q8_0) to 3.7 (Q6_K) per byte of weights,
 halves 1.6, and waits for memory. For eight rows it has 3.8 (Q8_0), 5.8 (halves), 8.1 (Q6_K) to 8.8 (Q4_K):
@@ -61,8 +61,8 @@ def matmul_cuda(g: Any, format_name: str, n_tokens: int, split: int, grouped: bo
     """Multiplies `n_tokens` rows at a time; `split` warps share the columns of four rows of weights.
 
     `codes`, `high`, `scales`, `supers`: the planes (device_layout.py); n_outputs rows of n_cols. `x`: float32
-    [rows, n_cols] for weights of halves, else int8 codes with `x_terms` (quantize_activations_cuda). `bias`
-    is read where has_bias is not 0. Modes: matmul.py.
+    [rows, n_cols] for weights of 16 or 32 bits, else int8 codes with `x_terms` (quantize_activations_cuda).
+    `bias` is read where has_bias is not 0. Modes: matmul.py.
     Grouped: weights are a stack of experts' matrices, places come in packs of n_tokens, pack i goes to expert
     pack_expert[i] (moe_cuda.py). Place p takes row pack_row[p] of x where `gathered` is not 0, else row p;
     n_rows counts places. Fillers, whose pack_row is -1, are computed from some row of x.
@@ -207,8 +207,25 @@ def _add_coded_columns(g: Any, format_name: str, n_tokens: int) -> Any:
 
 
 def _add_float_columns(g: Any, format_name: str, n_tokens: int) -> Any:
+    n_piece_words = device_layout(format_name).bits // 4  # of 8 columns
+    n_words = n_piece_words * ROWS_AT_ONCE
     low, high_part = (g.low_f16, g.high_f16) if format_name == "F16" else (g.low_bf16, g.high_bf16)
-    n_words = 4 * ROWS_AT_ONCE
+
+    @g.inline
+    def add_exact(total, words, at, numbers):  # type: ignore[no-untyped-def]
+        for i in range(8):
+            total = g.fma(g.f32_from_bits(words[at + i]), numbers[i], total)
+        return total
+
+    @g.inline
+    def add_halves(total, words, at, numbers):  # type: ignore[no-untyped-def]
+        for i in range(4):
+            word = words[at + i]
+            total = g.fma(low(word), numbers[2 * i], total)
+            total = g.fma(high_part(word), numbers[2 * i + 1], total)
+        return total
+
+    add_piece = add_exact if format_name == "F32" else add_halves
 
     @g.inline
     def add_columns(  # type: ignore[no-untyped-def]
@@ -216,24 +233,22 @@ def _add_float_columns(g: Any, format_name: str, n_tokens: int) -> Any:
     ):
         codes = planes[0]
         pieces = n_cols // 8
-        codes = g.shifted(codes, base_row * pieces * 4)
+        codes = g.shifted(codes, base_row * pieces * n_piece_words)
         words, numbers = g.local_u32(n_words), g.local_f32(8)
         for piece in range(start, pieces, step):
             for r in range(ROWS_AT_ONCE):
-                at = g.int32((min(r, last) * pieces + piece) * 4)
-                a, b, c, d = g.load_constant_u32x4(codes, at)
-                words[4 * r], words[4 * r + 1], words[4 * r + 2], words[4 * r + 3] = a, b, c, d
+                at = g.int32((min(r, last) * pieces + piece) * n_piece_words)
+                for i in range(0, n_piece_words, 4):
+                    a, b, c, d = g.load_constant_u32x4(codes, at + i)
+                    j = r * n_piece_words + i
+                    words[j], words[j + 1], words[j + 2], words[j + 3] = a, b, c, d
             for t in range(n_tokens):
                 at = g.int32((rows[t] * pieces + piece) * 8)
                 for i in range(0, 8, 4):
                     fa, fb, fc, fd = g.load_constant_f32x4(x, at + i)
                     numbers[i], numbers[i + 1], numbers[i + 2], numbers[i + 3] = fa, fb, fc, fd
                 for r in range(ROWS_AT_ONCE):
-                    total = sums[r * n_tokens + t]
-                    for i in range(4):
-                        word = words[4 * r + i]
-                        total = g.fma(low(word), numbers[2 * i], total)
-                        total = g.fma(high_part(word), numbers[2 * i + 1], total)
-                    sums[r * n_tokens + t] = total
+                    k = r * n_tokens + t
+                    sums[k] = add_piece(sums[k], words, r * n_piece_words, numbers)
 
     return add_columns
