@@ -2,11 +2,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from kernel_team import KernelTeam
 
 from yakvrt import hub
+
+if TYPE_CHECKING:
+    from fake_gpu import FakeGpu
 
 
 @pytest.fixture(scope="session")
@@ -27,3 +31,24 @@ def team(request: pytest.FixtureRequest) -> Iterator[KernelTeam]:
     team = KernelTeam(request.param)
     yield team
     team.team.close()
+
+
+@pytest.fixture(scope="session")
+def fake_driver(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """This process's libcuda.so.1."""
+    from fake_driver import find_compiler, load_library
+
+    if find_compiler() is None:
+        pytest.skip("the fake driver takes a C compiler")
+    load_library(tmp_path_factory.mktemp("driver"))
+
+
+@pytest.fixture
+def gpu(fake_driver: None) -> Iterator[FakeGpu]:
+    """A GPU whose kernels run in the emulator."""
+    from fake_driver import Plugged
+    from fake_gpu import FakeGpu
+
+    Plugged.gpu = FakeGpu()
+    yield Plugged.gpu
+    Plugged.gpu = None

@@ -28,3 +28,16 @@ def compute_capability(arch: str) -> tuple[int, int, str] | tuple[int, int]:
     """As Numba takes it."""
     major, minor, letter = ARCHITECTURES[arch]
     return (major, minor, letter) if letter else (major, minor)
+
+
+def architectures_for(capability: tuple[int, int]) -> list[str]:
+    """Those whose cubins run on a GPU of this compute capability, the nearest first.
+
+    A cubin runs on later GPUs of its generation, one of an `a` architecture on its own alone.
+    """
+    fitting = [
+        (minor, name)
+        for name, (major, minor, letter) in ARCHITECTURES.items()
+        if (major, minor) == capability or (not letter and major == capability[0] and minor < capability[1])
+    ]
+    return [name for _, name in sorted(fitting, reverse=True)]

@@ -1,0 +1,333 @@
+"""What the fake driver drives: memory, streams that put their work off, kernels that run in the emulator.
+
+Work of a stream is done when something demands it: a synchronisation, or an event that another stream waits
+for; so a missing wait shows. Memory starts as bytes of 0xFF, which are NaN and -1.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from cuda_emulated_memory import NUMBERS
+from cuda_emulator import launch
+from cuda_kernel import emulated
+
+from yakvrt.cuda.cubin import Cubin, Manifest, Resources, kernel_sources, write_cubin
+from yakvrt.cuda.kernel_list import all_kernels
+from yakvrt.kernel_build.spec import KernelSpec
+from yakvrt.kernels.cuda_kernel import CudaKernel
+
+INVALID_VALUE, OUT_OF_MEMORY, INVALID_DEVICE, INVALID_HANDLE, NOT_FOUND, NOT_READY = 1, 2, 101, 400, 500, 600
+NO_DEVICE = 100
+# attributes of a device; of a function
+MULTIPROCESSORS, MAJOR, MINOR, SHARED_OPTIN = 16, 75, 76, 97
+MAX_DYNAMIC_SHARED = 8
+UNASKED_SHARED_BYTES = 48 * 1024
+
+
+class DriverError(Exception):
+    """The driver answers with this CUresult."""
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+
+
+class FakeStream:
+    """Work that was asked for, in order."""
+
+    def __init__(self) -> None:
+        self.work: deque[Callable[[], None]] = deque()
+
+    def run(self, last: Callable[[], None] | None = None) -> None:
+        """Does the work up to `last`, or all of it."""
+        while self.work and (last is None or last in self.work):
+            self.work.popleft()()
+
+
+class FakeEvent:
+    """A point in a stream; `seconds` once it is reached."""
+
+    def __init__(self) -> None:
+        self.stream: FakeStream | None = None
+        self.mark: Callable[[], None] | None = None
+        self.seconds: float | None = None
+
+    def record(self, stream: FakeStream) -> None:
+        def mark() -> None:
+            self.seconds = time.perf_counter()
+
+        self.stream, self.mark, self.seconds = stream, mark, None
+        stream.work.append(mark)
+
+    def complete(self) -> None:
+        if self.stream is not None:
+            self.stream.run(self.mark)
+
+
+class Function:
+    """A kernel of a module."""
+
+    def __init__(self, kernel: CudaKernel) -> None:
+        self.kernel, self.dynamic_limit = kernel, UNASKED_SHARED_BYTES
+
+
+def built(symbol: str) -> CudaKernel:
+    """The kernel of this name over the emulated vocabulary."""
+    for spec in all_kernels():
+        if spec.symbol == symbol:
+            kernel: CudaKernel = spec.build(emulated)
+            return kernel
+    raise DriverError(NOT_FOUND)
+
+
+def put(address: int, value: int, kind: Any = ctypes.c_uint64) -> None:
+    kind.from_address(address).value = value
+
+
+class FakeGpu:
+    """`faults`: status that a function of the driver answers with. `failures`: what kernels raised."""
+
+    def __init__(
+        self,
+        capability: tuple[int, int] = (9, 0),
+        cuda_version: int = 13000,
+        n_devices: int = 1,
+        memory_bytes: int = 1 << 30,
+    ) -> None:
+        self.capability, self.cuda_version, self.n_devices = capability, cuda_version, n_devices
+        self.memory_bytes = memory_bytes
+        self.shared_bytes = 227 * 1024
+        self.faults: dict[str, int] = {}
+        self.failures: list[BaseException] = []
+        self.device: dict[int, np.ndarray] = {}
+        self.pinned: dict[int, np.ndarray] = {}
+        self.handles: dict[int, Any] = {}
+        self.calls: list[str] = []
+
+    def asked(self, name: str) -> None:
+        self.calls.append(name)
+        if name in self.faults:
+            raise DriverError(self.faults[name])
+
+    def given(self, handle: int, kind: type) -> Any:
+        found = self.handles.get(handle)
+        if not isinstance(found, kind):
+            raise DriverError(INVALID_HANDLE)
+        return found
+
+    def new(self, out: int, held: Any) -> None:
+        handle = 4096 + 16 * len(self.calls)
+        self.handles[handle] = held
+        put(out, handle)
+
+    def run_all(self) -> None:
+        for held in list(self.handles.values()):
+            if isinstance(held, FakeStream):
+                held.run()
+
+    def bytes_from(self, address: int) -> np.ndarray:
+        """What can be reached from an address of device or pinned memory."""
+        for base, memory in [*self.device.items(), *self.pinned.items()]:
+            if base <= address < base + memory.nbytes:
+                return memory[address - base :]
+        raise IndexError(f"{address:#x} lies in no memory of the device")
+
+    def cuInit(self, flags: int) -> None:
+        if not self.n_devices:
+            raise DriverError(NO_DEVICE)
+
+    def cuDriverGetVersion(self, out: int) -> None:
+        put(out, self.cuda_version, ctypes.c_int)
+
+    def cuDeviceGetCount(self, out: int) -> None:
+        put(out, self.n_devices, ctypes.c_int)
+
+    def cuDeviceGet(self, out: int, number: int) -> None:
+        if not 0 <= number < self.n_devices:
+            raise DriverError(INVALID_DEVICE)
+        put(out, number, ctypes.c_int)
+
+    def cuDeviceGetName(self, out: int, n: int, device: int) -> None:
+        ctypes.memmove(out, b"Fake GPU\0", 9)
+
+    def cuDeviceTotalMem(self, out: int, device: int) -> None:
+        put(out, self.memory_bytes)
+
+    def cuDeviceGetAttribute(self, out: int, attribute: int, device: int) -> None:
+        values = {
+            MAJOR: self.capability[0],
+            MINOR: self.capability[1],
+            MULTIPROCESSORS: 2,
+            SHARED_OPTIN: self.shared_bytes,
+        }
+        put(out, values[attribute], ctypes.c_int)
+
+    def cuDevicePrimaryCtxRetain(self, out: int, device: int) -> None:
+        self.new(out, "context")
+
+    def cuDevicePrimaryCtxRelease(self, device: int) -> None:
+        self.run_all()
+
+    def cuCtxSetCurrent(self, context: int) -> None:
+        self.given(context, str)
+
+    def cuCtxSynchronize(self) -> None:
+        self.run_all()
+
+    def cuMemGetInfo(self, free: int, total: int) -> None:
+        put(free, self.memory_bytes - sum(memory.nbytes for memory in self.device.values()))
+        put(total, self.memory_bytes)
+
+    def cuMemAlloc(self, out: int, n_bytes: int) -> None:
+        if n_bytes + sum(memory.nbytes for memory in self.device.values()) > self.memory_bytes:
+            raise DriverError(OUT_OF_MEMORY)
+        put(out, self.keep(self.device, n_bytes))
+
+    def keep(self, memories: dict[int, np.ndarray], n_bytes: int) -> int:
+        memory = np.full(n_bytes, 0xFF, np.uint8)
+        memories[memory.ctypes.data] = memory
+        return memory.ctypes.data
+
+    def cuMemFree(self, address: int) -> None:
+        self.run_all()
+        if self.device.pop(address, None) is None:
+            raise DriverError(INVALID_VALUE)
+
+    def cuMemHostAlloc(self, out: int, n_bytes: int, flags: int) -> None:
+        put(out, self.keep(self.pinned, n_bytes))
+
+    def cuMemHostGetDevicePointer(self, out: int, address: int, flags: int) -> None:
+        put(out, address)
+
+    def cuMemFreeHost(self, address: int) -> None:
+        self.run_all()
+        if self.pinned.pop(address, None) is None:
+            raise DriverError(INVALID_VALUE)
+
+    def later(self, stream: int, work: Callable[[], None]) -> None:
+        self.given(stream, FakeStream).work.append(work)
+
+    def cuMemcpyHtoDAsync(self, to: int, source: int, n: int, stream: int) -> None:
+        memory = self.bytes_from(to)[:n]
+        assert memory.nbytes == n, "a copy to the device reaches beyond its memory"
+        self.later(stream, lambda: ctypes.memmove(to, source, n) and None)
+
+    def cuMemcpyDtoHAsync(self, to: int, source: int, n: int, stream: int) -> None:
+        memory = self.bytes_from(source)[:n]
+        assert memory.nbytes == n, "a copy from the device reaches beyond its memory"
+        self.later(stream, lambda: ctypes.memmove(to, source, n) and None)
+
+    def cuMemcpyDtoDAsync(self, to: int, source: int, n: int, stream: int) -> None:
+        assert self.bytes_from(source)[:n].nbytes == n, "a copy reaches beyond its source"
+        self.cuMemcpyHtoDAsync(to, source, n, stream)
+
+    def cuMemsetD8Async(self, to: int, value: int, n: int, stream: int) -> None:
+        memory = self.bytes_from(to)[:n]
+        assert memory.nbytes == n, "memory is set beyond its end"
+        self.later(stream, lambda: memory.fill(value))
+
+    def cuStreamCreate(self, out: int, flags: int) -> None:
+        self.new(out, FakeStream())
+
+    def cuStreamDestroy(self, stream: int) -> None:
+        self.given(stream, FakeStream).run()
+        del self.handles[stream]
+
+    def cuStreamSynchronize(self, stream: int) -> None:
+        self.given(stream, FakeStream).run()
+
+    def cuStreamWaitEvent(self, stream: int, event: int, flags: int) -> None:
+        waited = self.given(event, FakeEvent)
+        source, mark = waited.stream, waited.mark
+        if source is not None:
+            self.later(stream, lambda: source.run(mark))
+
+    def cuEventCreate(self, out: int, flags: int) -> None:
+        self.new(out, FakeEvent())
+
+    def cuEventDestroy(self, event: int) -> None:
+        self.given(event, FakeEvent)
+        del self.handles[event]
+
+    def cuEventRecord(self, event: int, stream: int) -> None:
+        self.given(event, FakeEvent).record(self.given(stream, FakeStream))
+
+    def cuEventSynchronize(self, event: int) -> None:
+        self.given(event, FakeEvent).complete()
+
+    def cuEventElapsedTime(self, out: int, earlier: int, later: int) -> None:
+        first, last = (self.given(event, FakeEvent).seconds for event in (earlier, later))
+        if first is None or last is None:
+            raise DriverError(NOT_READY)
+        put(out, (last - first) * 1000, ctypes.c_float)
+
+    def cuModuleLoadData(self, out: int, code: int) -> None:
+        self.new(out, ctypes.string_at(code, 4))
+
+    def cuModuleUnload(self, module: int) -> None:
+        self.given(module, bytes)
+        del self.handles[module]
+
+    def cuModuleGetFunction(self, out: int, module: int, name: int) -> None:
+        self.given(module, bytes)
+        self.new(out, Function(built(ctypes.string_at(name).decode())))
+
+    def cuFuncSetAttribute(self, function: int, attribute: int, value: int) -> None:
+        if attribute != MAX_DYNAMIC_SHARED or value > self.shared_bytes:
+            raise DriverError(INVALID_VALUE)
+        self.given(function, Function).dynamic_limit = value
+
+    def cuLaunchKernel(self, function: int, *given: int) -> None:
+        """Takes the arguments now, runs the kernel when the stream comes to it."""
+        *sizes, shared, stream, table, _ = given
+        found = self.given(function, Function)
+        kernel: CudaKernel = found.kernel
+        if sizes[2:] != [1, kernel.threads, 1, 1] or not sizes[0] or not sizes[1]:
+            raise DriverError(INVALID_VALUE)
+        if shared > found.dynamic_limit or shared != kernel.shared_bytes:
+            raise DriverError(INVALID_VALUE)
+        words = list(kernel.parameters().values())
+        addresses = (ctypes.c_uint64 * len(words)).from_address(table)
+        arguments = [self.argument(word, place) for word, place in zip(words, addresses, strict=True)]
+        self.later(stream, lambda: launch(kernel, (sizes[0], sizes[1]), *arguments))
+
+    def argument(self, word: str, place: int) -> Any:
+        number = np.dtype(NUMBERS[word.removesuffix("*")])
+        if not word.endswith("*"):
+            return np.frombuffer(ctypes.string_at(place, number.itemsize), number)[0]
+        address = ctypes.c_uint64.from_address(place).value
+        if not address:
+            return None
+        reached = self.bytes_from(address)
+        return reached[: reached.nbytes // number.itemsize * number.itemsize].view(number)
+
+
+def write_fake_cubin(
+    directory: Path, spec: KernelSpec, arch: str = "sm_90a", made_by: str = "13.0.88"
+) -> None:
+    """A cubin without code, of a kernel that a FakeGpu knows by its name."""
+    kernel, code = spec.build(emulated), b"no code of any machine"
+    manifest = Manifest(
+        spec.symbol,
+        arch,
+        kernel.parameters(),
+        kernel.threads,
+        kernel.shared_bytes,
+        list(kernel.opcodes),
+        asdict(kernel.work) if kernel.work else None,
+        Resources(32, 0, 0, 0),
+        None,
+        kernel_sources(),
+        f"nvidia-nvjitlink {made_by}",
+        hashlib.sha256(code).hexdigest(),
+    )
+    (directory / arch).mkdir(parents=True, exist_ok=True)
+    write_cubin(directory / arch, Cubin(manifest, code))

@@ -1,0 +1,63 @@
+"""A GPU, opened: what it is and what its driver can load."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+from .driver import DeviceError, call, constant
+
+
+class Device:
+    """The primary context of one GPU, current in the thread that opened it.
+
+    `shared_bytes`: the most shared memory that a block may take. `cuda_version`: the newest CUDA version of
+    the driver, as (major, minor).
+    """
+
+    def __init__(self, number: int = 0) -> None:
+        """Raises: DeviceError without a driver or a GPU of this number."""
+        call("cuInit", 0)
+        self.cuda_version = divmod(call("cuDriverGetVersion") // 10, 100)
+        n_devices = call("cuDeviceGetCount")
+        if not 0 <= number < n_devices:
+            raise DeviceError(f"there is no GPU {number}: this process may use {n_devices}, from 0 on")
+        self.number = number
+        self._handle = call("cuDeviceGet", number)
+        self.name = call("cuDeviceGetName", 128, self._handle).split(b"\0")[0].decode(errors="replace")
+        self.memory_bytes = int(call("cuDeviceTotalMem", self._handle))
+        self.capability = (
+            self._attribute("COMPUTE_CAPABILITY_MAJOR"),
+            self._attribute("COMPUTE_CAPABILITY_MINOR"),
+        )
+        self.n_multiprocessors = self._attribute("MULTIPROCESSOR_COUNT")
+        self.shared_bytes = self._attribute("MAX_SHARED_MEMORY_PER_BLOCK_OPTIN")
+        self._context: Any = call("cuDevicePrimaryCtxRetain", self._handle)
+        call("cuCtxSetCurrent", self._context)
+
+    def _attribute(self, name: str) -> int:
+        attribute = constant("CUdevice_attribute", f"CU_DEVICE_ATTRIBUTE_{name}")
+        return int(call("cuDeviceGetAttribute", attribute, self._handle))
+
+    def free_bytes(self) -> int:
+        """Of device memory, also of what others take."""
+        free, _ = call("cuMemGetInfo")
+        return int(free)
+
+    def synchronise(self) -> None:
+        """Waits for all that was asked of the GPU."""
+        call("cuCtxSynchronize")
+
+    def close(self) -> None:
+        """Gives the context back; what was allocated in it goes with the last user's."""
+        if self._context is not None:
+            self._context = None
+            call("cuDevicePrimaryCtxRelease", self._handle)
+
+    def __enter__(self) -> Device:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

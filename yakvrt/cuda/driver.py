@@ -1,0 +1,71 @@
+"""Calls of NVIDIA's driver; what goes wrong becomes one sentence with a remedy."""
+
+from __future__ import annotations
+
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+
+class DeviceError(RuntimeError):
+    """The GPU, its driver or its memory does not do what was asked."""
+
+
+NO_DRIVER = "there is no NVIDIA driver on this machine (libcuda.so.1): install one, or run on the CPU"
+SENTENCES = {
+    "CUDA_ERROR_NO_DEVICE": "there is no NVIDIA GPU that this process may use: look at CUDA_VISIBLE_DEVICES"
+    " and nvidia-smi",
+    "CUDA_ERROR_STUB_LIBRARY": NO_DRIVER,
+    "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH": "the NVIDIA driver and its kernel module have different versions:"
+    " restart the machine after updating a driver",
+    "CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE": "this GPU needs a newer NVIDIA driver: update it",
+    "CUDA_ERROR_NO_BINARY_FOR_GPU": "the cubin is for another GPU: run python -m yakvrt kernels build",
+    "CUDA_ERROR_INVALID_IMAGE": "the NVIDIA driver cannot read the cubin: update the driver, or build the"
+    " cubin again with python -m yakvrt kernels build",
+    "CUDA_ERROR_DEVICE_UNAVAILABLE": "the GPU is in exclusive use by another process: wait or take another",
+    "CUDA_ERROR_DEVICES_UNAVAILABLE": "the GPU is in exclusive use by another process: wait or take another",
+    "CUDA_ERROR_ILLEGAL_ADDRESS": "a kernel reached memory that is not its own; the GPU is lost to this"
+    " process, which has to be started again",
+    "CUDA_ERROR_LAUNCH_FAILED": "a kernel failed; the GPU is lost to this process, which has to be started"
+    " again",
+    "CUDA_ERROR_ECC_UNCORRECTABLE": "the GPU's memory has an error that it cannot correct",
+}
+
+
+@cache
+def _bindings() -> ModuleType:
+    try:
+        from cuda.bindings import driver
+    except ImportError:
+        raise DeviceError(
+            "launching CUDA kernels takes the package cuda-bindings: run pip install 'cuda-bindings>=13,<14'"
+        ) from None
+    module: ModuleType = driver
+    return module
+
+
+def call(name: str, *arguments: Any) -> Any:
+    """What the driver's function returns behind its status: nothing, a value or a tuple of them.
+
+    Raises: DeviceError.
+    """
+    bindings = _bindings()
+    try:
+        status, *values = getattr(bindings, name)(*arguments)
+    except RuntimeError as error:  # of cuda.bindings: no library, or a library without this function
+        if type(error).__name__ == "DynamicLibNotFoundError":
+            raise DeviceError(NO_DRIVER) from None
+        raise DeviceError(
+            f"the NVIDIA driver does not know {name} ({error}): update it to one of CUDA 13 or newer (580)"
+        ) from None
+    if int(status):
+        code = status.name
+        raise DeviceError(SENTENCES.get(code, f"the NVIDIA driver refused {name}: {code}"))
+    if len(values) < 2:
+        return values[0] if values else None
+    return tuple(values)
+
+
+def constant(enumeration: str, name: str) -> Any:
+    """One name of an enumeration of the driver, such as CUdevice_attribute."""
+    return getattr(getattr(_bindings(), enumeration), name)

@@ -1,0 +1,85 @@
+"""Device memory, and host memory that a GPU reads where it lies."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import numpy as np
+
+from .driver import DeviceError, call
+from .stream import Stream
+
+# of cuMemHostAlloc: pinned for all contexts, and mapped
+PORTABLE_MAPPED = 1 | 2
+
+
+class DeviceMemory:
+    """Bytes on the device. Copies are asked of a stream: until it is synchronised, host arrays have to stay
+    alive and as they are.
+    """
+
+    def __init__(self, n_bytes: int) -> None:
+        """Raises: DeviceError naming what was asked for and what is free."""
+        self.n_bytes = n_bytes
+        try:
+            self.address = int(call("cuMemAlloc", max(n_bytes, 1)))
+        except DeviceError as error:
+            if "OUT_OF_MEMORY" not in str(error):
+                raise
+            free, _ = call("cuMemGetInfo")
+            raise DeviceError(
+                f"{n_bytes / 1e6:.0f} MB of device memory were asked for and {int(free) / 1e6:.0f} MB are"
+                " free: take a smaller model, context or batch"
+            ) from None
+
+    def upload(self, array: np.ndarray, stream: Stream) -> None:
+        call("cuMemcpyHtoDAsync", self.address, *self._host(array), stream.handle)
+
+    def download(self, array: np.ndarray, stream: Stream) -> None:
+        call("cuMemcpyDtoHAsync", self._host(array)[0], self.address, array.nbytes, stream.handle)
+
+    def copy_from(self, other: DeviceMemory, stream: Stream) -> None:
+        if other.n_bytes > self.n_bytes:
+            raise ValueError(f"{other.n_bytes} bytes do not fit into {self.n_bytes} of device memory")
+        call("cuMemcpyDtoDAsync", self.address, other.address, other.n_bytes, stream.handle)
+
+    def _host(self, array: np.ndarray) -> tuple[int, int]:
+        if not array.flags.c_contiguous or array.nbytes > self.n_bytes:
+            raise ValueError(
+                f"an array of {array.nbytes} bytes cannot be copied at once to or from {self.n_bytes} bytes"
+                " of device memory: take one that is contiguous and fits"
+            )
+        return array.ctypes.data, array.nbytes
+
+    def free(self) -> None:
+        address, self.address = self.address, 0
+        if address:
+            call("cuMemFree", address)
+
+
+class PinnedMemory:
+    """Host memory that stays where it is: `array`, uint8, as the host sees it, `address` as kernels do.
+
+    Kernels may read and write it (zero-copy), copies from and to it do not wait for a staging buffer.
+    """
+
+    def __init__(self, n_bytes: int) -> None:
+        """Raises: DeviceError naming what was asked for."""
+        self.n_bytes = n_bytes
+        try:
+            self._pointer: Any = int(call("cuMemHostAlloc", max(n_bytes, 1), PORTABLE_MAPPED))
+        except DeviceError as error:
+            raise DeviceError(
+                f"{n_bytes / 1e6:.0f} MB of host memory cannot be pinned ({error}): free some memory or take"
+                " a smaller context"
+            ) from None
+        self.address = int(call("cuMemHostGetDevicePointer", self._pointer, 0))
+        self.array: np.ndarray = np.ctypeslib.as_array((ctypes.c_uint8 * n_bytes).from_address(self._pointer))
+
+    def free(self) -> None:
+        """No array over the memory may be used from then on."""
+        pointer, self._pointer = self._pointer, 0
+        if pointer:
+            self.array = np.empty(0, np.uint8)
+            call("cuMemFreeHost", pointer)
