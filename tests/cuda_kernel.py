@@ -6,11 +6,15 @@ from typing import Any
 
 import cuda_emulated_tensor  # noqa: F401 (adds to the vocabulary)
 import numpy as np
+from cuda_cases.arrays import blocks, count, poisoned
+from cuda_cases.case import Case
 from cuda_emulated_ops import emulated
-from cuda_emulator import launch
+from cuda_emulator import launch as emulate
 
 from yakvrt.kernel_build.spec import kernel
 from yakvrt.kernels.cuda_kernel import CudaKernel
+
+__all__ = ["blocks", "count", "emulated", "emulated_kernel", "poisoned", "run_kernel", "solve"]
 
 SEEDS = (None, 1)  # threads in order, and shuffled
 
@@ -32,20 +36,14 @@ def run_kernel(
     for seed in SEEDS:
         for output, held in zip(outputs, before, strict=True):
             output[...] = held
-        launch(built, grid, *arguments, seed=seed)
+        emulate(built, grid, *arguments, seed=seed)
         results.append([output.tobytes() for output in outputs])
     assert results[0] == results[1], "the result depends on the order of threads"
 
 
-def poisoned(*shape: int) -> np.ndarray:
-    """A float32 array full of NaN: an output that is not written shows."""
-    return np.full(shape, np.nan, np.float32)
-
-
-def count(n: int) -> np.ndarray:
-    """A row count as kernels read it."""
-    return np.array([n], np.int64)
-
-
-def blocks(n: int, per_block: int) -> int:
-    return -(-n // per_block)
+def solve(case: Case) -> None:
+    """Runs a case in the emulator and compares it with its truth."""
+    for launch in case.launches:
+        built = launch.kernel.build(emulated)
+        run_kernel(built, launch.grid, list(launch.outputs), *launch.arguments)
+    case.check()

@@ -2,52 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from gguf import GGMLQuantizationType, quants
+from cuda_cases.arrays import normal
+from cuda_cases.weights import device_matrix, int8_activations, stored_rows
 
-from gguf_tools.dequantize import dequantize
-from gguf_tools.formats import FORMATS
-from yakvrt.kernels.device_layout import DEVICE_LAYOUTS, UNIT, Planes, device_planes_ref
-from yakvrt.kernels.pack_activations import quantize_activations_ref
+from yakvrt.kernels.device_layout import DEVICE_LAYOUTS, UNIT, Planes
 
-RNG = np.random.default_rng(23)
-
-
-def normal(*shape: int) -> np.ndarray:
-    return RNG.standard_normal(shape).astype(np.float32)
-
-
-def stored_rows(name: str, n_rows: int, n_cols: int) -> np.ndarray:
-    """GGUF rows: random codes of K formats, whose scales are small numbers; else rounded random numbers."""
-    if not name.endswith("_K"):
-        kind = GGMLQuantizationType[name]
-        return quants.quantize(normal(n_rows, n_cols), kind).view(np.uint8).reshape(n_rows, -1)
-    block = FORMATS[name]
-    raw = RNG.integers(0, 256, (n_rows * n_cols // block.block_len, block.block_bytes), np.uint8)
-    records = raw.view(block.block)
-    for field in ("d", "dmin"):
-        if field in (block.block.names or ()):
-            records[field] = (normal(*records[field].shape) * 0.01).astype(np.float16)
-    return raw.reshape(n_rows, -1)
-
-
-def device_matrix(name: str, n_rows: int, n_cols: int) -> tuple[np.ndarray, tuple[Any, ...]]:
-    """float32 weights, and their planes as a kernel's arguments; None for one that the format lacks."""
-    rows = stored_rows(name, n_rows, n_cols)
-    planes = device_planes_ref(name, rows, n_cols)
-    weights: np.ndarray = dequantize(rows, name)
-    arrays = (planes.codes, planes.high, planes.scales, planes.supers)
-    return weights, tuple(array if array.size else None for array in arrays)
-
-
-def int8_activations(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(codes, terms, the numbers they stand for)."""
-    codes, scales = quantize_activations_ref(x)
-    sums = codes.reshape(len(x), -1, UNIT).sum(axis=2, dtype=np.int32).astype(np.float32)
-    terms = np.stack([scales, scales * sums], axis=-1)
-    return codes.view(np.uint32), terms, codes * np.repeat(scales.astype(np.float64), UNIT, axis=1)
+__all__ = ["decoded", "device_matrix", "int8_activations", "normal", "stored_rows"]
 
 
 def decoded(name: str, planes: Planes) -> np.ndarray:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from cuda_cases.matmul import decode_matmul, quantize_activations, round_activations
 from cuda_emulated_ops import emulated
-from cuda_kernel import blocks, count, emulated_kernel, poisoned, run_kernel
+from cuda_kernel import count, emulated_kernel, poisoned, run_kernel, solve
 from device_matrix import decoded, device_matrix, int8_activations, normal, stored_rows
 
 from gguf_tools.dequantize import dequantize
 from yakvrt.kernels.device_layout import DEVICE_LAYOUTS, device_planes_ref
 from yakvrt.kernels.embed import embed_ref
-from yakvrt.kernels.matmul import ADD, GATE, WRITE, matmul_ref
-from yakvrt.kernels.matmul_cuda import ROWS_AT_ONCE, WARPS, matmul_cuda
-from yakvrt.kernels.pack_activations import quantize_activations_ref
-from yakvrt.kernels.swiglu import swiglu_ref
+from yakvrt.kernels.matmul import ADD, GATE, WRITE
+from yakvrt.kernels.matmul_cuda import matmul_cuda
 
 NAMES = list(DEVICE_LAYOUTS)
 
@@ -31,30 +30,12 @@ def test_planes_hold_the_weights_and_no_more_bytes_than_they_need(name: str) -> 
 
 @pytest.mark.parametrize("n_cols", [32, 608])
 def test_quantize_activations(n_cols: int) -> None:
-    x = normal(4, n_cols)
-    x[1, :32] = 0
-    x[2, 3] = -1000
-    codes, terms = np.full((4, n_cols // 4), 7, np.uint32), poisoned(4, n_cols // 32, 2)
-    kernel = emulated_kernel("pack_activations", "quantize_activations_cuda")
-    run_kernel(kernel, (blocks(n_cols, 512), 4), [codes, terms], codes, terms, x, n_cols, count(3))
-    expected, scales = quantize_activations_ref(x)
-    np.testing.assert_array_equal(codes[:3], expected.view(np.uint32)[:3])
-    np.testing.assert_array_equal(terms[:3, :, 0], scales[:3])
-    np.testing.assert_array_equal(terms[:3], int8_activations(x)[1][:3])
-    assert (codes[3] == 7).all()
-    assert np.isnan(terms[3]).all()
+    solve(quantize_activations(3, n_cols))
 
 
 @pytest.mark.parametrize("n_cols", [8, 1032])
 def test_round_activations(n_cols: int) -> None:
-    import ml_dtypes
-
-    x = normal(3, n_cols)
-    out = np.full((3, n_cols // 2), 7, np.uint32)
-    kernel = emulated_kernel("pack_activations", "round_activations_cuda")
-    run_kernel(kernel, (blocks(n_cols, 1024), 3), [out], out, x, n_cols, count(2))
-    np.testing.assert_array_equal(out[:2], x[:2].astype(ml_dtypes.bfloat16).view(np.uint32))
-    assert (out[2] == 7).all()
+    solve(round_activations(2, n_cols))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -71,26 +52,9 @@ def test_round_activations(n_cols: int) -> None:
 def test_matmul(
     name: str, n_tokens: int, split: int, batch: int, mode: int, n_outputs: int, n_units: int
 ) -> None:
-    layout = DEVICE_LAYOUTS[name]
-    n_cols = n_units * 32 // layout.column_multiple * layout.column_multiple
-    weights, planes = device_matrix(name, n_outputs, n_cols)
-    x, bias = normal(batch, n_cols), normal(n_outputs) if mode != WRITE or batch == 2 else None
-    given, terms, used = (x, None, x) if layout.is_float else int8_activations(x)
-    out = poisoned(batch + 1, n_outputs + 3)
-    if mode != WRITE:
-        out[:batch, :n_outputs] = normal(batch, n_outputs)
-    before = out.copy()
-    kernel = emulated_kernel("matmul_cuda", "matmul_cuda", name, n_tokens, split, False)
-    grid = (blocks(n_outputs, ROWS_AT_ONCE * WARPS // split), blocks(batch, n_tokens) + 1)
-    shape = (n_outputs, n_cols, given, terms, bias, bias is not None, mode, count(batch), None, None, 0)
-    run_kernel(kernel, grid, [out], out, out.shape[1], *planes, *shape)
-    product = matmul_ref(weights, used, bias)
-    held = before[:batch, :n_outputs]
-    expected = {WRITE: product, ADD: product + held, GATE: swiglu_ref(held, product)}[mode]
-    scale = np.abs(matmul_ref(np.abs(weights), np.abs(used))).max() + 1
-    np.testing.assert_allclose(out[:batch, :n_outputs] / scale, expected / scale, rtol=0, atol=1e-6)
-    assert np.isnan(out[:batch, n_outputs:]).all()
-    assert np.isnan(out[batch:]).all()
+    multiple = DEVICE_LAYOUTS[name].column_multiple
+    n_cols = n_units * 32 // multiple * multiple
+    solve(decode_matmul(name, n_tokens, split, batch, n_outputs, n_cols, mode, with_bias=batch != 1))
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if not DEVICE_LAYOUTS[name].is_float])

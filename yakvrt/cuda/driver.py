@@ -11,6 +11,10 @@ class DeviceError(RuntimeError):
     """The GPU, its driver or its memory does not do what was asked."""
 
 
+class DeviceLost(DeviceError):
+    """Nothing more can be asked of the GPU by this process."""
+
+
 NO_DRIVER = "there is no NVIDIA driver on this machine (libcuda.so.1): install one, or run on the CPU"
 SENTENCES = {
     "CUDA_ERROR_NO_DEVICE": "there is no NVIDIA GPU that this process may use: look at CUDA_VISIBLE_DEVICES"
@@ -24,10 +28,14 @@ SENTENCES = {
     " cubin again with python -m yakvrt kernels build",
     "CUDA_ERROR_DEVICE_UNAVAILABLE": "the GPU is in exclusive use by another process: wait or take another",
     "CUDA_ERROR_DEVICES_UNAVAILABLE": "the GPU is in exclusive use by another process: wait or take another",
-    "CUDA_ERROR_ILLEGAL_ADDRESS": "a kernel reached memory that is not its own; the GPU is lost to this"
-    " process, which has to be started again",
-    "CUDA_ERROR_LAUNCH_FAILED": "a kernel failed; the GPU is lost to this process, which has to be started"
-    " again",
+}
+# after these a process can do nothing more with the GPU
+LOST = {
+    "CUDA_ERROR_ILLEGAL_ADDRESS": "a kernel reached memory that is not its own",
+    "CUDA_ERROR_MISALIGNED_ADDRESS": "a kernel reached for numbers that are not aligned",
+    "CUDA_ERROR_ILLEGAL_INSTRUCTION": "a kernel holds an instruction that this GPU does not know",
+    "CUDA_ERROR_LAUNCH_TIMEOUT": "a kernel ran longer than the driver lets it",
+    "CUDA_ERROR_LAUNCH_FAILED": "a kernel failed",
     "CUDA_ERROR_ECC_UNCORRECTABLE": "the GPU's memory has an error that it cannot correct",
 }
 
@@ -60,6 +68,8 @@ def call(name: str, *arguments: Any) -> Any:
         ) from None
     if int(status):
         code = status.name
+        if code in LOST:
+            raise DeviceLost(f"{LOST[code]}; the GPU is lost to this process, which has to be started again")
         raise DeviceError(SENTENCES.get(code, f"the NVIDIA driver refused {name}: {code}"))
     if len(values) < 2:
         return values[0] if values else None

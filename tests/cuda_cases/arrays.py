@@ -1,0 +1,64 @@
+"""Arrays for cases of CUDA kernels: random numbers, poison, the number formats of caches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .case import poison_of
+
+RNG = np.random.default_rng(23)
+
+
+def normal(*shape: int, scale: float = 1.0) -> np.ndarray:
+    numbers = RNG.standard_normal(shape, np.float32)
+    return numbers if scale == 1 else numbers * np.float32(scale)
+
+
+def poisoned(*shape: int, dtype: Any = np.float32) -> np.ndarray:
+    """An array that shows what is not written: NaN, or unlikely integers."""
+    dtype = np.dtype(dtype)
+    return np.full(shape, np.nan if dtype.kind == "f" else poison_of(dtype), dtype)
+
+
+def count(n: int) -> np.ndarray:
+    """A row count as kernels read it."""
+    return np.array([n], np.int64)
+
+
+def blocks(n: int, per_block: int) -> int:
+    return -(-n // per_block)
+
+
+def repeated(array: np.ndarray, n: int, axis: int = 0) -> np.ndarray:
+    """n rows along an axis, the given ones over and over."""
+    times = [1] * array.ndim
+    times[axis] = blocks(n, array.shape[axis])
+    return np.ascontiguousarray(np.take(np.tile(array, times), range(n), axis)) if times[axis] > 1 else array
+
+
+def to_bf16(x: np.ndarray) -> np.ndarray:
+    """float32 as bfloat16 in uint16, rounded to even; NaN stays one."""
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    rounded = bits + np.uint32(0x7FFF) + (bits >> 16 & 1)
+    return np.where(np.isnan(x), np.uint16(0x7FC0), (rounded >> 16).astype(np.uint16))
+
+
+def from_bf16(halves: np.ndarray) -> np.ndarray:
+    return (halves.astype(np.uint32) << 16).view(np.float32)
+
+
+def stored(x: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers as f32, f16 or bf16 holds them, and their memory: float32, or pairs of halves [..., n / 2]."""
+    if kind == "f32":
+        return x, x
+    with np.errstate(over="ignore"):
+        halves = to_bf16(x) if kind == "bf16" else x.astype(np.float16)
+    values = from_bf16(halves) if kind == "bf16" else halves.astype(np.float32)
+    return values, halves.view(np.uint32)
+
+
+def bf16_words(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(rounded numbers, pairs of them in uint32)."""
+    return stored(x, "bf16")
