@@ -8,7 +8,7 @@ import numpy as np
 
 from yakvrt.cuda.kernel_list import DECODE_SHAPES, PREFILL_TILES
 from yakvrt.kernel_build.spec import kernel
-from yakvrt.kernels.device_layout import DEVICE_LAYOUTS
+from yakvrt.kernels.device_layout import DEVICE_LAYOUTS, TENSOR_CORE_FORMATS
 from yakvrt.kernels.matmul import ADD, GATE, WRITE, matmul_ref
 from yakvrt.kernels.matmul_bf16_cuda import OUTPUTS
 from yakvrt.kernels.matmul_cuda import ROWS_AT_ONCE, WARPS
@@ -166,7 +166,8 @@ def cases(real: bool) -> list[Sized]:
         for n_tokens, split in DECODE_SHAPES if real else DECODE_SHAPES[1:2]:
             make = partial(decode_matmul, name, n_tokens, split, n_tokens, n_outputs, n_cols)
             made.append(Sized(f"decode matmul {name} {n_tokens} rows, {split} warps a row", make))
-        for tile in PREFILL_TILES if real else PREFILL_TILES[:1]:
+        tiles = PREFILL_TILES if name in TENSOR_CORE_FORMATS else ()
+        for tile in tiles if real else tiles[:1]:
             batch = tokens if tile == max(PREFILL_TILES) else min(tile, tokens)
             make = partial(prefill_matmul, name, tile, batch, n_outputs, n_cols)
             made.append(Sized(f"prefill matmul {name} {batch} rows, tiles of {tile}", make))

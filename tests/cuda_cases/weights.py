@@ -24,8 +24,8 @@ def stored_rows(name: str, n_rows: int, n_cols: int) -> np.ndarray:
     """GGUF rows: random codes whose scales are small numbers, or random numbers."""
     if DEVICE_LAYOUTS[name].is_float:
         numbers = normal(n_rows, n_cols)
-        halves = to_bf16(numbers) if name == "BF16" else numbers.astype(np.float16)
-        return halves.view(np.uint8)
+        held = {"F32": numbers, "F16": numbers.astype(np.float16)}.get(name)
+        return (to_bf16(numbers) if held is None else held).view(np.uint8)
     block = FORMATS[name]
     raw = RNG.integers(0, 256, (n_rows * n_cols // block.block_len, block.block_bytes), np.uint8)
     records = raw.view(block.block)
