@@ -83,9 +83,14 @@ def bits_from_f32(value: np.float32) -> int:
     return int(np.float32(value).view(np.uint32))
 
 
+# what every 16 bits stand for
+_OF_BF16 = (np.arange(1 << 16, dtype=np.uint32) << 16).view(np.float32)
+_OF_F16 = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
+
+
 @emulates
 def f32_from_bf16(half: int) -> np.float32:
-    return f32_from_bits(half << 16)
+    return _OF_BF16[half]  # type: ignore[no-any-return]
 
 
 @emulates
@@ -98,7 +103,7 @@ def bf16_from_f32(value: np.float32) -> int:
 
 @emulates
 def f32_from_f16(half: int) -> np.float32:
-    return np.float32(np.uint16(half).view(np.float16))
+    return _OF_F16[half]  # type: ignore[no-any-return]
 
 
 @emulates
@@ -127,7 +132,8 @@ def _rounded(function: Callable[..., Any]) -> Callable[..., np.float32]:
     return lambda *values: np.float32(function(*(np.float64(value) for value in values)))
 
 
-_define("fma", _rounded(lambda a, b, c: a * b + c))
+# Python's floats are float64 and much faster than numpy's
+_define("fma", lambda a, b, c: np.float32(float(a) * float(b) + float(c)))
 _define("absolute", _rounded(np.abs))
 _define("sqrt", _rounded(np.sqrt))
 _define("divide", _rounded(lambda a, b: a / b))

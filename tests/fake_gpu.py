@@ -21,7 +21,6 @@ from cuda_emulator import launch
 from cuda_kernel import emulated
 
 from yakvrt.cuda.cubin import Cubin, Manifest, Resources, kernel_sources, write_cubin
-from yakvrt.cuda.kernel_list import all_kernels
 from yakvrt.kernel_build.spec import KernelSpec
 from yakvrt.kernels.cuda_kernel import CudaKernel
 
@@ -79,13 +78,15 @@ class Function:
         self.kernel, self.dynamic_limit = kernel, UNASKED_SHARED_BYTES
 
 
+WRITTEN: dict[str, KernelSpec] = {}  # the kernels of all fake cubins
+
+
 def built(symbol: str) -> CudaKernel:
     """The kernel of this name over the emulated vocabulary."""
-    for spec in all_kernels():
-        if spec.symbol == symbol:
-            kernel: CudaKernel = spec.build(emulated)
-            return kernel
-    raise DriverError(NOT_FOUND)
+    if symbol not in WRITTEN:
+        raise DriverError(NOT_FOUND)
+    kernel: CudaKernel = WRITTEN[symbol].build(emulated)
+    return kernel
 
 
 def put(address: int, value: int, kind: Any = ctypes.c_uint64) -> None:
@@ -313,7 +314,8 @@ class FakeGpu:
 def write_fake_cubin(
     directory: Path, spec: KernelSpec, arch: str = "sm_90a", made_by: str = "13.0.88"
 ) -> None:
-    """A cubin without code, of a kernel that a FakeGpu knows by its name."""
+    """A cubin without code, of a kernel that a FakeGpu knows by its name from then on."""
+    WRITTEN[spec.symbol] = spec
     kernel, code = spec.build(emulated), b"no code of any machine"
     manifest = Manifest(
         spec.symbol,

@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 
-from yakvrt.cuda.kernel_list import DECODE_SHAPES, PREFILL_TILES
+from yakvrt.cuda.kernel_choice import DECODE_SHAPES, PREFILL_TILES
 from yakvrt.kernel_build.spec import kernel
 from yakvrt.kernels.device_layout import DEVICE_LAYOUTS, TENSOR_CORE_FORMATS
 from yakvrt.kernels.matmul import ADD, GATE, WRITE, matmul_ref

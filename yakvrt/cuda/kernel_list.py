@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..kernel_build.spec import KernelSpec, kernel
 from ..kernels.device_layout import DEVICE_LAYOUTS, TENSOR_CORE_FORMATS
+from .kernel_choice import DECODE_ROWS, DECODE_SHAPES, PREFILL_TILES
 
 FLOATS = ("f32", "f16", "bf16")  # number formats of embedding tables and KV rows
 # head dimensions that HIGGS codes can be made of (rotate.py)
@@ -15,11 +16,6 @@ PLAIN_ATTENTION = ((64, "f32"), (80, "f16"), (96, "bf16"), (128, "f32"))
 # head dimensions of the KV kernels, and query heads that share a KV head
 HEADS = ((64, 4), (128, 6), (128, 8), (256, 16))
 HEAD_DIMS = (64, 128, 256)
-# of decode matmuls: rows at once, and warps that share columns; of prefill matmuls: tokens of a block
-DECODE_SHAPES = ((1, 1), (1, 4), (8, 1))
-PREFILL_TILES = (32, 128)
-# tokens of an expert that share its weights
-MOE_PACKS = (1, 8, 32, 128)
 
 
 def all_kernels() -> list[KernelSpec]:
@@ -52,7 +48,7 @@ def all_kernels() -> list[KernelSpec]:
             for grouped in (False, True)
         ),
         kernel("moe_cuda", "moe_route_cuda"),
-        *(kernel("moe_cuda", "moe_dispatch_cuda", n_tokens) for n_tokens in MOE_PACKS),
+        *(kernel("moe_cuda", "moe_dispatch_cuda", n_tokens) for n_tokens in (*DECODE_ROWS, *PREFILL_TILES)),
         kernel("moe_cuda", "moe_combine_cuda"),
         *(
             kernel("rotate", "rotate_cuda", size, inverse, False)

@@ -1,0 +1,56 @@
+"""Which of several kernels for one op fits a shape; kernel_list.py compiles what these can answer.
+
+No choice was measured on a GPU: each follows from counts in the kernels' own files.
+"""
+
+from __future__ import annotations
+
+from ..kernel_build.spec import KernelSpec, kernel
+from ..kernels.attend_fragments import HEAD_DIMS, head_blocks
+from ..kernels.device_layout import TENSOR_CORE_FORMATS
+
+DECODE_ROWS = (1, 2, 4, 8)
+MOST_DECODE_ROWS = DECODE_ROWS[-1]
+PREFILL_TILES = (32, 128)
+# fewer outputs give too few blocks of one warp a row for all multiprocessors to read at once
+FEW_OUTPUTS = 8192
+MOST_WARPS = 4  # that share the columns of a row
+DECODE_SHAPES = ((1, MOST_WARPS), *((n, 1) for n in DECODE_ROWS))
+SPLIT_TOKENS = 512  # positions worth a block of their own in decode
+BLOCKS_AT_ONCE = 264  # two for each of 132 multiprocessors
+
+
+def on_tensor_cores(format_name: str, rows_at_once: int) -> bool:
+    """Whether so many rows for each matrix are multiplied as bfloat16."""
+    return rows_at_once > MOST_DECODE_ROWS and format_name in TENSOR_CORE_FORMATS
+
+
+def decode_pack(rows_at_once: int) -> int:
+    """Rows that share one pass over the weights."""
+    return next((n for n in DECODE_ROWS if n >= rows_at_once), MOST_DECODE_ROWS)
+
+
+def prefill_tile(rows_at_once: int) -> int:
+    return next((n for n in PREFILL_TILES if n >= rows_at_once), PREFILL_TILES[-1])
+
+
+def expert_pack(n_pairs: int, n_experts: int) -> int:
+    """Places of a pack, from an expert's share of the (token, choice) pairs."""
+    share = -(-n_pairs // n_experts)
+    return decode_pack(share) if share <= MOST_DECODE_ROWS else prefill_tile(share)
+
+
+def decode_matmul(format_name: str, pack: int, n_outputs: int, grouped: bool) -> tuple[KernelSpec, int]:
+    """The kernel, and how many warps share the columns of a row."""
+    split = MOST_WARPS if pack == 1 and n_outputs <= FEW_OUTPUTS else 1
+    return kernel("matmul_cuda", "matmul_cuda", format_name, pack, split, grouped), split
+
+
+def attends_on_tensor_cores(head_dim: int, kind: str) -> bool:
+    return head_dim in HEAD_DIMS and kind != "f32"
+
+
+def decode_splits(n_tokens: int, n_rows: int, n_kv_heads: int, group: int) -> int:
+    """How many blocks share the history of a KV head in a slot of n_tokens tokens."""
+    wanted = -(-BLOCKS_AT_ONCE // (n_rows * n_kv_heads * head_blocks(group)))
+    return max(1, min(wanted, -(-n_tokens // SPLIT_TOKENS)))

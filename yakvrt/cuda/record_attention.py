@@ -1,0 +1,88 @@
+"""Records attention: of a prompt's chunk, and of one new token per slot."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..kernel_build.spec import kernel
+from ..kernels.attend_fragments import head_blocks
+from ..kernels.attend_prefill_cuda import prefill_tokens_cuda
+from ..ops import ELEMENT_BYTES, Buffer, KvRows
+from .kernel_choice import attends_on_tensor_cores, decode_splits
+
+if TYPE_CHECKING:
+    from .recorder import CudaRecorder
+
+
+def append_rows(recorder: CudaRecorder, rows: KvRows, k: Buffer, v: Buffer) -> None:
+    """Stores the k and v of every row at its slot and position."""
+    batch = recorder.device_batch
+    recorder.launch(
+        kernel("kv_append", "kv_append_cuda", rows.kind),
+        (-(-k.width // 1024), recorder.capacity),
+        *(rows.k, rows.v, *_strides(rows), k.data, v.data, k.width, recorder.n_kv_heads, recorder.head_dim),
+        *(batch.slots, batch.positions, k.n_rows),
+    )
+
+
+def record_prefill_attention(recorder: CudaRecorder, out: Buffer, q: Buffer, rows: KvRows) -> None:
+    """out = causal attention of consecutive tokens of one slot, whose rows are in the cache."""
+    if not attends_on_tensor_cores(recorder.head_dim, rows.kind):
+        _attend_plain(recorder, out, q, rows)
+        return
+    batch, group = recorder.device_batch, recorder.n_heads // recorder.n_kv_heads
+    recorder.launch(
+        kernel("attend_prefill_cuda", "attend_prefill_cuda", recorder.head_dim, rows.kind),
+        (-(-recorder.capacity // prefill_tokens_cuda(group)), recorder.n_kv_heads),
+        *(out.data, out.width, q.data, q.width, rows.k, rows.v, *_strides(rows)),
+        *(batch.slots, batch.positions, q.n_rows, group, recorder.head_dim**-0.5),
+    )
+
+
+def record_decode_attention(recorder: CudaRecorder, out: Buffer, q: Buffer, rows: KvRows) -> None:
+    """Attends in splits of the history, and joins the splits into out."""
+    if not attends_on_tensor_cores(recorder.head_dim, rows.kind):
+        _attend_plain(recorder, out, q, rows)
+        return
+    batch, capacity, n_heads, n_kv_heads = (
+        recorder.device_batch,
+        recorder.capacity,
+        recorder.n_heads,
+        recorder.n_kv_heads,
+    )
+    head_dim, group = recorder.head_dim, n_heads // n_kv_heads
+    n_tokens = rows.head_bytes // (head_dim * ELEMENT_BYTES[rows.kind])
+    n_splits = decode_splits(n_tokens, capacity, n_kv_heads, group)
+    n_units = capacity * n_heads * n_splits
+    sums = recorder.scratch("split_sums", n_units * head_dim, np.float32)
+    stats = recorder.scratch("split_stats", n_units * 2, np.float32)
+    recorder.launch(
+        kernel("attend_decode_cuda", "attend_decode_cuda", head_dim, rows.kind),
+        (n_kv_heads * n_splits * head_blocks(group), capacity),
+        *(sums, stats, 0, n_splits, n_splits, q.data, q.width, rows.k, rows.v, *_strides(rows)),
+        *(batch.slots, batch.positions, q.n_rows, n_kv_heads, group, head_dim**-0.5),
+    )
+    recorder.launch(
+        kernel("merge_partials", "merge_partials_cuda", head_dim),
+        (n_heads, capacity),
+        *(out.data, out.width, sums, stats, n_splits, n_heads, q.n_rows),
+    )
+
+
+def _attend_plain(recorder: CudaRecorder, out: Buffer, q: Buffer, rows: KvRows) -> None:
+    batch = recorder.device_batch
+    recorder.launch(
+        kernel("attend_plain_cuda", "attend_plain_cuda", recorder.head_dim, rows.kind),
+        (recorder.n_heads, recorder.capacity),
+        *(out.data, out.width, q.data, q.width, rows.k, rows.v, *_strides(rows)),
+        *(batch.slots, batch.positions, q.n_rows, recorder.n_heads // recorder.n_kv_heads),
+        recorder.head_dim**-0.5,
+    )
+
+
+def _strides(rows: KvRows) -> tuple[int, int]:
+    """Numbers of the cache between slots and between heads."""
+    size = ELEMENT_BYTES[rows.kind]
+    return rows.slot_bytes // size, rows.head_bytes // size

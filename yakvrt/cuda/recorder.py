@@ -1,0 +1,164 @@
+"""Records the model's ops as launches of CUDA kernels on device memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..kernel_build.spec import KernelSpec, kernel
+from ..kernels.matmul import ADD, GATE, WRITE
+from ..ops import Batch, Buffer, KvRows
+from .device_array import DeviceArray
+from .device_matrix import DeviceMatrix
+from .record_attention import append_rows, record_decode_attention, record_prefill_attention
+from .record_experts import record_experts
+from .record_matmul import record_matmul
+
+if TYPE_CHECKING:
+    from .backend import CudaBackend
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """A kernel over a grid of blocks; arguments are numbers, device arrays or None."""
+
+    kernel: KernelSpec
+    grid: tuple[int, int]
+    arguments: tuple[Any, ...]
+
+
+Piece = Launch | Callable[[], None]
+
+
+def blocks(n: int, per_block: int) -> int:
+    return -(-n // per_block)
+
+
+class CudaRecorder:
+    """A step under recording (ops.Ops), in parts that run one at a time over the same buffers.
+
+    `batch` is the step's own, on the host; kernels read `device_batch`. Scratch memory is shared by all ops
+    of a step, which run one after another.
+    """
+
+    def __init__(
+        self,
+        backend: CudaBackend,
+        capacity: int,
+        inv_freq: np.ndarray,
+        rope_scale: float,
+        heads: tuple[int, int, int],
+    ) -> None:
+        self.parts: list[list[Piece]] = []
+        self.capacity = capacity
+        self.n_heads, self.n_kv_heads, self.head_dim = heads
+        self.batch = Batch.empty(capacity)
+        self._backend = backend
+        self.device_batch = Batch(
+            *(backend.array((n,), np.int64) for n in (capacity, capacity, capacity, 1))  # type: ignore[arg-type]
+        )
+        self._scratch: dict[str, DeviceArray] = {}
+        self._inv_freq, self._rope_scale = backend.put(inv_freq.astype(np.float32)), rope_scale
+        self._rope_table = backend.array((capacity, self.head_dim), np.float32)
+        self.next_part()
+
+    @property
+    def n_rows(self) -> Any:
+        return self.device_batch.n_rows
+
+    def next_part(self) -> None:
+        """What follows is recorded into a part of its own."""
+        self.parts.append([])
+        half = self.head_dim // 2
+        self.launch(
+            kernel("rope", "rope_table_cuda"),
+            (blocks(half, 128), self.capacity),
+            *(self._rope_table, self.device_batch.positions, self._inv_freq, half, self._rope_scale),
+            self.n_rows,
+        )
+
+    def launch(self, spec: KernelSpec, grid: tuple[int, int], *arguments: Any) -> None:
+        self.parts[-1].append(Launch(spec, grid, arguments))
+
+    def call(self, function: Callable[[], None]) -> None:
+        self.parts[-1].append(function)
+
+    def buffer(self, width: int) -> Buffer:
+        return self.rows_buffer(self.capacity, width, self.n_rows)
+
+    def rows_buffer(self, n_rows: int, width: int, present: Any) -> Buffer:
+        """Memory for n_rows rows, of which present[0] hold a value."""
+        return Buffer(self._backend.array((n_rows, width), np.float32), width, present)
+
+    def scratch(self, name: str, n: int, dtype: type[np.generic]) -> DeviceArray:
+        """At least n numbers that hold their values until the same name is asked for again."""
+        held = self._scratch.get(name)
+        if held is None or len(held) < n:
+            self._scratch[name] = held = self._backend.array((n,), dtype)
+        return held
+
+    def embed(self, out: Buffer, table: DeviceMatrix) -> None:
+        planes = table.planes
+        spec = kernel("embed", "embed_planes_cuda", table.format)
+        if table.format in ("F32", "F16", "BF16"):
+            spec, planes = kernel("embed", "embed_cuda", table.format.lower()), planes[:1]
+        tokens = self.device_batch.tokens
+        self.launch(spec, (self.capacity, 1), out.data, *planes, tokens, table.n_cols, out.n_rows)
+
+    def rms_norm(self, out: Buffer, x: Buffer, weight: DeviceArray, eps: float) -> None:
+        self.launch(
+            kernel("rms_norm", "rms_norm_cuda"),
+            (self.capacity, 1),
+            *(out.data, out.width, x.data, x.width, weight, x.width, eps, x.n_rows),
+        )
+
+    def head_norm(self, out: Buffer, x: Buffer, weight: DeviceArray, eps: float) -> None:
+        n_heads = x.width // self.head_dim
+        self.launch(
+            kernel("rms_norm", "head_norm_cuda"),
+            (blocks(n_heads, 4), self.capacity),
+            *(out.data, out.width, x.data, x.width, weight, self.head_dim, n_heads, eps, x.n_rows),
+        )
+
+    def matmul(
+        self, outs: Sequence[Buffer], matrices: Sequence[DeviceMatrix], x: Buffer, *, add: bool = False
+    ) -> None:
+        modes = [ADD if add else WRITE] * len(outs)
+        record_matmul(self, outs, matrices, x, modes)
+
+    def gated_matmul(self, out: Buffer, gate: DeviceMatrix, up: DeviceMatrix, x: Buffer) -> None:
+        record_matmul(self, (out, out), (gate, up), x, (WRITE, GATE))
+
+    def rope(self, out: Buffer, x: Buffer) -> None:
+        n_heads, half = x.width // self.head_dim, self.head_dim // 2
+        self.launch(
+            kernel("rope", "rope_cuda"),
+            (blocks(n_heads * half, 512), self.capacity),
+            *(out.data, x.data, x.width, n_heads, half, self._rope_table, x.n_rows),
+        )
+
+    def moe(
+        self,
+        x: Buffer,
+        h: Buffer,
+        router: DeviceMatrix,
+        gate: DeviceMatrix,
+        up: DeviceMatrix,
+        down: DeviceMatrix,
+        n_used: int,
+        renormalise: bool,
+    ) -> None:
+        record_experts(self, x, h, (router, gate, up, down), n_used, renormalise)
+
+    def kv_append(self, rows: KvRows, k: Buffer, v: Buffer) -> None:
+        append_rows(self, rows, k, v)
+
+    def attend_prefill(self, out: Buffer, q: Buffer, rows: KvRows) -> None:
+        record_prefill_attention(self, out, q, rows)
+
+    def attend_decode(self, out: Buffer, q: Buffer, k: Buffer, v: Buffer, rows: KvRows) -> None:
+        append_rows(self, rows, k, v)
+        record_decode_attention(self, out, q, rows)
