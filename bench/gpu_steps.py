@@ -19,7 +19,7 @@ from typing import Any
 
 import gpu_ceilings
 import gpu_questions
-from cuda_cases import all_cases
+from cuda_cases import real_cases
 from cuda_cases.case import LINK, Sized
 from gpu_run import GpuRun
 
@@ -117,7 +117,7 @@ def events(cubins: Path, number: int, steps: list[Step], first: int) -> Iterator
 
 
 def chosen_cases(only: str) -> list[Sized]:
-    return [case for case in all_cases(real=True) if only in case.name]
+    return [case for case in real_cases() if only in case.name]
 
 
 def main() -> int:

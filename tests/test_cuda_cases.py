@@ -18,7 +18,7 @@ sys.path.append(str(Path(__file__).parent.parent / "bench"))
 import bench_gpu
 import gpu_questions
 import gpu_steps
-from cuda_cases import all_cases
+from cuda_cases import real_cases, small_cases
 from cuda_cases.arrays import poisoned
 from cuda_cases.case import Case, Mismatch, Sized, compare, untouched
 from cuda_cases.matmul import round_activations
@@ -27,7 +27,7 @@ from fake_gpu import FakeGpu, write_fake_cubin
 from yakvrt.cuda.kernel_list import all_kernels
 
 ROOT = Path(__file__).parent.parent
-SMALL = all_cases(real=False)
+SMALL = small_cases()
 
 
 @pytest.fixture
@@ -154,7 +154,7 @@ def test_the_script_says_what_is_missing() -> None:
     listed = subprocess.run(
         [ROOT / "scripts" / "test-gpu", "--list"], capture_output=True, text=True, check=True
     )
-    assert listed.stdout.splitlines() == [case.name for case in all_cases(real=True)]
+    assert listed.stdout.splitlines() == [case.name for case in real_cases()]
     run = subprocess.run([ROOT / "scripts" / "test-gpu", "--only", "nothing"], capture_output=True, text=True)
     assert (run.returncode, run.stdout) == (1, "")
     assert run.stderr == "test-gpu: no case's name holds 'nothing': --list prints them\n"
@@ -162,7 +162,7 @@ def test_the_script_says_what_is_missing() -> None:
 
 def test_the_program_needs_no_compiler() -> None:
     statement = "import sys\nsys.path[:0] = ['bench', 'tests']\nimport bench_gpu, cuda_cases\n"
-    statement += "[case.make() for case in cuda_cases.all_cases(real=False)]\n"
+    statement += "[case.make() for case in cuda_cases.small_cases()]\n"
     statement += "print(*{name.split('.')[0] for name in sys.modules})"
     shown = subprocess.run(
         [sys.executable, "-c", statement], cwd=ROOT, capture_output=True, text=True, check=True

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from . import matmul
+from . import attention, elementwise, higgs, matmul, moe
 from .case import Sized
 
-FAMILIES = (matmul,)
+FAMILIES = (matmul, attention, moe, higgs, elementwise)
 
 
-def all_cases(real: bool) -> list[Sized]:
-    """Of sizes that models have, or of a few rows for the emulator."""
-    return [case for family in FAMILIES for case in family.cases(real)]
+def small_cases() -> list[Sized]:
+    """Of a few rows, for the emulator."""
+    return [case for family in FAMILIES for case in family.small()]
+
+
+def real_cases() -> list[Sized]:
+    """Of sizes that models have."""
+    return [case for family in FAMILIES for case in family.real()]

@@ -62,3 +62,11 @@ def stored(x: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
 def bf16_words(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(rounded numbers, pairs of them in uint32)."""
     return stored(x, "bf16")
+
+
+def sample(n: int, most: int) -> list[int]:
+    """The first and the last of n, and others between, at most so many."""
+    if n <= most:
+        return list(range(n))
+    between = RNG.choice(np.arange(1, n - 1), most - 2, replace=False)
+    return [0, *sorted(int(i) for i in between), n - 1]

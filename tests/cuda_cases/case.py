@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,10 @@ class Sized:
 
     name: str
     make: Callable[[], Case]
+
+
+def sized(name: str, family: Callable[..., Case], *sizes: Any) -> Sized:
+    return Sized(name, partial(family, *sizes))
 
 
 class Mismatch(AssertionError):

@@ -15,7 +15,7 @@ from yakvrt.kernels.matmul_cuda import ROWS_AT_ONCE, WARPS
 from yakvrt.kernels.swiglu import swiglu_ref
 
 from .arrays import bf16_words, blocks, count, normal, poisoned, repeated
-from .case import COPY, PRODUCT, Case, Launch, Sized, compare, untouched
+from .case import COPY, PRODUCT, Case, Launch, Sized, compare, sized, untouched
 from .weights import device_matrix, int8_activations, nbytes
 
 
@@ -154,21 +154,29 @@ def round_activations(n_rows: int, n_cols: int) -> Case:
     return Case([launch], check)
 
 
-def cases(real: bool) -> list[Sized]:
-    names = list(DEVICE_LAYOUTS) if real else ["BF16", "Q4_K"]
-    n_outputs, n_cols = (14336, 4096) if real else (18, 256)
-    rows, tokens = (4096, 4096) if real else (2, 5)
-    made = [
-        Sized("quantize activations", partial(quantize_activations, rows, n_cols)),
-        Sized("round activations", partial(round_activations, rows, n_cols)),
+def small() -> list[Sized]:
+    return [
+        sized("quantize activations", quantize_activations, 2, 256),
+        sized("round activations", round_activations, 2, 256),
+        sized("decode matmul BF16", decode_matmul, "BF16", 1, 4, 1, 18, 64),
+        sized("decode matmul Q4_K", decode_matmul, "Q4_K", 8, 1, 3, 5, 512),
+        sized("prefill matmul Q4_K", prefill_matmul, "Q4_K", 32, 5, 18, 256),
     ]
-    for name in names:
-        for n_tokens, split in DECODE_SHAPES if real else DECODE_SHAPES[1:2]:
-            make = partial(decode_matmul, name, n_tokens, split, n_tokens, n_outputs, n_cols)
-            made.append(Sized(f"decode matmul {name} {n_tokens} rows, {split} warps a row", make))
-        tiles = PREFILL_TILES if name in TENSOR_CORE_FORMATS else ()
-        for tile in tiles if real else tiles[:1]:
-            batch = tokens if tile == max(PREFILL_TILES) else min(tile, tokens)
-            make = partial(prefill_matmul, name, tile, batch, n_outputs, n_cols)
-            made.append(Sized(f"prefill matmul {name} {batch} rows, tiles of {tile}", make))
+
+
+def real() -> list[Sized]:
+    """The up projection of Llama-3.1-8B."""
+    shape = (14336, 4096)
+    made = [
+        sized("quantize activations", quantize_activations, 4096, 4096),
+        sized("round activations", round_activations, 4096, 4096),
+    ]
+    for name in DEVICE_LAYOUTS:
+        for n_tokens, split in DECODE_SHAPES:
+            what = f"decode matmul {name}, rows {n_tokens}, {split} warps a row"
+            made.append(sized(what, decode_matmul, name, n_tokens, split, n_tokens, *shape))
+        for tile in PREFILL_TILES if name in TENSOR_CORE_FORMATS else ():
+            batch = 4096 if tile == max(PREFILL_TILES) else tile
+            what = f"prefill matmul {name}, rows {batch}, tiles of {tile}"
+            made.append(sized(what, prefill_matmul, name, tile, batch, *shape))
     return made

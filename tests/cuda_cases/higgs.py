@@ -1,0 +1,318 @@
+"""HIGGS codes: rotating, encoding and decoding rows, scoring queries against selector codes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from yakvrt.cuda.kernel_list import HEAD_DIMS, HEADS, ROTATIONS
+from yakvrt.higgs_grids import load_grid
+from yakvrt.kernel_build.spec import kernel
+from yakvrt.kernels.higgs_encode import decode_ref, encode_ref
+from yakvrt.kernels.higgs_encode_cuda import rows_of_a_block
+from yakvrt.kernels.higgs_layout import BLOCK_TOKENS, SELECTORS, Selector, byte_grid, pack_tables
+from yakvrt.kernels.higgs_query_cuda import query_words
+from yakvrt.kernels.higgs_rows import unpack_sixes_ref
+from yakvrt.kernels.higgs_score import score_ref
+from yakvrt.kernels.higgs_selector import encode_selector_ref
+from yakvrt.kernels.rotate import rotation, rotation_lanes
+
+from .arrays import RNG, blocks, count, normal, poisoned, repeated, sample
+from .case import Case, Launch, Mismatch, Sized, compare, sized, untouched
+
+DISTINCT = 61  # selector blocks of a long history, which repeats them
+
+
+def rotate(head_dim: int, inverse: bool, signs: bool, n_rows: int) -> Case:
+    """Rows of a wider array, a row too many."""
+    matrix = rotation(head_dim, signs)
+    x, out = normal(n_rows, head_dim + 4), poisoned(n_rows + 1, head_dim)
+    launch = Launch(
+        kernel("rotate", "rotate_cuda", head_dim, inverse, signs),
+        blocks(n_rows, 128 // rotation_lanes(head_dim)),
+        [out],
+        (out, head_dim, x, head_dim + 4, count(n_rows)),
+        2 * n_rows * head_dim * 4,
+    )
+
+    def check() -> float:
+        untouched("further rows", out[n_rows:])
+        expected = x[:, :head_dim].astype(np.float64) @ (matrix if inverse else matrix.T)
+        return compare("out", out[:n_rows], expected, atol=3e-6)
+
+    return Case([launch], check)
+
+
+def search_table(grid: np.ndarray) -> np.ndarray:
+    """The points as the search reads them, with half of their square."""
+    half = len(grid) // 2
+    return pack_tables(grid)[: half * (grid.shape[1] + 1) * 4].view(np.float32)
+
+
+class Written:
+    """Where the codes and scales of tokens lie: in rows of their own, or in selector blocks of 64 tokens."""
+
+    def __init__(self, layout: str, dim: int, head_dim: int, shape: tuple[int, int], n_tokens: int) -> None:
+        self.layout, self.dim, self.head_dim, self.per_row = layout, dim, head_dim, head_dim // dim
+        if layout == "blocks":
+            self.selector = next(s for s in SELECTORS.values() if s.dim == dim and not s.mean_grid)
+            n_bytes = blocks(n_tokens, BLOCK_TOKENS) * self.selector.block_bytes(head_dim)
+            self.held = np.full((*shape, n_bytes), 0xCD, np.uint8)
+            self.scales, self.row_words, self.step = self.held.view(np.uint16), 0, 0
+        else:
+            self.row_words, self.step = self.per_row // 4 + 3, 2
+            self.held = np.full((*shape, n_tokens, self.row_words * 4), 0xCD, np.uint8)
+            self.scales = np.full((*shape, n_tokens * self.step), 0xCDCD, np.uint16)
+        self.words = self.held.view(np.uint32)
+        self.outputs = [self.words] if layout == "blocks" else [self.words, self.scales]
+
+    def arguments(self) -> tuple[Any, ...]:
+        words, scales = self.words, self.scales
+        strides = (words.strides[0] // 4, words.strides[1] // 4, self.row_words)
+        return (words, *strides, scales, scales.strides[0] // 2, scales.strides[1] // 2, self.step)
+
+    def read(self, slot: int, head: int, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Codes and scales; what was read becomes poison, so that the rest can be looked at."""
+        held, scales = self.held[slot, head], self.scales[slot, head]
+        if self.layout == "blocks":
+            at, scale_at = self._places(self.selector, tokens)
+            codes, found = held[at], scales[scale_at].view(np.float16)
+            if codes[:, self.per_row :].any():
+                raise Mismatch("codes that fill up a tile are not zero")
+            held[at], scales[scale_at] = 0xCD, 0xCDCD
+            return codes[:, : self.per_row], found
+        n_bytes = self.per_row if self.layout == "bytes" else self.per_row // 4 * 3
+        codes, found = held[tokens, :n_bytes], scales[tokens * self.step].view(np.float16)
+        held[tokens, :n_bytes], scales[tokens * self.step] = 0xCD, 0xCDCD
+        return (codes if self.layout == "bytes" else unpack_sixes_ref(codes)), found
+
+    def _places(self, selector: Selector, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Bytes of the tokens' codes, padding included, and numbers of their scales."""
+        block = tokens // BLOCK_TOKENS * selector.block_bytes(self.head_dim)
+        tile = tokens % BLOCK_TOKENS // 16 * selector.tile_bytes(self.head_dim) + tokens % 16 * 4
+        k = np.arange(selector.tile_vectors(self.head_dim) * 4)
+        scales = block // 2 + selector.scales(self.head_dim) // 2 + tokens % BLOCK_TOKENS
+        return (block + tile)[:, None] + k // 4 * 64 + k % 4, scales
+
+
+def encode(
+    dim: int,
+    n_points: int,
+    layout: str,
+    head_dim: int,
+    rule: str,
+    centred: bool,
+    signs: bool,
+    n_rows: int,
+    n_heads: int = 2,
+) -> Case:
+    """Rows of slot 1, from place 1 on, none of slot 0; a row too many. Some are zero, some large."""
+    grid = load_grid(f"d{dim}n{n_points}")
+    first = 61 if layout == "blocks" else 2  # its block ends soon
+    x, means = normal(2, n_heads, n_rows, head_dim), normal(2, n_heads, head_dim)
+    x[1, 0, 3] = means[1, 0] if centred else 0
+    x[1, 1, 5] *= 1e6
+    written = Written(layout, dim, head_dim, (2, n_heads), first + n_rows + 4)
+    spans = np.array([[1, 0, 0], [first, 2, 2], [first + n_rows - 3, 1, n_rows], [1, 1, 1]])
+    slots, firsts, lasts, sources = (np.ascontiguousarray(part) for part in spans)
+    given = (x, x.strides[0] // 4, x.strides[1] // 4, means, means.strides[0] // 4, search_table(grid))
+    launch = Launch(
+        kernel(
+            "higgs_encode_cuda", "higgs_encode_cuda", dim, n_points, layout, head_dim, rule, centred, signs
+        ),
+        (blocks(n_rows, rows_of_a_block(head_dim)), 3 * n_heads),
+        written.outputs,
+        (*written.arguments(), *given, slots, n_heads, firsts, lasts, sources, count(2)),
+        n_heads * (n_rows - 3) * (4 * head_dim + head_dim // dim + 2),
+        n_heads * (n_rows - 3) * (head_dim // dim) * (n_points // 2) * (dim + 3),
+    )
+
+    def check() -> float:
+        tokens, worst = first + np.arange(n_rows - 3), 0.0
+        for head in range(n_heads):
+            found, found_scales = written.read(1, head, tokens)
+            some = np.array(sample(len(tokens), 2000))
+            rows, mean = x[1, head, 1 + some], means[1, head] if centred else None
+            expected, scales = encode_ref(rows, grid, mean, rule, signs)
+            compare("scales", found_scales[some], scales.astype(float), rtol=2e-3, atol=1e-7)
+            y = (rows.astype(float) - (0 if mean is None else mean)) @ rotation(head_dim, signs).T.astype(
+                float
+            )
+            worst = max(worst, _compare_codes(found[some], expected, y, grid))
+        for array in written.outputs:
+            untouched("what lies around", array.view(np.uint8))
+        return worst
+
+    return Case([launch], check)
+
+
+def _compare_codes(found: np.ndarray, expected: np.ndarray, y: np.ndarray, grid: np.ndarray) -> float:
+    """float32 may prefer another point where two are as near."""
+    differ = found != expected
+    if differ.mean() >= 2e-3:
+        raise Mismatch(f"codes: {differ.mean():.2%} differ")
+    size = np.sqrt((y**2).mean(axis=1, keepdims=True))
+    y = (y / np.where(size > 0, size, 1)).reshape(*found.shape, -1)[differ]
+    off = [((y - grid[codes[differ].astype(int)]) ** 2).sum(axis=1) for codes in (found, expected)]
+    return compare("distances of codes that differ", off[0], off[1], rtol=1e-4, atol=1e-5)
+
+
+def decode(
+    dim: int, head_dim: int, rotated: bool, centred: bool, signs: bool, n_rows: int, n_heads: int = 2
+) -> Case:
+    """Rows of slot 1 but its first three and its last, to the place 1 and behind; none of slot 0."""
+    row_words, grid = head_dim // dim // 4 + 1, load_grid(f"d{dim}n256")
+    codes = RNG.integers(0, 256, (2, n_heads, n_rows, row_words * 4), np.uint8)
+    scales = RNG.random((2, n_heads, n_rows, 2)).astype(np.float16)
+    means, out = normal(2, n_heads, head_dim), poisoned(2, n_heads, n_rows, head_dim)
+    words, halves, n = codes.view(np.uint32), scales.view(np.uint16), n_rows - 4
+    given = (
+        *(out, out.strides[0] // 4, out.strides[1] // 4),
+        *(words, words.strides[0] // 4, words.strides[1] // 4, row_words),
+        *(halves, halves.strides[0] // 2, halves.strides[1] // 2, 2, means, n_heads * head_dim),
+    )
+    spans = (np.array([1, 0, 0]), n_heads, np.array([3, 7, 0]), np.array([3 + n, 7, 9]), np.array([1, 0, 0]))
+    launch = Launch(
+        kernel("higgs_decode_cuda", "higgs_decode_cuda", dim, 256, head_dim, rotated, centred, signs),
+        (blocks(n, 128 // rotation_lanes(head_dim)), 3 * n_heads),
+        [out],
+        (*given, search_table(grid), *spans, count(2)),
+        n_heads * n * (head_dim // dim + 2 + 4 * head_dim),
+    )
+
+    def check() -> float:
+        untouched("slot 0", out[0])
+        untouched("further rows", out[1, :, [0, n + 1, n + 2, n + 3]])
+        some = np.array(sample(n, 4000))
+        own = codes[1][:, 3 + some][..., : head_dim // dim]
+        expected = decode_ref(own, scales[1][:, 3 + some, 0], grid, rotated=rotated, signs=signs)
+        expected = expected + (means[1][:, None] if centred else 0)
+        return compare("out", out[1][:, 1 + some], expected, atol=1e-5)
+
+    return Case([launch], check)
+
+
+def clear_queries(shape: tuple[int, int, int], signs: bool) -> np.ndarray:
+    """Random queries no coordinate of which lies just between two integers once rotated and scaled."""
+    q = normal(*shape, scale=3)
+    matrix = rotation(shape[2], signs).T.astype(float)
+    while True:
+        y = q.astype(float) @ matrix
+        near = np.abs(y / np.abs(y).max(axis=2, keepdims=True) * 127 % 1 - 0.5).min(axis=2) < 1e-4
+        if not near.any():
+            return q
+        q[near] = normal(int(near.sum()), shape[2], scale=3)
+
+
+def score(
+    kind: str,
+    head_dim: int,
+    group: int,
+    centred: bool,
+    signs: bool,
+    lengths: list[int],
+    n_shares: int = 2,
+    n_heads: int = 2,
+) -> Case:
+    """Queries and their logits; `lengths` of every KV head of rows, the last row's beyond the batch."""
+    grid, n_rows, factor = load_grid(SELECTORS[kind].grid), len(lengths) // n_heads - 1, 0.37
+    n_slots, n_blocks, n_query_heads = n_rows + 1, blocks(max(lengths), BLOCK_TOKENS) + 1, n_heads * group
+    slots = np.array([*range(n_slots - 1, 0, -1), 0, 1])
+    keys = normal(n_slots, n_heads, min(n_blocks, DISTINCT) * BLOCK_TOKENS, head_dim)
+    codes = [[encode_selector_ref(kind, head, grid, signs=signs) for head in slot] for slot in keys]
+    distinct = np.ascontiguousarray(codes)
+    held = repeated(distinct, n_blocks, 2)
+    means, q = normal(n_slots, n_heads, head_dim), clear_queries((n_rows + 1, n_query_heads, head_dim), signs)
+    q[0, 0] = 0
+    table, step = byte_grid(grid)
+    queries = poisoned(n_rows + 1, n_query_heads, query_words(kind, head_dim), dtype=np.uint32)
+    records = poisoned(n_rows + 1, n_query_heads, 4)
+    query = Launch(
+        kernel("higgs_query_cuda", "higgs_query_cuda", kind, head_dim, centred, signs),
+        blocks((n_rows + 1) * n_query_heads, 128 // rotation_lanes(head_dim)),
+        [queries, records],
+        (
+            *(queries, records, q, n_query_heads * head_dim, means if centred else None, n_heads * head_dim),
+            *(slots, n_query_heads, group, factor, float(step), count(n_rows)),
+        ),
+        n_rows * n_query_heads * (head_dim * 4 + queries.shape[2] * 4 + 16),
+    )
+    n_segments, n_own = (n_rows + 1) * n_heads, n_rows * n_heads
+    logits = poisoned(n_segments, group, n_blocks * BLOCK_TOKENS)
+    stats = poisoned(n_segments, group, n_shares + 2, 2)
+    words, strides = table.view(np.uint32).reshape(-1), [stride // 4 for stride in held.strides[:2]]
+    per_token = SELECTORS[kind].block_bytes(head_dim) // BLOCK_TOKENS + 4 * group
+    launch = Launch(
+        kernel("higgs_score_cuda", "higgs_score_cuda", kind, head_dim, group),
+        (n_shares, n_segments),
+        [logits, stats],
+        (
+            *(logits, logits.shape[2], stats, n_shares + 2, 1, queries, records),
+            *(held.view(np.uint32), *strides, slots, n_heads, np.array(lengths), words, count(n_rows)),
+        ),
+        sum(lengths[:n_own]) * per_token,
+    )
+
+    def check() -> float:
+        for further in (queries[n_rows:], records[n_rows:], logits[n_own:], stats[n_own:]):
+            untouched("further rows", further)
+        untouched("other parts", stats[:, :, [0, -1]])
+        worst = 0.0
+        for segment in sample(n_own, 8 if n_blocks <= DISTINCT else 3):
+            row, head = divmod(segment, n_heads)
+            own, n = slice(head * group, (head + 1) * group), lengths[segment]
+            worst = max(worst, segment_error(segment, q[row, own], slots[row], head, n))
+        return worst
+
+    def segment_error(segment: int, own: np.ndarray, slot: int, head: int, n: int) -> float:
+        n_all = blocks(n, BLOCK_TOKENS) * BLOCK_TOKENS
+        found, mean = logits[segment, :, :n_all], means[slot, head] if centred else None
+        n_distinct = min(n, distinct.shape[2] * BLOCK_TOKENS)
+        truth = score_ref(
+            kind, own, distinct[slot, head], n_distinct, factor, grid, mean=mean, signs=signs, as_int8=True
+        )
+        expected = truth[:, np.arange(n) % max(n_distinct, 1)] if n else truth[:, :0]
+        untouched("further logits", logits[segment, :, n_all:])
+        if not (found[:, n:] == -np.inf).all():
+            raise Mismatch("logits behind the last token are not -inf")
+        for own_stats, row_logits in zip(stats[segment, :, 1:-1], found.astype(float), strict=True):
+            largest = max(row_logits.max(initial=-1e30), -1e30)
+            compare("largest logit", own_stats[:, :1].max(axis=0), np.array([np.float32(largest)]), rtol=1e-7)
+            total = (np.exp(own_stats[:, 0] - largest) * own_stats[:, 1]).sum(keepdims=True)
+            compare("total", total, np.exp(row_logits - largest).sum(keepdims=True), rtol=1e-5)
+        return compare("logits", found[:, :n], expected, atol=2e-5 * head_dim**0.5)
+
+    return Case([query, launch], check)
+
+
+def small() -> list[Sized]:
+    return [
+        sized("rotate", rotate, 64, False, False, 9),
+        sized("encode rows", encode, 2, 64, "sixes", 64, "norm", False, False, 9),
+        sized("encode blocks", encode, 4, 256, "blocks", 48, "norm", True, False, 6),
+        sized("decode", decode, 2, 64, True, False, False, 20),
+        sized("score 2bit", score, "2bit", 64, 4, True, False, [70, 64, 1, 0, 99, 99]),
+    ]
+
+
+def real() -> list[Sized]:
+    """A context of 128k tokens of 8 KV heads."""
+    made = [
+        sized(f"rotate {size}, inverse {inverse}", rotate, size, inverse, False, 131072)
+        for size in ROTATIONS
+        for inverse in (False, True)
+    ]
+    for size in HEAD_DIMS:
+        for centred in (False, True):
+            what = f"encode rows {size}, centred {centred}"
+            made.append(sized(what, encode, 2, 256, "bytes", size, "norm", centred, False, 8192, 8))
+        what = f"encode blocks {size}"
+        made.append(sized(what, encode, 4, 256, "blocks", size, "norm", True, False, 8192, 8))
+        made.append(sized(f"decode {size}", decode, 2, size, False, True, False, 32768, 8))
+    lengths = [131072] * 16 + [99] * 8
+    for size, group in HEADS:
+        made.append(
+            sized(f"score 2bit {size} x {group}", score, "2bit", size, group, True, False, lengths, 33, 8)
+        )
+    return made
