@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from yakvrt.cuda.kernel_list import MOE_PACKS
+from yakvrt.cuda.kernel_choice import EXPERT_PACKS
 from yakvrt.kernel_build.spec import kernel
 from yakvrt.kernels.device_layout import DEVICE_LAYOUTS
 from yakvrt.kernels.matmul import WRITE, matmul_ref
@@ -171,7 +171,7 @@ def real() -> list[Sized]:
     made = [
         sized("route", route, 8192, 128, 8, True),
         sized("combine", combine, 8192, 8, 2048),
-        *(sized(f"dispatch, packs of {n}", dispatch, 1024, 128, 8, n) for n in MOE_PACKS),
+        *(sized(f"dispatch, packs of {n}", dispatch, 1024, 128, 8, n) for n in EXPERT_PACKS),
     ]
     for name in DEVICE_LAYOUTS:
         for pack, prefill, n_rows in GROUPED:

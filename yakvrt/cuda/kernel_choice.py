@@ -12,6 +12,7 @@ from ..kernels.device_layout import TENSOR_CORE_FORMATS
 DECODE_ROWS = (1, 2, 4, 8)
 MOST_DECODE_ROWS = DECODE_ROWS[-1]
 PREFILL_TILES = (32, 128)
+EXPERT_PACKS = (*DECODE_ROWS, *PREFILL_TILES)
 # fewer outputs give too few blocks of one warp a row for all multiprocessors to read at once
 FEW_OUTPUTS = 8192
 MOST_WARPS = 4  # that share the columns of a row

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..kernel_build.spec import KernelSpec, kernel
 from ..kernels.device_layout import DEVICE_LAYOUTS, TENSOR_CORE_FORMATS
-from .kernel_choice import DECODE_ROWS, DECODE_SHAPES, PREFILL_TILES
+from .kernel_choice import DECODE_SHAPES, EXPERT_PACKS, PREFILL_TILES
 
 FLOATS = ("f32", "f16", "bf16")  # number formats of embedding tables and KV rows
 # head dimensions that HIGGS codes can be made of (rotate.py)
@@ -48,7 +48,7 @@ def all_kernels() -> list[KernelSpec]:
             for grouped in (False, True)
         ),
         kernel("moe_cuda", "moe_route_cuda"),
-        *(kernel("moe_cuda", "moe_dispatch_cuda", n_tokens) for n_tokens in (*DECODE_ROWS, *PREFILL_TILES)),
+        *(kernel("moe_cuda", "moe_dispatch_cuda", n_tokens) for n_tokens in EXPERT_PACKS),
         kernel("moe_cuda", "moe_combine_cuda"),
         *(
             kernel("rotate", "rotate_cuda", size, inverse, False)
