@@ -25,6 +25,20 @@ def test_attend_decode(group: int, head_dim: int, kind: str, lengths: tuple[int,
 
 
 @pytest.mark.parametrize(
+    ("group", "head_dim", "kind", "lengths", "n_splits", "ring"),
+    [
+        (4, 64, "bf16", (3, 4, 68, 69), 1, (4, 64)),  # sinks alone, a full window, one more
+        (2, 64, "f16", (132, 133, 197, 331), 2, (5, 64)),  # the window wraps around
+        (1, 128, "bf16", (300,), 1, (0, 128)),
+    ],
+)
+def test_attend_ring(
+    group: int, head_dim: int, kind: str, lengths: tuple[int, ...], n_splits: int, ring: tuple[int, int]
+) -> None:
+    solve(decode_attention(group, head_dim, kind, lengths, n_splits, ring=ring))
+
+
+@pytest.mark.parametrize(
     ("head_dim", "n_partials", "n_heads", "n_rows"),
     [(64, 1, 3, 2), (128, 37, 2, 1), (256, 5, 1, 2), (80, 66, 2, 1), (48, 4, 1, 1), (512, 3, 1, 1)],
 )
@@ -38,7 +52,7 @@ def test_merge_partials(head_dim: int, n_partials: int, n_heads: int, n_rows: in
 )
 def test_shapes_without_a_kernel_are_refused(parameters: tuple[int, str], told: str) -> None:
     with pytest.raises(ValueError, match=told):
-        emulated_kernel("attend_decode_cuda", "attend_decode_cuda", *parameters)
+        emulated_kernel("attend_decode_cuda", "attend_decode_cuda", *parameters, False)
 
 
 @pytest.mark.parametrize(

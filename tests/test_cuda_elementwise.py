@@ -139,7 +139,7 @@ def test_kv_append(kind: str, n_heads: int, head_dim: int) -> None:
     k_cache, v_cache = map(words, caches)
     strides = (n_heads * n_positions * head_dim, n_positions * head_dim)
     row = n_heads * head_dim
-    arguments = (*strides, k, v, row, n_heads, head_dim, slots, positions, count(n_rows))
+    arguments = (*strides, k, v, row, n_heads, head_dim, slots, positions, count(n_rows), 0, 0)
     grid = (blocks(row, 1024), n_rows + 1)
     kernel = emulated_kernel("kv_append", "kv_append_cuda", kind)
     run_kernel(kernel, grid, [k_cache, v_cache], k_cache, v_cache, *arguments)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -13,6 +15,7 @@ from yakvrt.kernels.attend import attend_ref
 from yakvrt.kernels.attend_fragments import head_blocks
 from yakvrt.kernels.attend_prefill_cuda import prefill_tokens_cuda
 from yakvrt.kernels.merge_partials import merge_partials_ref
+from yakvrt.kernels.yakv_layout import indexed_end, ring_place
 
 from .arrays import RNG, blocks, count, normal, poisoned, repeated, sample, stored
 from .case import PRODUCT, Case, Launch, Sized, compare, sized, untouched
@@ -31,10 +34,11 @@ class Cache:
     distinct: np.ndarray
     words: np.ndarray
     strides: tuple[int, int]  # of slots and heads, in numbers
+    exact: Callable[[int], np.ndarray] = np.arange  # which of n positions are held
 
     def rows(self, slot: int, n: int) -> np.ndarray:
-        """Shapes: -> [n, Hk, D]."""
-        return self.distinct[slot][:, np.arange(n) % self.distinct.shape[2]].transpose(1, 0, 2)
+        """Shapes: -> [n, Hk, D] of a cache of all positions."""
+        return self.distinct[slot][:, self.exact(n) % self.distinct.shape[2]].transpose(1, 0, 2)
 
 
 def make_cache(kind: str, lengths: list[int], n_heads: int, capacity: int, head_dim: int) -> Cache:
@@ -44,6 +48,26 @@ def make_cache(kind: str, lengths: list[int], n_heads: int, capacity: int, head_
     for slot, length in enumerate(lengths):
         words.view(np.uint32)[slot, :, length:] = NEVER_USED
     return Cache(distinct, words, (n_heads * capacity * head_dim, capacity * head_dim))
+
+
+def exact_positions(n: int, n_sinks: int, window: int) -> np.ndarray:
+    """Those that YAKV keeps as they are while its step over n tokens runs."""
+    positions = np.arange(n)
+    return positions[(positions < n_sinks) | (positions >= indexed_end(n - 1, n_sinks, window))]
+
+
+def make_ring(kind: str, lengths: list[int], n_heads: int, head_dim: int, n_sinks: int, window: int) -> Cache:
+    """As make_cache, with the exact positions alone: sinks, then a ring of window + 64 places."""
+    distinct, stored_words = stored(normal(len(lengths), n_heads, max(lengths), head_dim), kind)
+    places = n_sinks + window + 64
+    words = np.full((len(lengths), n_heads, places, stored_words.shape[-1]), 0, stored_words.dtype)
+    words.view(np.uint32)[...] = NEVER_USED
+    for slot, length in enumerate(lengths):
+        held = exact_positions(length, n_sinks, window)
+        places_of = [ring_place(int(p), n_sinks, n_sinks, window + 64) for p in held]
+        words[slot, :, places_of] = stored_words[slot, :, held]
+    strides = (n_heads * places * head_dim, places * head_dim)
+    return Cache(distinct, words, strides, partial(exact_positions, n_sinks=n_sinks, window=window))
 
 
 def compare_heads(found: np.ndarray, expected: np.ndarray, tolerance: float, mean: float = 0) -> float:
@@ -61,24 +85,38 @@ def compare_heads(found: np.ndarray, expected: np.ndarray, tolerance: float, mea
 
 
 def decode_attention(
-    group: int, head_dim: int, kind: str, lengths: tuple[int, ...], n_splits: int, n_heads: int = 2
+    group: int,
+    head_dim: int,
+    kind: str,
+    lengths: tuple[int, ...],
+    n_splits: int,
+    n_heads: int = 2,
+    ring: tuple[int, int] = (0, 0),
 ) -> Case:
-    """Partials among others, which stay as they are; rows in slots of another order, and a row too many."""
+    """Partials among others, which stay as they are; rows in slots of another order, and a row too many.
+    ring: numbers of sinks and of the window, if the caches are rings.
+    """
     n_rows, first, capacity = len(lengths), 1, max(lengths) + 3
     n_partials, width = first + n_splits + 1, n_heads * group * head_dim
-    k, v = (make_cache(kind, [0, *reversed(lengths)], n_heads, capacity, head_dim) for _ in range(2))
+    held = [0, *reversed(lengths)]
+    k, v = (
+        make_ring(kind, held, n_heads, head_dim, *ring)
+        if ring[1]
+        else make_cache(kind, held, n_heads, capacity, head_dim)
+        for _ in range(2)
+    )
     q = normal(n_rows + 1, width + 4)
     slots = np.array([*range(n_rows, 0, -1), 99], np.int64)
     positions = np.array([length - 1 for length in lengths] + [10**6], np.int64)
     sums = poisoned(n_rows + 1, n_heads * group, n_partials, head_dim)
     stats = poisoned(n_rows + 1, n_heads * group, n_partials, 2)
     launch = Launch(
-        kernel("attend_decode_cuda", "attend_decode_cuda", head_dim, kind),
+        kernel("attend_decode_cuda", "attend_decode_cuda", head_dim, kind, ring[1] > 0),
         (n_heads * n_splits * head_blocks(group), n_rows + 1),
         [sums, stats],
         (
             *(sums, stats, first, n_partials, n_splits, q, width + 4, k.words, v.words, *k.strides),
-            *(slots, positions, count(n_rows), n_heads, group, 1 / math.sqrt(head_dim)),
+            *(slots, positions, count(n_rows), n_heads, group, 1 / math.sqrt(head_dim), *ring),
         ),
         sum(lengths) * n_heads * head_dim * 4 + n_rows * width * (4 + 4 * n_splits),
         sum(lengths) * n_heads * group * head_dim * 4,
@@ -92,8 +130,8 @@ def decode_attention(
         worst = 0.0
         for row in sample(n_rows, 3):
             heads = q[row : row + 1, :width].reshape(1, -1, head_dim)
-            held = (x.rows(slots[row], lengths[row]) for x in (k, v))
-            expected = attend_ref(heads, *held, positions[row : row + 1])
+            keys, values = (x.rows(slots[row], lengths[row]) for x in (k, v))
+            expected = attend_ref(heads, keys, values, np.array([len(keys) - 1]))
             worst = max(worst, compare_heads(joined[row : row + 1], expected, 2e-4))
         return worst
 
@@ -197,6 +235,7 @@ def plain_attention(
 def small() -> list[Sized]:
     return [
         sized("decode attention", decode_attention, 4, 64, "f16", (1, 70), 2),
+        sized("ring attention", decode_attention, 4, 64, "bf16", (9, 200), 1, 2, (4, 64)),
         sized("merge partials", merge_partials, 128, 5, 2, 1),
         sized("prefill attention", prefill_attention, 2, 64, "bf16", 3, 5),
         sized("plain attention", plain_attention, 4, 80, "f16", (5, 33)),
@@ -208,6 +247,8 @@ def real() -> list[Sized]:
     for head_dim, kind in ATTENTION:
         what = f"decode attention {head_dim} {kind}, 4 x 32768"
         made.append(sized(what, decode_attention, 4, head_dim, kind, (32768,) * 4, 16, 8))
+        what = f"ring attention {head_dim} {kind}, 32 x 32768"
+        made.append(sized(what, decode_attention, 4, head_dim, kind, (32768,) * 32, 1, 8, (16, 128)))
         n_tokens = 32768 if (head_dim, kind) == (128, "bf16") else 8192
         what = f"prefill attention {head_dim} {kind}, {n_tokens}"
         made.append(sized(what, prefill_attention, 4, head_dim, kind, 0, n_tokens, 4))

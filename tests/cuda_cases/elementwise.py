@@ -14,6 +14,7 @@ from yakvrt.kernels.rope import rope_ref, rope_table_ref
 from yakvrt.kernels.sample_cuda import sample_ref
 from yakvrt.kernels.select_topk import select_topk_ref
 from yakvrt.kernels.swiglu import swiglu_ref
+from yakvrt.kernels.yakv_layout import ring_place
 
 from .arrays import RNG, blocks, count, normal, poisoned, repeated, stored
 from .case import Case, Launch, Sized, compare, sized, untouched
@@ -162,9 +163,19 @@ def embed_planes(name: str, n_rows: int, width: int, n_tokens: int) -> Case:
     return Case([launch], check)
 
 
-def kv_append(kind: str, n_heads: int, head_dim: int, slots: list[int], positions: list[int]) -> Case:
-    """Rows appended to caches of as many slots and positions as these take; nothing else changes."""
-    n_rows, row, n_positions = len(slots), n_heads * head_dim, max(positions) + 1
+def kv_append(
+    kind: str,
+    n_heads: int,
+    head_dim: int,
+    slots: list[int],
+    positions: list[int],
+    ring: tuple[int, int] = (0, 0),
+) -> Case:
+    """Rows appended to caches of as many slots and positions as these take; nothing else changes. ring:
+    numbers of sinks and of places behind them that positions wrap around.
+    """
+    places = [ring_place(p, ring[0], ring[0], ring[1]) if ring[1] else p for p in positions]
+    n_rows, row, n_positions = len(slots), n_heads * head_dim, max(places) + 1
     k, v = normal(n_rows + 1, row), normal(n_rows + 1, row)
     k[0, :3] = [np.inf, 1e-7, 70_000.0]
     caches = [stored(normal(max(slots) + 1, n_heads, n_positions, head_dim), kind)[1] for _ in range(2)]
@@ -176,7 +187,7 @@ def kv_append(kind: str, n_heads: int, head_dim: int, slots: list[int], position
         caches,
         (
             *(*caches, n_heads * n_positions * head_dim, n_positions * head_dim),
-            *(k, v, row, n_heads, head_dim, *where, count(n_rows)),
+            *(k, v, row, n_heads, head_dim, *where, count(n_rows), *ring),
         ),
         2 * n_rows * row * (8 if kind == "f32" else 6),
     )
@@ -184,7 +195,7 @@ def kv_append(kind: str, n_heads: int, head_dim: int, slots: list[int], position
     def check() -> float:
         for cache, held, rows in zip(caches, before, (k, v), strict=True):
             words = stored(rows[:n_rows], kind)[1].reshape(n_rows, n_heads, -1)
-            append_rows_ref(held, words, *(part[:n_rows] for part in where))
+            append_rows_ref(held, words, where[0][:n_rows], np.array(places))
             compare("cache", cache.view(np.uint32), held.view(np.uint32))
         return 0.0
 
@@ -268,6 +279,7 @@ def small() -> list[Sized]:
         sized("embed", embed, "bf16", 2, 576, 11),
         sized("embed Q4_K", embed_planes, "Q4_K", 2, 512, 5),
         sized("append", kv_append, "bf16", 3, 64, [0, 2, 2], [0, 5, 4]),
+        sized("append to a ring", kv_append, "f16", 2, 64, [0, 1, 2, 2], [3, 4, 132, 70], (4, 64)),
         sized("argmax", argmax, 1, 1000),
         sized("sample", sample, 64, 3, 300),
     ]

@@ -82,7 +82,11 @@ def all_kernels() -> list[KernelSpec]:
             kernel("yakv_gather_cuda", "yakv_gather_cuda", size, False) for size in HEAD_DIMS
         ),  # K and V in 4 bits
         *(kernel("attend_plain_cuda", "attend_plain_cuda", *shape) for shape in PLAIN_ATTENTION),
-        *(kernel("attend_decode_cuda", "attend_decode_cuda", *shape) for shape in ATTENTION),
+        *(
+            kernel("attend_decode_cuda", "attend_decode_cuda", *shape, ring)
+            for shape in ATTENTION
+            for ring in (False, True)
+        ),
         *(kernel("attend_prefill_cuda", "attend_prefill_cuda", *shape) for shape in ATTENTION),
         *(kernel("merge_partials", "merge_partials_cuda", size) for size in (64, 128, 256)),
         *(kernel("yakv_attend_cuda", "yakv_attend_cuda", size, "q4", "q4", True) for size in (64, 128)),

@@ -23,7 +23,7 @@ def append_rows(recorder: CudaRecorder, rows: KvRows, k: Buffer, v: Buffer) -> N
         kernel("kv_append", "kv_append_cuda", rows.kind),
         (-(-k.width // 1024), recorder.capacity),
         *(rows.k, rows.v, *_strides(rows), k.data, v.data, k.width, recorder.n_kv_heads, recorder.head_dim),
-        *(batch.slots, batch.positions, k.n_rows),
+        *(batch.slots, batch.positions, k.n_rows, 0, 0),
     )
 
 
@@ -59,10 +59,10 @@ def record_decode_attention(recorder: CudaRecorder, out: Buffer, q: Buffer, rows
     sums = recorder.scratch("split_sums", n_units * head_dim, np.float32)
     stats = recorder.scratch("split_stats", n_units * 2, np.float32)
     recorder.launch(
-        kernel("attend_decode_cuda", "attend_decode_cuda", head_dim, rows.kind),
+        kernel("attend_decode_cuda", "attend_decode_cuda", head_dim, rows.kind, False),
         (n_kv_heads * n_splits * head_blocks(group), capacity),
         *(sums, stats, 0, n_splits, n_splits, q.data, q.width, rows.k, rows.v, *_strides(rows)),
-        *(batch.slots, batch.positions, q.n_rows, n_kv_heads, group, head_dim**-0.5),
+        *(batch.slots, batch.positions, q.n_rows, n_kv_heads, group, head_dim**-0.5, 0, 0),
     )
     recorder.launch(
         kernel("merge_partials", "merge_partials_cuda", head_dim),

@@ -28,10 +28,12 @@ WARPS = 4
 LOG2_E = 1.4426950408889634
 
 
-def attend_decode_cuda(g: Any, head_dim: int, kind: str) -> CudaKernel:
+def attend_decode_cuda(g: Any, head_dim: int, kind: str, ring: bool) -> CudaKernel:
     """Partial `first + split` of `n_partials` of every query head: the positions up to that of the row, the
     row of which was appended before, shared by `n_splits` splits in multiples of 64.
 
+    Ring: only the first n_sinks positions and those from the end of the indexed ones on, which wrap around
+    window + 64 places behind the sinks (yakv_layout.py).
     Strides count numbers; those of the caches are multiples of 8, that of q of 4. `scale` is 1 / sqrt(D).
     Shapes: sums float32 [B, Hq, n_partials, D], stats float32 [B, Hq, n_partials, 2].
     Grid: x, n_kv_heads * n_splits * head_blocks(group); y, rows.
@@ -66,38 +68,51 @@ def attend_decode_cuda(g: Any, head_dim: int, kind: str) -> CudaKernel:
     least, log2_e = LEAST, LOG2_E
 
     @g.inline
-    def load_keys(keys, k, first, last, lane, part):  # type: ignore[no-untyped-def]
+    def row_at(rows, exact, last, n_sinks, start, ring_len):  # type: ignore[no-untyped-def]
+        """The row of one of the exact positions, counted without gaps."""
+        place = g.int32(min(exact, last))
+        if ring and place >= n_sinks:
+            place = g.int32(place + start)
+            if place >= g.int32(n_sinks + ring_len):
+                place = g.int32(place - ring_len)
+        return g.shifted(rows, g.int64(place) * row_words)
+
+    @g.inline
+    def load_keys(keys, k, first, last, lane, part, n_sinks, start, ring_len):  # type: ignore[no-untyped-def]
         """Words 4 i... : step i of positions r and 8 + r."""
         r, c = lane >> 2, lane & 3
-        upper = g.shifted(k, g.int64(min(g.int32(first + r), last)) * row_words + c * 4 + part * part_words)
-        lower = g.shifted(
-            k, g.int64(min(g.int32(first + 8 + r), last)) * row_words + c * 4 + part * part_words
-        )
+        at = c * 4 + part * part_words
+        upper = g.shifted(row_at(k, g.int32(first + r), last, n_sinks, start, ring_len), at)
+        lower = g.shifted(row_at(k, g.int32(first + 8 + r), last, n_sinks, start, ring_len), at)
         for i in range(n_key_pieces):
             j = i * 8
             keys[j], keys[j + 2], keys[j + 4], keys[j + 6] = load(upper, i * 16)
             keys[j + 1], keys[j + 3], keys[j + 5], keys[j + 7] = load(lower, i * 16)
 
     @g.inline
-    def load_values(values, v, first, last, lane, part):  # type: ignore[no-untyped-def]
+    def load_values(values, v, first, last, lane, part, n_sinks, start, ring_len):  # type: ignore[no-untyped-def]
         """Words 4 i... : dimensions 2 i and 2 i + 1 of this lane, of its four positions."""
         at, place = first + (lane & 3) * 2, (lane >> 2) * 4 + part * part_words
         for n in range(4):
             position = g.int32(at + n // 2 * 8 + n % 2)
-            row = g.shifted(v, g.int64(min(position, last)) * row_words + place)
+            row = g.shifted(row_at(v, position, last, n_sinks, start, ring_len), place)
             for i in range(n_value_pieces):
                 j = i * 16 + n
                 values[j], values[j + 4], values[j + 8], values[j + 12] = load(row, i * 32)
 
     def kernel(  # type: ignore[no-untyped-def]
         sums, stats, first, n_partials, n_splits, q, q_stride, k_cache, v_cache, slot_stride, head_stride,
-        slots, positions, n_rows, n_heads, group, scale,
+        slots, positions, n_rows, n_heads, group, scale, n_sinks, window,
     ):  # fmt: skip
         row, thread = g.block_y(), g.thread()
         if row < n_rows[0]:
             lane, warp = thread & 31, thread >> 5
             head, split, chunk_head, n_own = share_heads(g.block(), n_splits, group)
-            length = g.int32(positions[row] + 1)
+            length, start, ring_len = g.int32(positions[row] + 1), g.int32(0), g.int32(0)
+            if ring:
+                n_indexed = g.int32(max(0, length - 1 - n_sinks - window) // 64 * 64)
+                length, ring_len = g.int32(length - n_indexed), g.int32(window + 64)
+                start = g.int32(n_indexed % ring_len)
             share = g.int32(g.uint32(length + n_splits * step - 1) // g.uint32(n_splits * step) * step)
             begin, end = g.int32(split * share), g.int32(min((split + 1) * share, length))
             first_head = g.int32(head * group + chunk_head)
@@ -119,30 +134,30 @@ def attend_decode_cuda(g: Any, head_dim: int, kind: str) -> CudaKernel:
                 last = g.int32(end - 1)
                 keys, values = g.local_u32(n_words), g.local_u32(n_words)
                 if ahead:
-                    load_keys(keys, k, begin + warp * tile, last, lane, 0)
+                    load_keys(keys, k, begin + warp * tile, last, lane, 0, n_sinks, start, ring_len)
                 for tile_at in range(begin + warp * tile, end, step):
                     position = g.int32(tile_at)
                     if ahead:
-                        load_values(values, v, position, last, lane, 0)
+                        load_values(values, v, position, last, lane, 0, n_sinks, start, ring_len)
                     s = g.local_f32(4)
                     for i in range(4):
                         s[i] = g.float32(0)
                     for part in range(n_parts):
                         if not ahead:
-                            load_keys(keys, k, position, last, lane, part)
+                            load_keys(keys, k, position, last, lane, part, n_sinks, start, ring_len)
                         for i in range(n_part_steps):
                             b0, b1, b2, b3 = keys[4 * i], keys[4 * i + 1], keys[4 * i + 2], keys[4 * i + 3]
                             add_scores(s, fragments, part * n_part_steps + i, lane, b0, b1, b2, b3)
                         if not ahead:
                             g.sync_warp()  # and no earlier loads of the next part
                     if ahead:
-                        load_keys(keys, k, position + step, last, lane, 0)
+                        load_keys(keys, k, position + step, last, lane, 0, n_sinks, start, ring_len)
                     fold(s, g.int32(end - position), lane, held, state)
                     w = g.local_u32(4)
                     round_weights(w, s)
                     for part in range(n_parts):
                         if not ahead:
-                            load_values(values, v, position, last, lane, part)
+                            load_values(values, v, position, last, lane, part, n_sinks, start, ring_len)
                         for i in range(n_part_steps):
                             b0, b1, b2, b3 = (
                                 values[4 * i],
@@ -167,7 +182,7 @@ def attend_decode_cuda(g: Any, head_dim: int, kind: str) -> CudaKernel:
 
     return CudaKernel(
         kernel,
-        "f32* f32* i32 i32 i32 f32* i32 u32* u32* i64 i64 i64* i64* i64* i32 i32 f32",
+        "f32* f32* i32 i32 i32 f32* i32 u32* u32* i64 i64 i64* i64* i64* i32 i32 f32 i32 i32",
         threads,
         opcodes=("LDG.E.128", "HMMA.16816.F32", "LDS.128", "STG.E.128"),
         work=Work("position of a kv head with 8 query heads", 4 * head_dim, 32 * head_dim),

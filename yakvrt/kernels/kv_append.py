@@ -79,7 +79,8 @@ def kv_append_cuda(g: Any, kind: str) -> CudaKernel:
     """Stores the k and v of every row at its slot and position, both in rows.
 
     Caches of f16 and bf16 hold pairs in uint32. slot_stride and head_stride count numbers of the cache,
-    stride those of k and v; all are multiples of 8, as head_dim is.
+    stride those of k and v; all are multiples of 8, as head_dim is. Positions from n_sinks on wrap around
+    ring_len places (yakv_layout.py), or do not where that is 0.
 
     Grid: x, blocks of 128 threads with 8 numbers of a row each; y, rows.
     """
@@ -103,12 +104,16 @@ def kv_append_cuda(g: Any, kind: str) -> CudaKernel:
     copy = copy_f32 if kind == "f32" else copy_halves
 
     def kernel(  # type: ignore[no-untyped-def]
-        k_cache, v_cache, slot_stride, head_stride, k, v, stride, n_heads, head_dim, slots, positions, n_rows
-    ):
+        k_cache, v_cache, slot_stride, head_stride, k, v, stride, n_heads, head_dim, slots, positions, n_rows,
+        n_sinks, ring_len,
+    ):  # fmt: skip
         row, column = g.block_y(), (g.block() * threads + g.thread()) * 8
         if row < n_rows[0] and column < n_heads * head_dim:
             head = g.int32(g.uint32(column) // g.uint32(head_dim))
-            place = slots[row] * slot_stride + head * head_stride + positions[row] * head_dim
+            position = positions[row]
+            if ring_len > 0 and position >= n_sinks:
+                position = n_sinks + (position - n_sinks) % ring_len
+            place = slots[row] * slot_stride + head * head_stride + position * head_dim
             at = place + column - head * head_dim
             source = g.int64(row) * stride + column
             copy(k_cache, at, k, source)
@@ -117,7 +122,7 @@ def kv_append_cuda(g: Any, kind: str) -> CudaKernel:
     cache = "f32*" if kind == "f32" else "u32*"
     return CudaKernel(
         kernel,
-        f"{cache} {cache} i64 i64 f32* f32* i32 i32 i32 i64* i64* i64*",
+        f"{cache} {cache} i64 i64 f32* f32* i32 i32 i32 i64* i64* i64* i32 i32",
         threads,
         opcodes=("LDG.E.128", "STG.E.128"),
         work=Work("number", 8 if kind == "f32" else 6),
