@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from . import attention, elementwise, higgs, matmul, moe
+from . import attention, elementwise, higgs, matmul, moe, scores, selection, yakv
 from .case import Sized
 
-FAMILIES = (matmul, attention, moe, higgs, elementwise)
+FAMILIES = (matmul, attention, moe, higgs, scores, selection, yakv, elementwise)
 
 
 def small_cases() -> list[Sized]:
