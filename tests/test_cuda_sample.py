@@ -6,7 +6,8 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from cuda_kernel import count, emulated_kernel, run_kernel
+from cuda_cases.elementwise import sample
+from cuda_kernel import emulated_kernel, solve
 
 from yakvrt.kernels.sample_cuda import sample_ref
 from yakvrt.kernels.select_topk import select_topk_ref
@@ -49,22 +50,7 @@ def test_the_truth_is_the_sampler_of_the_cpu() -> None:
 
 @pytest.mark.parametrize("most", [64, 256])
 def test_sample(most: int) -> None:
-    made = cases()
-    n = len(made)
-    logits = np.array([case[0] for case in made])
-    ids, counts = np.full((n, 70), -7, np.int32), np.array([case[1][0] for case in made])
-    for row, k, own in zip(ids, counts, logits, strict=True):
-        row[:k] = select_topk_ref(own, k)
-    parameters = np.array([[*case[1][1:], case[2]] for case in made], np.float32)
-    columns = [np.ascontiguousarray(column) for column in parameters.T]
-    tokens = np.full(n, -7)
-    kernel = emulated_kernel("sample_cuda", "sample_cuda", most)
-    run_kernel(kernel, n, [tokens], tokens, logits, 300, ids, 70, counts, *columns, count(n - 1))
-    expected = [
-        sample_ref(own, row[:k], *given.astype(float))
-        for own, row, k, given in zip(logits, ids, counts, parameters, strict=True)
-    ]
-    assert tokens.tolist() == [*expected[:-1], -7]
+    solve(sample(most, 17, 300))
 
 
 def test_other_numbers_of_candidates_are_refused() -> None:

@@ -165,8 +165,7 @@ def small() -> list[Sized]:
 
 
 def real() -> list[Sized]:
-    """The up projection of Llama-3.1-8B."""
-    shape = (14336, 4096)
+    """The up projection of Llama-3.1-8B; with gate for decode."""
     made = [
         sized("quantize activations", quantize_activations, 4096, 4096),
         sized("round activations", round_activations, 4096, 4096),
@@ -174,9 +173,9 @@ def real() -> list[Sized]:
     for name in DEVICE_LAYOUTS:
         for n_tokens, split in DECODE_SHAPES:
             what = f"decode matmul {name}, rows {n_tokens}, {split} warps a row"
-            made.append(sized(what, decode_matmul, name, n_tokens, split, n_tokens, *shape))
+            made.append(sized(what, decode_matmul, name, n_tokens, split, n_tokens, 28672, 4096))
         for tile in PREFILL_TILES if name in TENSOR_CORE_FORMATS else ():
             batch = 4096 if tile == max(PREFILL_TILES) else tile
             what = f"prefill matmul {name}, rows {batch}, tiles of {tile}"
-            made.append(sized(what, prefill_matmul, name, tile, batch, *shape))
+            made.append(sized(what, prefill_matmul, name, tile, batch, 14336, 4096))
     return made
