@@ -2,31 +2,13 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable
-
 from cuda_cases.case import COPY, LINK, PRODUCT
+from gpu_clock import milliseconds
+from gpu_cublas import cublas_tflops
 
 from yakvrt.cuda.driver import call
 from yakvrt.cuda.memory import DeviceMemory, PinnedMemory
-from yakvrt.cuda.stream import Event, Stream
-
-ROUNDS = 7
-
-
-def milliseconds(stream: Stream, work: Callable[[], None], n: int) -> float:
-    """Of one of n, the median of several rounds."""
-    start, end = Event(), Event()
-    work()
-    times = []
-    for _ in range(ROUNDS):
-        stream.record(start)
-        for _ in range(n):
-            work()
-        stream.record(end)
-        end.synchronise()
-        times.append(end.ms_since(start) / n)
-    return statistics.median(times)
+from yakvrt.cuda.stream import Stream
 
 
 def measured(n_bytes: int) -> dict[str, float | None]:
@@ -46,28 +28,6 @@ def measured(n_bytes: int) -> dict[str, float | None]:
     rates["link to the host"] = n_bytes / back / 1e6
     for memory in (first, second, pinned):
         memory.free()
+    rates[PRODUCT] = cublas_tflops(stream)
     stream.close()
-    rates[PRODUCT] = cublas_tflops()
     return rates
-
-
-def cublas_tflops(n_tokens: int = 4096, n_outputs: int = 14336, n_cols: int = 4096) -> float | None:
-    """Of [n_tokens, n_cols] @ [n_cols, n_outputs] in bfloat16, by torch."""
-    try:
-        import torch
-    except ImportError:
-        return None
-    if not torch.cuda.is_available():
-        return None
-    x = torch.randn(n_tokens, n_cols, device="cuda", dtype=torch.bfloat16)
-    weight = torch.randn(n_outputs, n_cols, device="cuda", dtype=torch.bfloat16)
-    times = []
-    for _ in range(ROUNDS + 3):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        for _ in range(5):
-            torch.nn.functional.linear(x, weight)
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) / 5)
-    return 2 * n_tokens * n_outputs * n_cols / statistics.median(times[3:]) / 1e9

@@ -101,6 +101,13 @@ def untouched(what: str, array: np.ndarray) -> float:
     return 0.0
 
 
+def written(what: str, array: np.ndarray) -> float:
+    """Raises: Mismatch where something is no number, as poison is."""
+    if not (n_left := int(np.isnan(array).sum())):
+        return 0.0
+    raise Mismatch(f"{what}: {n_left} of {array.size} were not written, or are no numbers")
+
+
 def poison_of(dtype: Any) -> Any:
     """-7 of signed integers, bytes of 0xCD of others."""
     dtype = np.dtype(dtype)
