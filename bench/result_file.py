@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -13,7 +14,16 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("yakvrt", "numpy", "numba", "llvmlite", "llama_cpp_python", "torch", "transformers")
+PACKAGES = (
+    "yakvrt",
+    "numpy",
+    "numba",
+    "llvmlite",
+    "cuda-bindings",
+    "llama_cpp_python",
+    "torch",
+    "transformers",
+)
 # Settings that change the speed of either side.
 VARIABLES = (
     "OMP_",
@@ -48,13 +58,15 @@ def facts() -> dict[str, Any]:
 
 
 def _commit() -> str:
-    """The commit of this checkout, with + when tracked files differ from it."""
+    """The commit of this checkout, with + when tracked files differ from it; nothing where there is no git."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(
             ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True
         ).stdout.strip()
 
+    if shutil.which("git") is None:
+        return ""
     return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
 
 

@@ -61,7 +61,7 @@ def call(name: str, *arguments: Any) -> Any:
     try:
         status, *values = getattr(bindings, name)(*arguments)
     except RuntimeError as error:  # of cuda.bindings: no library, or a library without this function
-        if type(error).__name__ == "DynamicLibNotFoundError":
+        if name == "cuInit":
             raise DeviceError(NO_DRIVER) from None
         raise DeviceError(
             f"the NVIDIA driver does not know {name} ({error}): update it to one of CUDA 13 or newer (580)"
