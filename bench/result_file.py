@@ -58,7 +58,7 @@ def facts() -> dict[str, Any]:
 
 
 def _commit() -> str:
-    """The commit of this checkout, with + when tracked files differ from it; nothing where there is no git."""
+    """The commit of this checkout, with + when tracked files differ from it; empty where there is no git."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(

@@ -18,10 +18,11 @@ sys.path.append(str(Path(__file__).parent.parent / "bench"))
 import bench_gpu
 import gpu_questions
 import gpu_steps
-from cuda_cases import real_cases, small_cases
+from cuda_cases import attention, elementwise, matmul, moe, real_cases, scores, small_cases, weights
 from cuda_cases.arrays import poisoned
 from cuda_cases.case import Case, Mismatch, Sized, compare, untouched
 from cuda_cases.matmul import round_activations
+from cuda_kernel import solve
 from fake_gpu import FakeGpu, write_fake_cubin
 
 from yakvrt.cuda.kernel_list import all_kernels
@@ -60,6 +61,27 @@ def test_cases_are_right_on_the_fake_driver(gpu: FakeGpu, cubins: Path, sized: S
     assert 0 <= last["facts"]["of_allowed"] <= 1
     assert not gpu.device
     assert not gpu.pinned
+
+
+REPEATING = {
+    "decode matmul": partial(matmul.decode_matmul, "Q8_0", 1, 1, 2, 18, 64),
+    "prefill matmul": partial(matmul.prefill_matmul, "Q4_0", 32, 3, 18, 64),
+    "experts": partial(moe.grouped_matmul, "BF16", 8, False, 5, 4, 2, 6, 64),
+    "embed": partial(elementwise.embed_planes, "Q8_0", 3, 64, 18),
+    "decode attention": partial(attention.decode_attention, 2, 64, "bf16", (40, 9), 1),
+    "prefill attention": partial(attention.prefill_attention, 1, 64, "f16", 20, 4),
+    "plain attention": partial(attention.plain_attention, 2, 16, "f32", (40, 9)),
+    "score": partial(scores.score, "2bit", 64, 2, True, False, [200, 64, 150, 1, 99, 99]),
+}
+
+
+@pytest.mark.parametrize("name", REPEATING)
+def test_inputs_that_repeat_rows(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """As those of real sizes do."""
+    monkeypatch.setattr(weights, "DISTINCT", 7)
+    monkeypatch.setattr(attention, "DISTINCT", 7)
+    monkeypatch.setattr(scores, "DISTINCT", 2)
+    solve(REPEATING[name]())
 
 
 def wrong() -> Case:
