@@ -291,13 +291,12 @@ def real() -> list[Sized]:
         sized("head norm", head_norm, 8192, 32, 128),
         sized("rope table", rope_table, 8192, 128),
         sized("rope", rope, 8192, 32, 128),
-        sized("swiglu", swiglu, 8192, 14336),
+        sized("swiglu", swiglu, 2048, 14336),
         sized("argmax", argmax, 64, 152064),
         sized("sample of 64", sample, 64, 32, 32000),
         sized("sample of 1024", sample, 1024, 32, 32000),
     ]
-    # 512 rows of 64 slots
-    slots, positions = [row % 64 for row in range(512)], [row // 64 for row in range(512)]
+    slots, positions = [row % 8 for row in range(8192)], [row // 8 for row in range(8192)]
     for kind in FLOATS:
         made.append(sized(f"embed {kind}", embed, kind, 8192, 4096, 32000))
         made.append(sized(f"append {kind}", kv_append, kind, 8, 128, slots, positions))
