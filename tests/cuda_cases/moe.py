@@ -6,7 +6,7 @@ import numpy as np
 
 from yakvrt.cuda.kernel_choice import EXPERT_PACKS
 from yakvrt.kernel_build.spec import kernel
-from yakvrt.kernels.device_layout import DEVICE_LAYOUTS
+from yakvrt.kernels.device_layout import DEVICE_LAYOUTS, TENSOR_CORE_FORMATS
 from yakvrt.kernels.matmul import WRITE, matmul_ref
 from yakvrt.kernels.matmul_bf16_cuda import OUTPUTS
 from yakvrt.kernels.matmul_cuda import ROWS_AT_ONCE, WARPS
@@ -163,7 +163,14 @@ def small() -> list[Sized]:
 
 
 # packs, whether it is a prompt, rows
-GROUPED = ((1, False, 4), (8, False, 32), (32, True, 256), (128, True, 8192))
+GROUPED = (
+    (1, False, 4),
+    (2, False, 16),
+    (4, False, 48),
+    (8, False, 96),
+    (32, True, 384),
+    (128, True, 8192),
+)
 
 
 def real() -> list[Sized]:
@@ -175,6 +182,8 @@ def real() -> list[Sized]:
     ]
     for name in DEVICE_LAYOUTS:
         for pack, prefill, n_rows in GROUPED:
+            if prefill and name not in TENSOR_CORE_FORMATS:
+                continue
             kind = "prefill" if prefill else "decode"
             what = f"experts' {kind} matmul {name}, rows {n_rows}, packs of {pack}"
             made.append(sized(what, grouped_matmul, name, pack, prefill, n_rows, 128, 8, 768, 2048))
