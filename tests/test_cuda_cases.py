@@ -152,6 +152,22 @@ def test_steps_that_end_or_hold_the_process_do_not_stop_the_others(
     assert [event["step"] for event in told][:1] in ([0], [])
 
 
+def test_a_gpu_that_is_gone_ends_the_run_with_what_was_measured(
+    program: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    child = CHILD.replace("first = int(sys.argv[-1])", "first = int(sys.argv[-1])\nif first: sys.exit(3)")
+    told = program.conduct([sys.executable, "-c", child], [], 4, 60)
+    output = tmp_path / "result.json"
+    assert program.report(told, ["a", "b", "c", "d"], output) == 1
+    result = json.loads(output.read_text())
+    assert [(row["name"], row["error"]) for row in result["steps"]] == [
+        ("a", None),
+        ("b", "the process ended"),
+    ]
+    assert result["not_reached"] == ["c", "d"]
+    assert "ended before its first step" in capsys.readouterr().err
+
+
 def test_what_is_off_is_told() -> None:
     expected = np.arange(6.0).reshape(2, 3)
     found = expected.copy()

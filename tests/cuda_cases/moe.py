@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from yakvrt.cuda.kernel_choice import EXPERT_PACKS
+from yakvrt.cuda.kernel_choice import EXPERT_PACKS, decode_matmul
 from yakvrt.kernel_build.spec import kernel
 from yakvrt.kernels.device_layout import DEVICE_LAYOUTS, TENSOR_CORE_FORMATS
 from yakvrt.kernels.matmul import WRITE, matmul_ref
@@ -126,8 +126,8 @@ def grouped_matmul(
         given: tuple[object, ...] = (words, None, 0, WRITE)
     else:
         codes, terms, used = (x, None, x) if DEVICE_LAYOUTS[name].is_float else int8_activations(x)
-        spec = kernel("matmul_cuda", "matmul_cuda", name, pack, 1, True)
-        grid = (blocks(n_outputs, ROWS_AT_ONCE * WARPS), len(packs.expert))
+        spec, split = decode_matmul(name, pack, n_outputs, grouped=True)
+        grid = (blocks(n_outputs, ROWS_AT_ONCE * WARPS // split), len(packs.expert))
         given = (codes, terms, None, 0, WRITE)
     limit = PRODUCT if prefill and n_rows * n_used > 256 * n_experts else COPY
     arguments = (out, n_outputs, *planes, n_outputs, n_cols, *given, *tail)
