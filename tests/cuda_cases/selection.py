@@ -83,16 +83,19 @@ def select_random(n_segments: int, n: int, budget: int) -> Case:
 
 
 def log_sum_exp(n_queries: int, n_parts: int) -> Case:
-    """Some parts of the first query are without logits."""
+    """Some parts of the first query are without logits; one partial of attention is a part too."""
     stats = normal(n_queries + 1, n_parts, 2, scale=20)
     stats[:, :, 1] = RNG.random((n_queries + 1, n_parts)) + 1
     stats[0, 1:] = [-1e30, 0]
-    lse, wide = poisoned(n_queries + 4), stats.astype(float)
+    partials = normal(n_queries + 1, 3, 2, scale=20)
+    partials[:, 0, 1] = RNG.random(n_queries + 1) + 1
+    lse, natural = poisoned(n_queries + 4), partials[:, :1].astype(float) * [np.log(2), 1]
+    wide = np.concatenate([stats.astype(float), natural], axis=1)
     launch = Launch(
         kernel("yakv_tail_cuda", "log_sum_exp_cuda"),
         blocks(n_queries + 1, 4),
         [lse],
-        (lse, stats, n_parts, count(n_queries)),
+        (lse, stats, n_parts, partials, 3, 1, count(n_queries)),
         n_queries * (n_parts * 8 + 4),
     )
 
@@ -109,7 +112,7 @@ def log_sum_exp(n_queries: int, n_parts: int) -> Case:
 def tail(
     group: int, head_dim: int, lengths: list[int], counts: list[int], n_heads: int = 2, n_parts: int = 2
 ) -> Case:
-    """Segments of rows and KV heads, the last row's beyond the batch; parts without tokens are zero."""
+    """Segments of rows and KV heads, the last row's beyond the batch; parts lie between other partials."""
     n_segments, n_rows, n_most = len(lengths), len(lengths) // n_heads - 1, max(lengths)
     slots = np.array([*range(n_rows, 0, -1), 0])
     logits = repeated(normal(min(n_segments, 7), group, n_most, scale=3), n_segments)
@@ -119,32 +122,37 @@ def tail(
         row[:k] = np.sort(RNG.choice(n, min(k, n), replace=False)) if k else 0
     values = normal(n_rows + 1, n_heads, n_most // 64, head_dim).astype(np.float16)
     words = values.reshape(n_rows + 1, n_heads, -1).view(np.uint32)
-    sums, totals = poisoned(n_segments, group, n_parts, head_dim), poisoned(n_segments, group, n_parts)
+    n_partials, shares = n_parts + 2, RNG.random((n_rows + 1, n_heads, group)).astype(np.float32)
+    sums, stats = (poisoned(n_segments, group, n_partials, size) for size in (head_dim, 2))
     launch = Launch(
         kernel("yakv_tail_cuda", "yakv_tail_cuda", group, head_dim),
         (n_parts, n_segments),
-        [sums, totals],
+        [sums, stats],
         (
-            *(sums, totals, n_parts, logits, n_most, lse, np.array(lengths)),
+            *(sums, stats, 1, n_partials, logits, n_most, lse, np.array(lengths)),
             *(ids, ids.shape[1], np.array(counts), words, words.strides[0] // 4, words.strides[1] // 4),
-            *(slots, n_heads, 0.25, count(n_rows)),
+            *(slots, n_heads, shares, count(n_rows)),
         ),
         sum(lengths[: n_rows * n_heads]) * (4 * group + head_dim // 32),
     )
 
     def check() -> float:
         untouched("further sums", sums[n_rows * n_heads :])
-        untouched("further totals", totals[n_rows * n_heads :])
+        untouched("further stats", stats[n_rows * n_heads :])
+        untouched("other partials", stats[:, :, [0, -1]])
         worst = 0.0
         for segment in sample(n_rows * n_heads, 6):
             row, head = divmod(segment, n_heads)
             n, chosen = lengths[segment], ids[segment, : counts[segment]]
             own = values[slots[row], head, : n // 64]
-            expected = tail_ref(logits[segment, :, :n], lse[segment], chosen, own, 0.25)
+            share = shares[slots[row], head, :, None]
+            expected = tail_ref(logits[segment, :, :n], lse[segment], chosen, own, share)
+            base = lse[segment, :, None] * np.log2(np.e)
             worst = max(
                 worst,
-                compare("sums", sums[segment].sum(axis=1), expected[0], atol=1e-5),
-                compare("totals", totals[segment].sum(axis=1), expected[1], rtol=2e-5, atol=1e-7),
+                compare("sums", sums[segment, :, 1:-1].sum(axis=1), expected[0], atol=1e-5),
+                compare("mass", stats[segment, :, 1:-1, 1].sum(axis=1), expected[1], rtol=2e-5, atol=1e-7),
+                compare("base", stats[segment, :, 1:-1, 0], np.repeat(base, n_parts, axis=1), rtol=1e-6),
             )
         return worst
 

@@ -20,12 +20,12 @@ RUN_HEADER = 64  # bytes before the run weights of a query: the largest logit, t
 
 
 def tail_ref(
-    logits: np.ndarray, lse: np.ndarray, ids: np.ndarray, values: np.ndarray, share: float
+    logits: np.ndarray, lse: np.ndarray, ids: np.ndarray, values: np.ndarray, share: float | np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """The probability of a share of the tokens that are not among the ids, times the mean values of their
     blocks of 64, and that probability itself; float64.
 
-    Shapes: logits [G, n], lse [G], values [n / 64, D] -> [G, D], [G].
+    Shapes: logits [G, n], lse [G], values [n / 64, D], share a number or [G, 1] -> [G, D], [G].
     """
     p = np.exp(logits.astype(np.float64) - lse.astype(np.float64)[:, None])
     p[:, ids] = 0

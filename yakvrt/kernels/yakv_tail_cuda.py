@@ -17,39 +17,51 @@ def log_sum_exp_cuda(g: Any) -> CudaKernel:
 
     Grid: blocks of 4 queries.
     Shapes: lse float32 [n], stats float32 [n][n_parts][2]: largest logit, and sum of exponentials relative to
-    it; a part without logits has the largest -1e30 and the sum 0.
+    it; a part without logits has the largest -1e30 and the sum 0. Further parts are the first n_exact of
+    partials, float32 [n][n_partials][2], whose largest is in powers of two (attend_decode_cuda).
     """
     threads, log2_e, ln_2, least = 128, LOG2_E, LN_2, -1e30
 
-    def kernel(lse, stats, n_parts, n_queries):  # type: ignore[no-untyped-def]
+    def kernel(lse, stats, n_parts, partials, n_partials, n_exact, n_queries):  # type: ignore[no-untyped-def]
         query, lane = g.int32(g.block() * 4 + g.thread() // 32), g.int32(g.thread() % 32)
         if query >= n_queries[0]:
             return
         stats = g.shifted(stats, g.int64(query) * n_parts * 2)
+        partials = g.shifted(partials, g.int64(query) * n_partials * 2)
         largest, total = g.float32(least), g.float32(0)
         for i in range(lane, n_parts, g.int32(32)):
             largest = max(largest, stats[2 * i])
+        for i in range(lane, n_exact, g.int32(32)):
+            largest = max(largest, partials[2 * i] * g.float32(ln_2))
         largest = g.warp_max(largest)
         for i in range(lane, n_parts, g.int32(32)):
             total += stats[2 * i + 1] * g.exp2((stats[2 * i] - largest) * g.float32(log2_e))
+        for i in range(lane, n_exact, g.int32(32)):
+            total += partials[2 * i + 1] * g.exp2(partials[2 * i] - largest * g.float32(log2_e))
         total = g.warp_sum(total)
         if lane == 0:
             lse[query] = g.fma(g.log2(total), g.float32(ln_2), largest)
 
     return CudaKernel(
-        kernel, "f32* f32* i32 i64*", threads, opcodes=("MUFU.EX2", "MUFU.LG2"), work=Work("part", 8, 4)
+        kernel,
+        "f32* f32* i32 f32* i32 i32 i64*",
+        threads,
+        opcodes=("MUFU.EX2", "MUFU.LG2"),
+        work=Work("part", 8, 4),
     )
 
 
 def yakv_tail_cuda(g: Any, group: int, head_dim: int) -> CudaKernel:
     """The share of the probability of tokens that were not selected, times the mean value of their block of
-    64; see tail_ref. The parts of a segment, relative to one normaliser, are left to be added.
+    64; see tail_ref. Parts of a segment become partials (see attend_decode_cuda) from `first` on, relative to
+    one normaliser; without tokens their weight is 0.
 
     Grid: x, parts of BLOCKS blocks of tokens, for the longest segment; y, segments.
-    Shapes: sums float32 [segments][G][n_parts][D], totals float32 [segments][G][n_parts]: parts without
-    tokens are zero; logits float32 [segments][G][logits_stride], lse float32 [segments][G], lengths and
-    counts int64 [segments], ids int32 [segments][ids_stride], ascending; values uint32 (pairs of float16)
-    with strides in words. Lengths are multiples of 64, logits_stride one of 4.
+    Shapes: sums float32 [segments][G][n_partials][D], stats float32 [segments][G][n_partials][2]; logits
+    float32 [segments][G][logits_stride], lse float32 [segments][G], shares float32 [slots][Hk][G], the part
+    of the mass that counts; lengths and counts int64 [segments], ids int32 [segments][ids_stride], ascending;
+    values uint32 (pairs of float16) with strides in words. Lengths are multiples of 64, logits_stride one of
+    4.
     Raises: ValueError for a size without a kernel.
     """
     if head_dim not in HEAD_DIMS:
@@ -82,8 +94,9 @@ def yakv_tail_cuda(g: Any, group: int, head_dim: int) -> CudaKernel:
 
     def kernel(  # type: ignore[no-untyped-def]
         sums,
-        totals,
-        n_parts,
+        stats,
+        first,
+        n_partials,
         logits,
         logits_stride,
         lse,
@@ -96,7 +109,7 @@ def yakv_tail_cuda(g: Any, group: int, head_dim: int) -> CudaKernel:
         head_stride,
         slots,
         n_heads,
-        share,
+        shares_of,
         n_rows,
     ):
         part, segment, thread = g.block(), g.block_y(), g.thread()
@@ -123,6 +136,7 @@ def yakv_tail_cuda(g: Any, group: int, head_dim: int) -> CudaKernel:
             g.atomic_add_i32(marks, token // 32, g.int32(1 << token % 32))
         g.sync_threads()
         quarter, side = g.int32(lane % 16), g.int32(lane // 16)
+        own_shares = (slots[row] * n_heads + (segment - row * n_heads)) * group
         for unit in range(g.int32(warp * 2), g.int32(n_used * group), g.int32(threads // 16)):
             own = g.int32(min(unit + side, n_used * group - 1))
             query, block = g.int32(own % group), g.int32(own // group)
@@ -143,7 +157,7 @@ def yakv_tail_cuda(g: Any, group: int, head_dim: int) -> CudaKernel:
             for step in (8, 4, 2, 1):
                 mass += g.shuffle_xor(mass, step)
             if quarter == 0 and g.int32(unit + side) < g.int32(n_used * group):
-                masses[query * n_blocks + block] = mass * share
+                masses[query * n_blocks + block] = mass * shares_of[own_shares + query]
         g.sync_threads()
         column, turn = g.int32(thread % columns), g.int32(thread // columns)
         mixed = g.local_f32(n_own)
@@ -163,7 +177,7 @@ def yakv_tail_cuda(g: Any, group: int, head_dim: int) -> CudaKernel:
                 partial[turn * head_dim + 2 * column] = mixed[2 * query]
                 partial[turn * head_dim + 2 * column + 1] = mixed[2 * query + 1]
             g.sync_threads()
-            to = (g.int64(segment) * group + query) * n_parts + part
+            to = (g.int64(segment) * group + query) * n_partials + first + part
             if thread < head_dim:
                 total = partial[thread]
                 for other in range(1, shares):
@@ -174,11 +188,13 @@ def yakv_tail_cuda(g: Any, group: int, head_dim: int) -> CudaKernel:
             total = g.float32(0)
             for block in range(g.int32(0), n_used, g.int32(1)):
                 total += masses[thread * n_blocks + block]
-            totals[(g.int64(segment) * group + thread) * n_parts + part] = total
+            query = g.int64(segment) * group + thread
+            to = (query * n_partials + first + part) * 2
+            stats[to], stats[to + 1] = lse[query] * g.float32(log2_e), total
 
     return CudaKernel(
         kernel,
-        "f32* f32* i32 f32* i64 f32* i64* i32* i64 i64* u32* i64 i64 i64* i32 f32 i64*",
+        "f32* f32* i32 i32 f32* i64 f32* i64* i32* i64 i64* u32* i64 i64 i64* i32 f32* i64*",
         threads,
         opcodes=("LDG.E.128", "MUFU.EX2"),
         work=Work("token", 4 * group + head_dim // 32, 4 * group + group * head_dim // 32),
