@@ -25,17 +25,19 @@ def test_lengths_are_what_the_layout_says() -> None:
 
 @pytest.mark.parametrize("budget", [Budget(1 << 15, 1, 0), Budget(0, 100, 300), Budget(1 << 20, 1, 0)])
 def test_lengths(budget: Budget) -> None:
-    n_rows, n_heads, n_sinks, window = 140, 2, 5, 64
+    n_rows, capacity, n_heads, group, n_sinks, window = 140, 141, 2, 3, 5, 64
     positions = np.array([*range(0, 280, 2), 3_000_000_000])
-    outputs = [np.full(size, -7) for size in (282, 282, 141, 141)]
-    arguments = (positions, count(n_rows), n_heads, n_sinks, window)
+    outputs = [np.full(size, -7) for size in (284, 284, 141, 141, 2)]
+    arguments = (positions, count(n_rows), capacity, n_heads, group, n_sinks, window)
     kernel = emulated_kernel("yakv_leave_cuda", "yakv_lengths_cuda")
     limits = (budget.ratio, budget.at_least, budget.min_len)
     run_kernel(kernel, 2, outputs, *outputs, *arguments, *limits)
     expected = yakv_lengths_ref(positions[:n_rows], n_sinks, window, budget)
-    for found, truth, heads in zip(outputs, expected, (n_heads, n_heads, 1, 1), strict=True):
-        np.testing.assert_array_equal(found[: n_rows * heads], np.repeat(truth, heads))
-        assert (found[n_rows * heads :] == -7).all()
+    for found, truth in zip(outputs[:2], expected, strict=False):
+        np.testing.assert_array_equal(found, [*np.repeat(truth, n_heads), 0, 0, -7, -7])
+    for found, truth in zip(outputs[2:4], expected[2:], strict=True):
+        np.testing.assert_array_equal(found, [*truth, -7])
+    assert outputs[4].tolist() == [n_rows * n_heads, n_rows * n_heads * group]
 
 
 @pytest.mark.parametrize(("head_dim", "kind"), [(64, "bf16"), (128, "f16"), (48, "bf16"), (256, "f16")])

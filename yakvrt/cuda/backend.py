@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from .arguments import Arguments
 from .device import Device
 from .device_array import DeviceArray
 from .loaded_kernel import KernelDirectory, LoadedKernel
+from .memory import PinnedMemory
 from .recorder import CudaRecorder, Launch
 from .stream import Stream
 
@@ -59,11 +61,14 @@ class CudaBackend:
         self._kernels = KernelDirectory(self.device, cubins)
         self.stream = Stream()
         self._arrays: list[DeviceArray] = []
+        self._pinned: list[PinnedMemory] = []
 
     def close(self) -> None:
         self.stream.synchronise()
         while self._arrays:
             self._arrays.pop().free()
+        while self._pinned:
+            self._pinned.pop().free()
         self.stream.close()
         self._kernels.close()
         self.device.close()
@@ -73,6 +78,12 @@ class CudaBackend:
         array = DeviceArray(shape, dtype)
         self._arrays.append(array)
         return array
+
+    def pinned(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> PinnedMemory:
+        """Host memory for numbers, which kernels read and write where it lies. Raises: DeviceError."""
+        memory = PinnedMemory(math.prod(shape) * np.dtype(dtype).itemsize)
+        self._pinned.append(memory)
+        return memory
 
     def put(self, values: np.ndarray) -> DeviceArray:
         """A copy on the device. Raises: DeviceError."""

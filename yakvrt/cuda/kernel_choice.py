@@ -18,6 +18,8 @@ FEW_OUTPUTS = 8192
 MOST_WARPS = 4  # that share the columns of a row
 DECODE_SHAPES = ((1, MOST_WARPS), *((n, 1) for n in DECODE_ROWS))
 SPLIT_TOKENS = 512  # positions worth a block of their own in decode
+SCORE_TOKENS = 4096  # that a block scores
+GATHER_BLOCKS = 16  # keep a link to the host busy: a block has 16 KB under way
 BLOCKS_AT_ONCE = 264  # two for each of 132 multiprocessors
 
 

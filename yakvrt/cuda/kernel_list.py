@@ -76,6 +76,8 @@ def all_kernels() -> list[KernelSpec]:
         kernel("yakv_tail_cuda", "log_sum_exp_cuda"),
         *(kernel("yakv_tail_cuda", "yakv_tail_cuda", group, size) for size, group in HEADS),
         *(kernel("sample_cuda", "sample_cuda", most) for most in (64, 1024)),
+        kernel("yakv_leave_cuda", "yakv_lengths_cuda"),
+        *(kernel("yakv_leave_cuda", "yakv_leave_cuda", size, "bf16", True) for size in HEAD_DIMS),
         kernel("yakv_fetch_cuda", "yakv_fetch_cuda"),
         kernel("yakv_fetch_cuda", "yakv_forget_cuda"),
         *(

@@ -16,6 +16,8 @@ from .device_matrix import DeviceMatrix
 from .record_attention import append_rows, record_decode_attention, record_prefill_attention
 from .record_experts import record_experts
 from .record_matmul import record_matmul
+from .record_yakv import record_yakv
+from .yakv_pools import YakvRows
 
 if TYPE_CHECKING:
     from .backend import CudaBackend
@@ -60,6 +62,7 @@ class CudaRecorder:
         self.device_batch = Batch(
             *(backend.array((n,), np.int64) for n in (capacity, capacity, capacity, 1))  # type: ignore[arg-type]
         )
+        self.zeros = backend.put(np.zeros(capacity, np.int64))
         self._scratch: dict[str, DeviceArray] = {}
         self._inv_freq, self._rope_scale = backend.put(inv_freq.astype(np.float32)), rope_scale
         self._rope_table = backend.array((capacity, self.head_dim), np.float32)
@@ -162,3 +165,6 @@ class CudaRecorder:
     def attend_decode(self, out: Buffer, q: Buffer, k: Buffer, v: Buffer, rows: KvRows) -> None:
         append_rows(self, rows, k, v)
         record_decode_attention(self, out, q, rows)
+
+    def attend_yakv(self, out: Buffer, q: Buffer, k: Buffer, v: Buffer, rows: YakvRows) -> None:
+        record_yakv(self, out, q, k, v, rows)

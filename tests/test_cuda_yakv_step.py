@@ -1,0 +1,183 @@
+"""A whole decode step of YAKV on the CUDA backend, over the fake driver and the emulator, against numpy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cuda_cases.arrays import stored
+from cuda_cases.attention import exact_positions
+from fake_gpu import FakeGpu, write_fake_cubin
+
+from yakvrt.cuda.backend import CudaBackend
+from yakvrt.cuda.recorder import Launch
+from yakvrt.cuda.yakv_pools import RowPool, YakvPools, YakvRows
+from yakvrt.higgs_grids import load_grid
+from yakvrt.kernels.higgs_layout import BLOCK_TOKENS, SELECTORS
+from yakvrt.kernels.higgs_rows import decode_rows_ref, encode_rows_ref
+from yakvrt.kernels.higgs_score import score_ref
+from yakvrt.kernels.higgs_selector import encode_selector_ref
+from yakvrt.kernels.yakv_attend import attend_yakv_ref
+from yakvrt.kernels.yakv_layout import Budget, YakvShape, indexed_end, ring_place
+from yakvrt.kernels.yakv_select import RATIO_BITS, budget_of
+
+RNG = np.random.default_rng(53)
+N_KV_HEADS, N_SLOTS = 2, 3
+SHAPE = YakvShape(
+    group=2,
+    head_dim=64,
+    kind="bf16",
+    selector="2bit",
+    k_format="q4",
+    v_format="q4",
+    n_sinks=4,
+    window=64,
+    rule="sum",
+    centred=True,
+    tail=True,
+)
+BUDGET = Budget(ratio=round(0.1 * 2**RATIO_BITS), at_least=5, min_len=0)
+GRID, ROW_GRID = load_grid(SELECTORS["2bit"].grid), load_grid("d2n256")
+
+
+class Head:
+    """One head of a slot of n tokens, the last of them new: its rows, and what the indexed become."""
+
+    def __init__(self, shape: YakvShape, n: int) -> None:
+        self.shape, self.n = shape, n
+        size = (n, shape.head_dim)
+        shift = RNG.standard_normal(shape.head_dim)
+        self.k, self.v = (
+            stored((RNG.standard_normal(size) + x).astype(np.float32), shape.kind)[0] for x in (shift, 0)
+        )
+        sinks = shape.n_sinks
+        self.end = indexed_end(n - 1, sinks, shape.window)
+        # the mean of what the ring held when the first block left
+        self.mean = self.k[sinks : sinks + shape.window + BLOCK_TOKENS].mean(axis=0)
+        self.blocks = encode_selector_ref("2bit", self.k[sinks : self.end], GRID, None, self.mean, "norm")
+        self.k_codes, self.k_scales = encode_rows_ref("q4", self.k[sinks : self.end], ROW_GRID, self.mean)
+        self.v_codes, self.v_scales = encode_rows_ref("q4", self.v[sinks : self.end], ROW_GRID)
+        self.values = self.v[sinks : self.end].reshape(-1, BLOCK_TOKENS, shape.head_dim).mean(axis=1)
+        self.parts = RNG.random(shape.group).astype(np.float32)
+
+    def attend(self, q: np.ndarray, budget: Budget) -> np.ndarray:
+        """Shapes: q [G, D] -> [G, D]."""
+        exact = exact_positions(self.n, self.shape.n_sinks, self.shape.window)
+        n_indexed = self.end - self.shape.n_sinks
+        scale = self.shape.head_dim**-0.5
+        logits = score_ref("2bit", q, self.blocks, n_indexed, scale, GRID, None, self.mean, as_int8=True)
+        k = decode_rows_ref("q4", self.k_codes, self.k_scales, ROW_GRID, rotated=False) + self.mean
+        v = decode_rows_ref("q4", self.v_codes, self.v_scales, ROW_GRID, rotated=False)
+        selected = budget_of(self.n, n_indexed, budget.ratio, budget.at_least, budget.min_len)
+        rows, tail = (self.k[exact], self.v[exact]), self.parts if self.shape.tail else 0.0
+        return attend_yakv_ref(q, rows, logits, (k, v), self.values, selected, "sum", tail)[0]
+
+
+def put_slots(backend: CudaBackend, rows: YakvRows, heads: dict[int, list[Head]]) -> None:
+    """Writes what the tokens before the new one left in the pools."""
+    shape, stream = rows.shape, backend.stream
+    ring_len = shape.window + BLOCK_TOKENS
+    rings = [np.full(rows.ring_k.shape, 0xFFFFFFFF, np.uint32) for _ in range(2)]
+    selectors, values = (np.full(x.shape, 0xFFFFFFFF, np.uint32) for x in (rows.selectors, rows.values))
+    means, parts = (np.full(x.shape, np.nan, np.float32) for x in (rows.means, rows.tail_parts))
+    n_rows, row_words = rows.rows.n_rows, shape.head_dim // 4
+    codes = np.full((N_SLOTS, N_KV_HEADS, n_rows, row_words), 0xFFFFFFFF, np.uint32)
+    scales = np.full((N_SLOTS, N_KV_HEADS, n_rows, 2), np.nan, np.float16)
+    for slot, own in heads.items():
+        for i, head in enumerate(own):
+            held = exact_positions(head.n, shape.n_sinks, shape.window)[:-1]
+            places = [ring_place(int(p), shape.n_sinks, shape.n_sinks, ring_len) for p in held]
+            for ring, numbers in zip(rings, (head.k, head.v), strict=True):
+                ring[slot, i, places] = stored(numbers[held], shape.kind)[1]
+            n_blocks, n = len(head.values), head.end - shape.n_sinks
+            selectors[slot, i, :n_blocks] = head.blocks.view(np.uint32)
+            values[slot, i, :n_blocks] = head.values.astype(np.float16).view(np.uint32)
+            if n_blocks:
+                means[slot, i] = head.mean
+            parts[slot, i] = head.parts
+            codes.view(np.uint8)[slot, i, :n] = np.hstack([head.k_codes, head.v_codes])
+            scales[slot, i, :n] = np.stack([head.k_scales, head.v_scales], axis=1)
+    arrays = (rows.ring_k, rows.ring_v, rows.selectors, rows.values, rows.means, rows.tail_parts)
+    for array, numbers in zip(arrays, (*rings, selectors, values, means, parts), strict=True):
+        array.put(numbers, stream)
+    put_pool(backend, rows.rows, codes, scales.view(np.uint32)[..., 0])
+
+
+def put_pool(backend: CudaBackend, pool: RowPool, codes: np.ndarray, scales: np.ndarray) -> None:
+    for memory, numbers in ((pool.codes, codes), (pool.scales, scales)):
+        if hasattr(memory, "array"):  # of the host
+            memory.array[:] = numbers.reshape(-1).view(np.uint8)
+        else:
+            memory.put(numbers, backend.stream)  # type: ignore[attr-defined]
+
+
+def pool_codes(backend: CudaBackend, pool: RowPool) -> np.ndarray:
+    if hasattr(pool.codes, "array"):
+        return pool.codes.array.view(np.uint32).reshape(N_SLOTS, N_KV_HEADS, pool.n_rows, -1)  # type: ignore[no-any-return]
+    return pool.codes.get(N_SLOTS, backend.stream)  # type: ignore[attr-defined,no-any-return]
+
+
+@pytest.fixture
+def backend(gpu: FakeGpu, tmp_path: Path) -> Iterator[CudaBackend]:
+    (tmp_path / "sm_90a").mkdir()
+    made = CudaBackend(tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize(("on_host", "tail"), [(False, True), (True, False)])
+def test_step(gpu: FakeGpu, backend: CudaBackend, tmp_path: Path, on_host: bool, tail: bool) -> None:
+    """Slots whose block leaves in this step, the first or a later one, and one that is still exact."""
+    shape = replace(SHAPE, tail=tail)
+    lengths = {2: 4 + 64 * 4, 0: 40, 1: 4 + 64 * 2}
+    heads = {slot: [Head(shape, n) for _ in range(N_KV_HEADS)] for slot, n in lengths.items()}
+    sizes = (1, N_SLOTS, N_KV_HEADS, 4 + 64 * 5)
+    rows = YakvPools(backend, *sizes, shape, BUDGET, on_host=on_host, n_places=48).layers[0]
+    put_slots(backend, rows, heads)
+    n_heads = N_KV_HEADS * shape.group
+    recorder = backend.record(
+        4, inv_freq=np.ones(32), rope_scale=1.0, heads=(n_heads, N_KV_HEADS, shape.head_dim)
+    )
+    q, k, v = (recorder.buffer(n * shape.head_dim) for n in (n_heads, N_KV_HEADS, N_KV_HEADS))
+    out = recorder.buffer(n_heads * shape.head_dim)
+    recorder.attend_yakv(out, q, k, v, rows)
+    queries = RNG.standard_normal((3, N_KV_HEADS, shape.group, shape.head_dim)).astype(np.float32)
+    q.data.put(queries, backend.stream)
+    for buffer, name in ((k, "k"), (v, "v")):
+        new = np.array([[getattr(head, name)[-1] for head in own] for own in heads.values()])
+        buffer.data.put(new, backend.stream)
+    for piece in recorder.parts[0]:
+        assert isinstance(piece, Launch)
+        write_fake_cubin(tmp_path, piece.kernel)
+    step = backend.finish(recorder)
+    step.batch.slots[:3], step.batch.n_rows[0] = list(lengths), 3
+    step.batch.positions[:3] = [n - 1 for n in lengths.values()]
+    step.run()
+    found = backend.fetch(out, 3).reshape(queries.shape)
+    if gpu.failures:
+        raise gpu.failures[0]
+    for row, own in enumerate(heads.values()):
+        for i, head in enumerate(own):
+            expected = head.attend(queries[row, i], BUDGET)
+            error = np.abs(found[row, i] - expected).max() / np.abs(expected).max()
+            assert error < 4e-3, f"row {row}, head {i}"
+
+    codes = pool_codes(backend, rows.rows)
+    selectors = rows.selectors.get(N_SLOTS, backend.stream)
+    values = rows.values.get(N_SLOTS, backend.stream)
+    for slot in (1, 2):  # the encoded block, as the encoders' own tests compare their codes
+        for i, head in enumerate(heads[slot]):
+            block, first = len(head.values), head.end
+            held = slice(first, first + BLOCK_TOKENS)
+            expected_codes = encode_selector_ref("2bit", head.k[held], GRID, None, head.mean, "norm")
+            same = selectors[slot, i, block].view(np.uint8) == expected_codes[0]
+            assert same.mean() > 0.99
+            k_codes, _ = encode_rows_ref("q4", head.k[held], ROW_GRID, head.mean)
+            v_codes, _ = encode_rows_ref("q4", head.v[held], ROW_GRID)
+            own_codes = codes[slot, i, block * BLOCK_TOKENS : (block + 1) * BLOCK_TOKENS].view(np.uint8)
+            assert (own_codes == np.hstack([k_codes, v_codes])).mean() > 0.99
+            halves = values[slot, i, block].view(np.float16)
+            np.testing.assert_allclose(halves, head.v[held].mean(axis=0), rtol=2e-3, atol=2e-3)

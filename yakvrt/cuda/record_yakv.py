@@ -1,0 +1,264 @@
+"""Records a decode step's attention under YAKV: append, attend to the ring, score, select, fetch, attend to
+the selected rows, add the tail, merge; then encode the block that left the window.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..kernel_build.spec import kernel
+from ..kernels.attend_fragments import head_blocks
+from ..kernels.higgs_encode_cuda import rows_of_a_block
+from ..kernels.higgs_layout import BLOCK_TOKENS, ROW_FORMATS, SELECTORS, row_bytes
+from ..kernels.higgs_query_cuda import query_words
+from ..kernels.rotate import rotation_lanes
+from ..kernels.select_topk_cuda import candidates_stride
+from ..kernels.yakv_tail_cuda import BLOCKS
+from ..ops import Buffer
+from .kernel_choice import GATHER_BLOCKS, SCORE_TOKENS, decode_splits
+from .yakv_pools import RowPool, YakvRows
+
+if TYPE_CHECKING:
+    from .recorder import CudaRecorder
+
+
+def record_yakv(recorder: CudaRecorder, out: Buffer, q: Buffer, k: Buffer, v: Buffer, rows: YakvRows) -> None:
+    """See Ops.attend_yakv."""
+    _Step(recorder, rows).record(out, q, k, v)
+
+
+class _Step:
+    """One layer's attention under recording: sizes and scratch that its launches share."""
+
+    def __init__(self, recorder: CudaRecorder, rows: YakvRows) -> None:
+        self.recorder, self.rows, self.shape = recorder, rows, rows.shape
+        self.batch, self.capacity = recorder.device_batch, recorder.capacity
+        self.n_heads, self.n_kv_heads = recorder.n_heads, recorder.n_kv_heads
+        self.group, self.head_dim = rows.shape.group, rows.shape.head_dim
+        self.n_segments, self.n_tokens = self.capacity * self.n_kv_heads, rows.n_blocks * BLOCK_TOKENS
+        self.most = rows.most_selected
+        self.n_splits = decode_splits(self.most, self.capacity, self.n_kv_heads, self.group)
+        self.n_tail_parts = -(-rows.n_blocks // BLOCKS) if rows.shape.tail else 0
+        self.n_partials = 1 + self.n_splits + self.n_tail_parts  # of the ring, selected rows, the tail
+        self.scale = self.head_dim**-0.5
+        n_queries, head_dim = self.capacity * self.n_heads, self.head_dim
+        self.sums = self._scratch("sums", n_queries * self.n_partials * head_dim, np.float32)
+        self.stats = self._scratch("stats", n_queries * self.n_partials * 2, np.float32)
+        self.logits = self._scratch("logits", n_queries * self.n_tokens, np.float32)
+        self.lse = self._scratch("lse", n_queries, np.float32)
+        self.ids = self._scratch("ids", self.n_segments * self.most, np.int32)
+        self.counts = self._scratch("counts", self.n_segments, np.int64)
+        names = ("lengths", "budgets", "firsts", "lasts", "totals")
+        sizes = (self.n_segments, self.n_segments, self.capacity, self.capacity, 2)
+        self.lengths, self.budgets, self.firsts, self.lasts, self.totals = (
+            self._scratch(name, n, np.int64) for name, n in zip(names, sizes, strict=True)
+        )
+
+    def _scratch(self, name: str, n: int, dtype: type[np.generic]) -> Any:
+        return self.recorder.scratch(f"yakv_{name}", n, dtype)
+
+    def record(self, out: Buffer, q: Buffer, k: Buffer, v: Buffer) -> None:
+        self._measure()
+        self._attend_ring(q, k, v)
+        self._score(q)
+        self._select()
+        places, held = self.ids, self.rows.rows
+        if self.rows.cached:
+            places, held = self._fetch(self.rows.cached), self.rows.cached
+        self._attend_selected(q, places, held)
+        if self.n_tail_parts:
+            self._add_tail()
+        self.recorder.launch(
+            kernel("merge_partials", "merge_partials_cuda", self.head_dim),
+            (self.n_heads, self.capacity),
+            *(out.data, out.width, self.sums, self.stats, self.n_partials, self.n_heads, q.n_rows),
+        )
+        self._encode()
+
+    def _measure(self) -> None:
+        budget, shape = self.rows.budget, self.shape
+        self.recorder.launch(
+            kernel("yakv_leave_cuda", "yakv_lengths_cuda"),
+            (-(-self.capacity // 128), 1),
+            *(self.lengths, self.budgets, self.firsts, self.lasts, self.totals),
+            *(self.batch.positions, self.batch.n_rows, self.capacity, self.n_kv_heads, self.group),
+            *(shape.n_sinks, shape.window, budget.ratio, budget.at_least, budget.min_len),
+        )
+
+    def _ring(self) -> tuple[Any, ...]:
+        """The ring's keys and values, and its strides in numbers."""
+        head = self.rows.ring_places * self.head_dim
+        return self.rows.ring_k, self.rows.ring_v, self.n_kv_heads * head, head
+
+    def _attend_ring(self, q: Buffer, k: Buffer, v: Buffer) -> None:
+        shape, batch = self.shape, self.batch
+        self.recorder.launch(
+            kernel("kv_append", "kv_append_cuda", shape.kind),
+            (-(-k.width // 1024), self.capacity),
+            *(*self._ring(), k.data, v.data, k.width, self.n_kv_heads, self.head_dim),
+            *(batch.slots, batch.positions, k.n_rows, shape.n_sinks, shape.window + BLOCK_TOKENS),
+        )
+        self.recorder.launch(
+            kernel("attend_decode_cuda", "attend_decode_cuda", self.head_dim, shape.kind, True),
+            (self.n_kv_heads * head_blocks(self.group), self.capacity),
+            *(self.sums, self.stats, 0, self.n_partials, 1, q.data, q.width, *self._ring()),
+            *(batch.slots, batch.positions, q.n_rows, self.n_kv_heads, self.group, self.scale),
+            *(shape.n_sinks, shape.window),
+        )
+
+    def _score(self, q: Buffer) -> None:
+        """The logits of all indexed keys, and the normaliser of every query."""
+        rows, shape, kind, head_dim = self.rows, self.shape, self.shape.selector, self.head_dim
+        n_queries = self.capacity * self.n_heads
+        queries = self._scratch("queries", n_queries * query_words(kind, head_dim), np.uint32)
+        records = self._scratch("records", n_queries * 4, np.float32)
+        self.recorder.launch(
+            kernel("higgs_query_cuda", "higgs_query_cuda", kind, head_dim, shape.centred, False),
+            (-(-n_queries // (128 // rotation_lanes(head_dim))), 1),
+            *(queries, records, q.data, q.width, rows.means, self.n_kv_heads * head_dim, self.batch.slots),
+            *(self.n_heads, self.group, self.scale, rows.selector_grid.byte_step, q.n_rows),
+        )
+        n_shares = -(-self.n_tokens // SCORE_TOKENS)
+        parts = self._scratch("parts", n_queries * n_shares * 2, np.float32)
+        head = rows.n_blocks * SELECTORS[kind].block_bytes(head_dim) // 4
+        self.recorder.launch(
+            kernel("higgs_score_cuda", "higgs_score_cuda", kind, head_dim, self.group),
+            (n_shares, self.n_segments),
+            *(self.logits, self.n_tokens, parts, n_shares, 0, queries, records, rows.selectors),
+            *(self.n_kv_heads * head, head, self.batch.slots, self.n_kv_heads, self.lengths),
+            *(rows.selector_grid.address("words8"), q.n_rows),
+        )
+        self.recorder.launch(
+            kernel("yakv_tail_cuda", "log_sum_exp_cuda"),
+            (-(-n_queries // 4), 1),
+            *(self.lse, parts, n_shares, self.stats, self.n_partials, 1, self.totals.address + 8),
+        )
+
+    def _select(self) -> None:
+        weights = self._scratch("weights", self.n_segments * self.n_tokens, np.float32)
+        self.recorder.launch(
+            kernel("select_topk_cuda", "rank_cuda", self.shape.rule, self.group),
+            (-(-self.n_tokens // 1024), self.n_segments),
+            *(weights, self.n_tokens, self.logits, self.n_tokens, self.lse, self.lengths),
+        )
+        stride = candidates_stride(self.n_tokens)
+        candidates = self._scratch("candidates", self.n_segments * stride, np.uint32)
+        self.recorder.launch(
+            kernel("select_topk_cuda", "select_topk_cuda"),
+            (self.n_segments, 1),
+            *(self.ids, self.most, self.counts, weights, self.n_tokens, self.lengths, self.budgets),
+            *(candidates, stride, self.totals),
+        )
+
+    def _directory(self) -> tuple[Any, ...]:
+        rows, directory = self.rows, self.rows.directory
+        assert rows.cached
+        assert directory
+        head = directory.shape[2]
+        return directory, self.n_kv_heads * head, head, rows.cached.n_rows, self.batch.slots, self.n_kv_heads
+
+    def _pool(self, pool: RowPool) -> tuple[Any, ...]:
+        """Codes and scales, each with its strides in words."""
+        head = pool.n_rows * (row_bytes(self.head_dim, self.shape.k_format, self.shape.v_format) // 4)
+        codes = (pool.codes, self.n_kv_heads * head, head)
+        return (*codes, pool.scales, self.n_kv_heads * pool.n_rows, pool.n_rows)
+
+    def _fetch(self, cached: RowPool) -> Any:
+        """Brings what is missing into the cache. Returns: where every selected row lies."""
+        n_rows, segments = self.batch.n_rows, self.n_segments
+        places, missing, targets = (
+            self._scratch(name, segments * self.most, np.int32) for name in ("places", "missing", "targets")
+        )
+        n_missing = self._scratch("n_missing", segments, np.int64)
+        self.recorder.launch(
+            kernel("yakv_fetch_cuda", "yakv_fetch_cuda"),
+            (segments, 1),
+            *(*self._directory(), self.ids, self.most, self.counts, places, missing, targets, n_missing),
+            n_rows,
+        )
+        size = row_bytes(self.head_dim, self.shape.k_format, self.shape.v_format)
+        self.recorder.launch(
+            kernel("yakv_gather_cuda", "yakv_gather_cuda", size, False),
+            (GATHER_BLOCKS, 1),
+            *(*self._pool(cached), *self._pool(self.rows.rows), self.batch.slots, self.n_kv_heads),
+            *(missing, targets, self.most, n_missing, n_rows),
+        )
+        return places
+
+    def _attend_selected(self, q: Buffer, places: Any, held: RowPool) -> None:
+        rows, shape = self.rows, self.shape
+        formats = (shape.k_format, shape.v_format, shape.centred)
+        self.recorder.launch(
+            kernel("yakv_attend_cuda", "yakv_attend_cuda", self.head_dim, *formats),
+            (self.n_kv_heads * self.n_splits * head_blocks(self.group), self.capacity),
+            *(self.sums, self.stats, 1, self.n_partials, self.n_splits, q.data, q.width, *self._pool(held)),
+            *(rows.row_grid.address("halves"), rows.means, self.n_kv_heads * self.head_dim, self.head_dim),
+            *(places, self.most, self.counts, self.batch.slots, q.n_rows, self.n_kv_heads, self.group),
+            self.scale,
+        )
+
+    def _add_tail(self) -> None:
+        rows = self.rows
+        head = rows.n_blocks * self.head_dim // 2
+        self.recorder.launch(
+            kernel("yakv_tail_cuda", "yakv_tail_cuda", self.group, self.head_dim),
+            (self.n_tail_parts, self.n_segments),
+            *(
+                self.sums,
+                self.stats,
+                1 + self.n_splits,
+                self.n_partials,
+                self.logits,
+                self.n_tokens,
+                self.lse,
+            ),
+            *(self.lengths, self.ids, self.most, self.counts, rows.values, self.n_kv_heads * head, head),
+            *(self.batch.slots, self.n_kv_heads, rows.tail_parts, self.batch.n_rows),
+        )
+
+    def _encode(self) -> None:
+        """The block that left the window becomes codes and a mean value; a cache forgets its rows."""
+        rows, shape, batch, head_dim = self.rows, self.shape, self.batch, self.head_dim
+        heads, n_rows = self.n_kv_heads, batch.n_rows
+        values_head = rows.n_blocks * head_dim // 2
+        self.recorder.launch(
+            kernel("yakv_leave_cuda", "yakv_leave_cuda", head_dim, shape.kind, shape.centred),
+            (heads, self.capacity),
+            *(rows.k_block, rows.v_block, rows.values, heads * values_head, values_head),
+            *(rows.means, heads * head_dim, *self._ring(), self.firsts, self.lasts, batch.positions),
+            *(batch.slots, n_rows, heads, shape.n_sinks, shape.window),
+        )
+        if rows.cached:
+            self.recorder.launch(
+                kernel("yakv_fetch_cuda", "yakv_forget_cuda"),
+                (self.n_segments, 1),
+                *(*self._directory(), self.firsts, self.lasts, n_rows),
+            )
+        grid, block_bytes = rows.selector_grid, SELECTORS[shape.selector].block_bytes(head_dim)
+        head = rows.n_blocks * block_bytes
+        spec = (grid.dim, grid.n_points, "blocks", head_dim, "norm", shape.centred, False)
+        own_codes = (rows.selectors, heads * head // 4, head // 4, block_bytes // 4)
+        own_scales = (rows.selectors, heads * head // 2, head // 2, 1)
+        self._encode_rows(spec, own_codes, own_scales, rows.k_block, grid)
+        codes, codes_slot, codes_head, scales, scales_slot, scales_head = self._pool(rows.rows)
+        row_words = row_bytes(head_dim, shape.k_format, shape.v_format) // 4
+        v_at = ROW_FORMATS[shape.k_format].n_bytes(head_dim)
+        grid = rows.row_grid
+        for i, (block_rows, offset) in enumerate(((rows.k_block, 0), (rows.v_block, v_at))):
+            spec = (grid.dim, grid.n_points, "bytes", head_dim, "norm", shape.centred and i == 0, False)
+            own_codes = (codes.address + offset, codes_slot, codes_head, row_words)
+            own_scales = (scales.address + 2 * i, 2 * scales_slot, 2 * scales_head, 2)
+            self._encode_rows(spec, own_codes, own_scales, block_rows, grid)
+
+    def _encode_rows(self, spec: Any, codes: Any, scales: Any, block: Any, grid: Any) -> None:
+        heads, head_dim, batch = self.n_kv_heads, self.head_dim, self.batch
+        head = BLOCK_TOKENS * head_dim
+        sources = self.recorder.zeros
+        self.recorder.launch(
+            kernel("higgs_encode_cuda", "higgs_encode_cuda", *spec),
+            (-(-BLOCK_TOKENS // rows_of_a_block(head_dim)), self.n_segments),
+            *(*codes, *scales, block, heads * head, head, self.rows.means, heads * head_dim),
+            *(grid.memory, batch.slots, heads, self.firsts, self.lasts, sources, batch.n_rows),
+        )

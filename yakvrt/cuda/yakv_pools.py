@@ -1,0 +1,178 @@
+"""YAKV's pools for a GPU: what scoring needs on the device, rows of codes there or in pinned host memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..higgs_grids import load_grid
+from ..kernels.higgs_layout import (
+    BLOCK_TOKENS,
+    ROW_FORMATS,
+    SELECTORS,
+    GridTables,
+    byte_grid,
+    pack_tables,
+    row_bytes,
+)
+from ..kernels.yakv_fetch_cuda import directory_words
+from ..kernels.yakv_layout import Budget, YakvShape
+from ..kernels.yakv_select import budget_of
+from ..ops import ELEMENT_BYTES
+from .arguments import Addressed
+from .device_array import DeviceArray
+
+if TYPE_CHECKING:
+    from .backend import CudaBackend
+
+
+@dataclass(frozen=True, slots=True)
+class RowPool:
+    """Rows of codes, K before V, and their scales, float16 of K and of V.
+
+    Shapes: codes uint32 [slots, Hk, n_rows, row words], scales uint32 [slots, Hk, n_rows].
+    """
+
+    codes: Addressed
+    scales: Addressed
+    n_rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """A grid's tables on the device (higgs_layout.GridTables)."""
+
+    dim: int
+    n_points: int
+    memory: DeviceArray
+
+    byte_step: float
+
+    def address(self, table: str) -> int:
+        return self.memory.address + int(getattr(GridTables(self.dim, self.n_points), table))
+
+
+@dataclass(frozen=True, slots=True)
+class YakvRows:
+    """One layer.
+
+    Shapes: ring_k, ring_v 16-bit numbers in pairs [slots, Hk, sinks + window + 64, D], selectors uint32
+    [slots, Hk, blocks of 64 tokens], values uint32 (float16 pairs) [slots, Hk, blocks, D / 2], means float32
+    [slots, Hk, D], tail_parts float32 [slots, Hk, G]; k_block and v_block float32 [slots, Hk, 64, D], of a
+    block that is encoded, shared by all layers. With a cache, `cached` are the rows on the device.
+    """
+
+    shape: YakvShape
+    budget: Budget
+    n_slots: int
+    n_blocks: int
+    ring_k: DeviceArray
+    ring_v: DeviceArray
+    selectors: DeviceArray
+    values: DeviceArray
+    means: DeviceArray
+    tail_parts: DeviceArray
+    k_block: DeviceArray
+    v_block: DeviceArray
+    rows: RowPool
+    cached: RowPool | None
+    directory: DeviceArray | None
+    selector_grid: Grid
+    row_grid: Grid
+
+    @property
+    def ring_places(self) -> int:
+        return self.shape.n_sinks + self.shape.window + BLOCK_TOKENS
+
+    @property
+    def most_selected(self) -> int:
+        """Of a head in a step."""
+        n, budget = self.n_blocks * BLOCK_TOKENS, self.budget
+        held = n + self.ring_places
+        return max(
+            budget_of(held, n, budget.ratio, budget.at_least, 0),
+            min(n, budget.min_len),
+        )
+
+
+def check_yakv(shape: YakvShape) -> None:
+    """Raises: ValueError for what has no CUDA kernels yet."""
+    if (shape.k_format, shape.v_format) != ("q4", "q4"):
+        raise ValueError("on a GPU, YAKV's rows are of 4 bits: take k_bits=4 and v_bits=4")
+    if shape.selector != "2bit":
+        raise ValueError("on a GPU, YAKV's selector has 2 bits: take selector_bits=2")
+    if shape.rule != "sum":
+        raise ValueError("on a GPU, YAKV ranks by the sum over a group: take rank=sum")
+
+
+class YakvPools:
+    """The pools of all layers and slots; `on_host` rows are read through a cache of n_places rows a head."""
+
+    def __init__(
+        self,
+        backend: CudaBackend,
+        n_layers: int,
+        n_slots: int,
+        n_kv_heads: int,
+        n_tokens: int,
+        shape: YakvShape,
+        budget: Budget,
+        *,
+        on_host: bool,
+        n_places: int,
+    ) -> None:
+        """Raises: ValueError for what has no kernels, DeviceError."""
+        check_yakv(shape)
+        heads, head_dim = (n_slots, n_kv_heads), shape.head_dim
+        n_blocks = max(1, -(-(n_tokens - shape.n_sinks) // BLOCK_TOKENS))
+        n_rows = n_blocks * BLOCK_TOKENS
+        row_words = row_bytes(head_dim, shape.k_format, shape.v_format) // 4
+        block_words = SELECTORS[shape.selector].block_bytes(head_dim) // 4
+        ring = (
+            *heads,
+            shape.n_sinks + shape.window + BLOCK_TOKENS,
+            head_dim * ELEMENT_BYTES[shape.kind] // 4,
+        )
+
+        def grid(name: str | None) -> Grid:
+            points = load_grid(name or "")
+            step = float(byte_grid(points)[1])
+            return Grid(points.shape[1], len(points), backend.put(pack_tables(points)), step)
+
+        def rows_pool(n: int, pinned: bool) -> RowPool:
+            make = backend.pinned if pinned else backend.array
+            return RowPool(make((*heads, n, row_words), np.uint32), make((*heads, n), np.uint32), n)
+
+        selector_grid, row_grid = grid(SELECTORS[shape.selector].grid), grid(ROW_FORMATS[shape.k_format].grid)
+        block = (*heads, BLOCK_TOKENS, head_dim)
+        k_block, v_block = backend.array(block, np.float32), backend.array(block, np.float32)
+        directory = np.zeros((*heads, directory_words(n_places, n_rows)), np.int32)
+        self.layers = [
+            YakvRows(
+                shape,
+                budget,
+                n_slots,
+                n_blocks,
+                ring_k=backend.array(ring, np.uint32),
+                ring_v=backend.array(ring, np.uint32),
+                selectors=backend.array((*heads, n_blocks, block_words), np.uint32),
+                values=backend.array((*heads, n_blocks, head_dim // 2), np.uint32),
+                means=backend.array((*heads, head_dim), np.float32),
+                tail_parts=backend.array((*heads, shape.group), np.float32),
+                k_block=k_block,
+                v_block=v_block,
+                rows=rows_pool(n_rows, on_host),
+                cached=rows_pool(n_places, pinned=False) if on_host else None,
+                directory=backend.put(directory) if on_host else None,
+                selector_grid=selector_grid,
+                row_grid=row_grid,
+            )
+            for _ in range(n_layers)
+        ]
+        if on_host and n_places < self.layers[0].most_selected:
+            raise ValueError(
+                f"a cache of {n_places} rows a head cannot hold the {self.layers[0].most_selected} that a"
+                " step selects: make it larger, or the budget smaller"
+            )
