@@ -14,6 +14,7 @@ AVX512 = AVX2 + ",+avx512f,+avx512bw,+avx512vl,+avx512dq,+avx512cd"
 SELECTION = (
     "2t and (q4-48 or q3-64 or q8-80 or bf16-48 or 48-q4 or 64-q3 or 128-q4 or 96-q8 or 2bit-64 or 1bit-48"
     " or 1.5bit-64 or select_topk or equal or rotate and (48 or 128))"
+    " or grows and 500 and (2bit-r3-64 or 1.5bit-r3-128)"
 )
 
 
@@ -22,7 +23,7 @@ SELECTION = (
 )
 def test_higgs_on_another_cpu(cpu: str, flags: str) -> None:
     here = Path(__file__).parent
-    names = ("higgs_rows", "higgs_selector", "higgs_score", "select_topk", "rotate")
+    names = ("higgs_rows", "higgs_selector", "higgs_score", "select_topk", "rotate", "yakv")
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", SELECTION]
         + [str(here / f"test_kernel_{name}.py") for name in names],

@@ -13,6 +13,7 @@ from yakvrt.cpu.memory import aligned_array
 from yakvrt.cpu.yakv_pools import YakvPools
 from yakvrt.higgs_grids import load_grid
 from yakvrt.kernels.higgs_layout import ROW_FORMATS, SELECTORS
+from yakvrt.kernels.higgs_residual import encode_residuals_ref, estimate_ref
 from yakvrt.kernels.higgs_rows import decode_rows_ref, encode_rows_ref
 from yakvrt.kernels.higgs_score import score_ref
 from yakvrt.kernels.higgs_selector import encode_selector_ref
@@ -41,7 +42,11 @@ SHAPES = [
     replace(BASE, group=1, head_dim=96, kind="bf16", selector="1bit", n_sinks=0, tail=False),
     replace(BASE, selector="1.5bit", k_format="bf16", v_format="bf16", rule="max", centred=False),
     replace(BASE, group=4, n_sinks=17, window=128, rule="mean", tail=False),
+    replace(BASE, k_format="r3"),
+    replace(BASE, group=5, head_dim=128, kind="f16", selector="1.5bit", k_format="r3", v_format="q8"),
+    replace(BASE, group=1, head_dim=48, selector="1bit", k_format="r3", v_format="q3", centred=False),
 ]
+RESIDUAL = SHAPES[-3:]
 BUDGET = Budget(ratio=round(0.1 * 2**RATIO_BITS), at_least=5, min_len=100)
 
 
@@ -152,9 +157,16 @@ def indexed_truth(slot: Slot, head: int, mean: np.ndarray | None, end: int, q: n
     decoded = []
     for rows, name, centre in ((k, shape.k_format, mean), (v, shape.v_format, None)):
         row_format = ROW_FORMATS[name]
-        codes, scales = encode_rows_ref(name, rows, grid_of(row_format.grid), centre)
-        back = decode_rows_ref(name, codes, scales, grid_of(row_format.grid), rotated=False)
-        decoded.append(back + centre if centre is not None and row_format.rotated else back)
+        grid = grid_of(row_format.grid)
+        if row_format.residual:
+            assert grid is not None
+            estimates = estimate_ref(shape.selector, blocks, len(k), shape.head_dim, *grids)
+            codes, scales = encode_residuals_ref(rows, estimates, grid, mean)
+        else:
+            codes, scales = encode_rows_ref(name, rows, grid, centre)
+        back = decode_rows_ref(name, codes, scales, grid, rotated=False)
+        added = centre is not None and row_format.rotated and not row_format.residual
+        decoded.append(back + centre if added else back)
     return Indexed(logits, decoded[0], decoded[1], v.reshape(-1, 64, shape.head_dim).mean(axis=1))
 
 
@@ -199,6 +211,7 @@ def test_a_slot_that_grows(backend: CpuBackend, shape: YakvShape, prompt: tuple[
                 k,
                 shape.rule,
                 slot.tail_parts(head) if k < end - shape.n_sinks else 0.0,
+                residual=shape in RESIDUAL,
             )
             error = np.linalg.norm(out[head] - expected) / np.linalg.norm(expected)
             errors.append(error)
@@ -208,7 +221,7 @@ def test_a_slot_that_grows(backend: CpuBackend, shape: YakvShape, prompt: tuple[
     assert max(errors) < 0.15
 
 
-@pytest.mark.parametrize("shape", [BASE, *SHAPES[3:]], ids=lambda s: s.rule)
+@pytest.mark.parametrize("shape", [BASE, *SHAPES[3:6]], ids=lambda s: f"{s.rule}-{s.k_format}")
 @pytest.mark.parametrize("n", [64 * 16 + 4 + 64, 64 * 35 + 4 + 64], ids=str)
 def test_runs_of_blocks_join(backend: CpuBackend, shape: YakvShape, n: int) -> None:
     """Runs of 16 blocks whose largest logits differ widely, the last one not full; the same with any team."""
@@ -228,13 +241,14 @@ def test_runs_of_blocks_join(backend: CpuBackend, shape: YakvShape, n: int) -> N
         truth = indexed_truth(slot, head, mean if shape.centred else None, end, q[head])
         k = budget_of(n + 1, end - shape.n_sinks, BUDGET.ratio, BUDGET.at_least, BUDGET.min_len)
         rows, indexed = (slot.k[exact, head], slot.v[exact, head]), (truth.k, truth.v)
+        parts, residual = slot.tail_parts(head), shape in RESIDUAL
         expected, _ = attend_yakv_ref(
-            q[head], rows, truth.logits, indexed, truth.mean_values, k, shape.rule, slot.tail_parts(head)
+            q[head], rows, truth.logits, indexed, truth.mean_values, k, shape.rule, parts, residual=residual
         )
         assert np.linalg.norm(out[head] - expected) / np.linalg.norm(expected) < 0.02
 
 
-@pytest.mark.parametrize("shape", SHAPES[:2], ids=str)
+@pytest.mark.parametrize("shape", [*SHAPES[:2], *RESIDUAL], ids=str)
 def test_restore_brings_back_what_is_known(backend: CpuBackend, shape: YakvShape) -> None:
     slot, n = make_slot(backend, shape), 400
     slot.prompt(0, n)
@@ -249,7 +263,10 @@ def test_restore_brings_back_what_is_known(backend: CpuBackend, shape: YakvShape
         np.testing.assert_array_equal(back[:, exact], rows[:, exact])
         coded = slice(shape.n_sinks, end)
         error = np.linalg.norm(back[:, coded] - rows[:, coded]) / np.linalg.norm(rows[:, coded])
-        assert error < {"q3": 0.19, "q4": 0.1, "q8": 0.02}[bits]
+        assert (
+            error
+            < {"q3": 0.19, "q4": 0.1, "q8": 0.02, "r3": 0.14 if shape.selector == "1bit" else 0.06}[bits]
+        )
 
 
 def test_refill_brings_blocks_back_to_the_window(backend: CpuBackend) -> None:

@@ -12,7 +12,7 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from ..kernels.higgs_layout import GridTables
+from ..kernels.higgs_layout import ROW_FORMATS, GridTables
 from . import simd
 from .gather import gather_words
 from .simd import FEATURES, I8, I32, V16F32, V16I8, V16I16, V16I32, V32I16, const, declare, load
@@ -104,6 +104,7 @@ def _emit_points(
 
 def make_decode(row_format: str, head_dim: int, tables: GridTables | None) -> Any:
     """An intrinsic f(out, codes, scale, tables): float32 [D] of one row; `scale` a float32 value."""
+    sixes = ROW_FORMATS[row_format].sixes
 
     @intrinsic
     def decode(typing_context: Any, out: Any, codes: Any, scale: Any, memory: Any) -> Any:
@@ -111,7 +112,7 @@ def make_decode(row_format: str, head_dim: int, tables: GridTables | None) -> An
             out, codes, scale, memory = values
             factor = simd.splat(builder, scale)
             if tables is not None:
-                _emit_points(builder, tables, head_dim, row_format == "q3", out, codes, factor, memory)
+                _emit_points(builder, tables, head_dim, sixes, out, codes, factor, memory)
                 return context.get_dummy_value()
             for i in range(0, head_dim, 16):
                 if row_format == "q8":

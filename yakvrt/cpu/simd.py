@@ -237,6 +237,22 @@ def exponential(builder: Any, v: Any) -> Any:
     return builder.bitcast(builder.add(builder.bitcast(y, V16I32), exponent), V16F32)
 
 
+def logarithm(builder: Any, x: Any) -> Any:
+    """The natural logarithm of normal numbers above 0, 1e-6 absolute: exponent, 2 artanh of the mantissa."""
+    bits, one = builder.bitcast(x, V16I32), const(V16F32, 1.0)
+    exponent = builder.sitofp(builder.sub(builder.ashr(bits, const(V16I32, 23)), const(V16I32, 127)), V16F32)
+    mantissa = builder.or_(builder.and_(bits, const(V16I32, 0x7FFFFF)), const(V16I32, 0x3F800000))
+    m = builder.bitcast(mantissa, V16F32)
+    t = builder.fdiv(builder.fsub(m, one), builder.fadd(m, one))
+    square = builder.fmul(t, t)
+    series = const(V16F32, 1 / 11)
+    for n in (9, 7, 5, 3, 1):
+        series = fmadd(builder, series, square, const(V16F32, 1 / n))
+    return fmadd(
+        builder, exponent, const(V16F32, 0.6931471805599453), builder.fmul(builder.fadd(t, t), series)
+    )
+
+
 def silu(builder: Any, x: Any) -> Any:
     """x / (1 + e^-x)."""
     e = exponential(builder, builder.fsub(const(V16F32, 0.0), x))

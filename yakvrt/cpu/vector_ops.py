@@ -100,6 +100,11 @@ def store_i8(b: Any, p: Any, v: Any) -> None:
     simd.store(b, b.trunc(b.fptosi(simd.round_even(b, v), V16I32), simd.V16I8), p)
 
 
+@op(v16f32, addr)
+def load_u8(b: Any, p: Any) -> Any:
+    return b.sitofp(b.zext(simd.load(b, p, simd.V16I8), V16I32), V16F32)
+
+
 @op(types.int64, addr)
 def get_i64(b: Any, p: Any) -> Any:
     return simd.load(b, p, I64)
@@ -211,23 +216,9 @@ def scalar_exp(b: Any, x: Any) -> Any:
     return b.extract_element(simd.exponential(b, simd.splat(b, x)), ir.Constant(I32, 0))
 
 
-@op(f32, f32)
-def scalar_log(b: Any, x: Any) -> Any:
-    """The natural logarithm of a normal number above 0, 1e-6 absolute: exponent, 2 artanh of the mantissa."""
-
-    def number(value: float) -> Any:
-        return ir.Constant(F32, value)
-
-    bits = b.bitcast(x, I32)
-    exponent = b.sitofp(b.sub(b.ashr(bits, ir.Constant(I32, 23)), ir.Constant(I32, 127)), F32)
-    mantissa = b.or_(b.and_(bits, ir.Constant(I32, 0x7FFFFF)), ir.Constant(I32, 0x3F800000))
-    m = b.bitcast(mantissa, F32)
-    t = b.fdiv(b.fsub(m, number(1.0)), b.fadd(m, number(1.0)))
-    square = b.fmul(t, t)
-    series = number(1 / 11)
-    for n in (9, 7, 5, 3, 1):
-        series = b.fadd(b.fmul(series, square), number(1 / n))
-    return b.fadd(b.fmul(exponent, number(0.6931471805599453)), b.fmul(b.fmul(number(2.0), t), series))
+@op(v16f32, v16f32)
+def vlog(b: Any, x: Any) -> Any:
+    return simd.logarithm(b, x)
 
 
 @op(v16f32, v16f32)

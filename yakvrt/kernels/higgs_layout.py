@@ -15,11 +15,12 @@ The selector "1.5bit" stores the difference to a mean row per 8 tokens, which fo
 
 Byte 8*r + j of vector i of the mean codes is the code of mean row r's sub-vector 8*i + j.
 
-Host row: codes of K, then of V, in formats that may differ ("q4", "q3", "q8", "bf16"). Scales rest apart.
+Host row: codes of K, then of V, in formats that may differ. Scales rest apart.
     q4    one byte per sub-vector of 2
     q3    6 bits per sub-vector of 2, 4 codes in 3 bytes, the first in the lowest bits
     q8    int8 per rotated coordinate, scale = largest / 127
     bf16  the exact row, neither rotated nor centred; scale 1
+    r3    of K only: q3 of R k less what the key's selector code makes of it (see higgs_residual.py)
 """
 
 from __future__ import annotations
@@ -88,6 +89,12 @@ def byte_grid(grid: np.ndarray) -> tuple[np.ndarray, np.float32]:
     return codes, step
 
 
+def rounded_grid(grid: np.ndarray) -> np.ndarray:
+    """The points that the byte form of a grid stands for: what scoring reads. float64."""
+    codes, step = byte_grid(grid)
+    return (codes - 127.5) * step.astype(np.float64)
+
+
 def pack_tables(grid: np.ndarray) -> np.ndarray:
     """The tables of a grid as kernels read them, uint8 on a cache line.
 
@@ -129,11 +136,17 @@ class RowFormat:
     name: str
     bits: int  # per coordinate
     grid: str | None = None
+    residual: bool = False  # of what the selector's code leaves of the key
 
     @property
     def rotated(self) -> bool:
         """Whether the decoded row is R u; otherwise it is the original row."""
         return self.name != "bf16"
+
+    @property
+    def sixes(self) -> bool:
+        """Whether codes are packed, 4 in 3 bytes."""
+        return self.bits == 3
 
     def n_bytes(self, head_dim: int) -> int:
         return head_dim * self.bits // 8
@@ -146,6 +159,7 @@ ROW_FORMATS = {
         RowFormat("q3", 3, "d2n64"),
         RowFormat("q8", 8),
         RowFormat("bf16", 16),
+        RowFormat("r3", 3, "d2n64", residual=True),
     )
 }
 

@@ -1,4 +1,4 @@
-"""Host rows of K or V: encoded in four formats, decoded into the rotated domain (see higgs_layout.py)."""
+"""Host rows of K or V: encoded in five formats, decoded into the rotated domain (see higgs_layout.py)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def encode_rows_ref(
     scale_rule: str = "norm",
     signs: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Shapes: rows [n, D] -> uint8 [n, bytes of a row], scales float16 [n]. `grid`: of q4 and q3 only."""
+    """Shapes: rows [n, D] -> uint8 [n, bytes of a row], scales float16 [n]. `grid`: where it has one."""
     if row_format == "bf16":
         bits = rows.astype(np.float32).view(np.uint32)
         rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
@@ -43,7 +43,7 @@ def encode_rows_ref(
         return codes.astype(np.int8).view(np.uint8), scales
     assert grid is not None
     codes, scales = encode_ref(rows, grid, mean, scale_rule, signs)
-    return (codes if row_format == "q4" else pack_sixes_ref(codes)), scales
+    return (pack_sixes_ref(codes) if ROW_FORMATS[row_format].sixes else codes), scales
 
 
 def pack_sixes_ref(codes: np.ndarray) -> np.ndarray:
@@ -85,7 +85,7 @@ def decode_rows_ref(
         y = codes.view(np.int8) * scales.astype(np.float64)[:, None]
         return y if rotated else y @ rotation(y.shape[1], signs).astype(np.float64)
     assert grid is not None
-    unpacked = codes if row_format == "q4" else unpack_sixes_ref(codes)
+    unpacked = unpack_sixes_ref(codes) if ROW_FORMATS[row_format].sixes else codes
     return decode_ref(unpacked, scales, grid, rotated=rotated, signs=signs)
 
 
@@ -100,26 +100,12 @@ def make_encode_rows(row_format: str, head_dim: int, scale_rule: str = "norm", s
 
     if row_format not in ROW_FORMATS:
         raise ValueError(f"no row format {row_format!r}: choose one of {', '.join(ROW_FORMATS)}")
-    at = EncodeScratch(head_dim)
-    at_codes, at_scores, at_scales = at.codes, at.scores, at.scales
-    put_scale = make_put_scale()
     rotate_rows = make_rotate_rows(head_dim, signs)
     if row_format == "bf16":
         return _make_copy_rows(head_dim)
     if row_format == "q8":
-        return _make_encode_bytes(head_dim, rotate_rows, put_scale)
-    normalise = make_normalise(head_dim)
-    find_codes = make_find_codes(head_dim, *GRID_SIZES[ROW_FORMATS[row_format].grid or ""], scale_rule)
-    n_codes, sixes = head_dim // 2, row_format == "q3"
-
-    @v.inline
-    def pack_sixes(source: int, target: int) -> None:
-        for i in range(n_codes // 4):
-            low, high = v.get_u16(source + 4 * i), v.get_u16(source + 4 * i + 2)
-            low = low & 63 | low >> 8 << 6
-            word = low | (high & 63 | high >> 8 << 6) << 12
-            v.put_u16(target + 3 * i, word)
-            v.put_u8(target + 3 * i + 2, word >> 16)
+        return _make_encode_bytes(head_dim, rotate_rows, make_put_scale())
+    encode_rotated = make_encode_rotated(row_format, head_dim, scale_rule)
 
     @v.inline
     def encode_rows(
@@ -137,19 +123,55 @@ def make_encode_rows(row_format: str, head_dim: int, scale_rule: str = "norm", s
         for first in range(0, n_tokens, TILE_TOKENS):
             n = min(TILE_TOKENS, n_tokens - first)
             rotate_rows(rows + first * row_stride, row_stride, mean, n, scratch)
-            normalise(n, scratch, scratch + at_scales)
-            find_codes(n, tables, scratch, scratch + at_codes, scratch + at_scores, scratch + at_scales)
-            for i in range(n):
-                source, target = scratch + at_codes + i * n_codes, codes + (first + i) * codes_stride
-                if sixes:
-                    pack_sixes(source, target)
-                else:
-                    for j in range(0, n_codes, 8):
-                        v.put_i64(target + j, v.get_i64(source + j))
-                scale = v.get_f32(scratch + at_scales + i * 4)
-                put_scale(scales + (first + i) * scale_stride, scale)
+            target, scale = codes + first * codes_stride, scales + first * scale_stride
+            encode_rotated(n, target, codes_stride, scale, scale_stride, tables, scratch)
 
     return encode_rows
+
+
+def make_encode_rotated(row_format: str, head_dim: int, scale_rule: str) -> Any:
+    """An inline encode_rotated(n_tokens, codes, codes_stride, scales, scale_stride, tables, scratch): up to
+    16 rotated rows at the start of the scratch -> codes and scales; see make_encode_rows.
+    """
+    from ..cpu import vector_ops as v
+
+    at = EncodeScratch(head_dim)
+    at_codes, at_scores, at_scales = at.codes, at.scores, at.scales
+    put_scale, normalise = make_put_scale(), make_normalise(head_dim)
+    find_codes = make_find_codes(head_dim, *GRID_SIZES[ROW_FORMATS[row_format].grid or ""], scale_rule)
+    n_codes, sixes = head_dim // 2, ROW_FORMATS[row_format].sixes
+
+    @v.inline
+    def pack_sixes(source: int, target: int) -> None:
+        for i in range(n_codes // 4):
+            low, high = v.get_u16(source + 4 * i), v.get_u16(source + 4 * i + 2)
+            low = low & 63 | low >> 8 << 6
+            word = low | (high & 63 | high >> 8 << 6) << 12
+            v.put_u16(target + 3 * i, word)
+            v.put_u8(target + 3 * i + 2, word >> 16)
+
+    @v.inline
+    def encode_rotated(
+        n_tokens: int,
+        codes: int,
+        codes_stride: int,
+        scales: int,
+        scale_stride: int,
+        tables: int,
+        scratch: int,
+    ) -> None:
+        normalise(n_tokens, scratch, scratch + at_scales)
+        find_codes(n_tokens, tables, scratch, scratch + at_codes, scratch + at_scores, scratch + at_scales)
+        for i in range(n_tokens):
+            source, target = scratch + at_codes + i * n_codes, codes + i * codes_stride
+            if sixes:
+                pack_sixes(source, target)
+            else:
+                for j in range(0, n_codes, 8):
+                    v.put_i64(target + j, v.get_i64(source + j))
+            put_scale(scales + i * scale_stride, v.get_f32(scratch + at_scales + i * 4))
+
+    return encode_rotated
 
 
 def _make_encode_bytes(head_dim: int, rotate_rows: Any, put_scale: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .higgs_layout import BLOCK_TOKENS, SELECTORS, byte_grid
+from .higgs_layout import BLOCK_TOKENS, SELECTORS, rounded_grid
 from .higgs_selector import decode_selector_ref
 from .rotate import make_rotate, rotation
 
@@ -39,18 +39,13 @@ def score_ref(
     if as_int8:
         step = np.abs(rotated).max(axis=1, keepdims=True) / 127
         rotated = np.rint(rotated / np.where(step > 0, step, 1)) * step
-        grid = _rounded(grid)
-        mean_grid = None if mean_grid is None else _rounded(mean_grid)
+        grid = rounded_grid(grid)
+        mean_grid = None if mean_grid is None else rounded_grid(mean_grid)
     keys = decode_selector_ref(kind, blocks, n_tokens, head_dim, grid, mean_grid)
     logits = np.full((len(q), len(blocks) * BLOCK_TOKENS), -np.inf)
     offset = 0 if mean is None else (q.astype(np.float64) @ mean.astype(np.float64))[:, None]
     logits[:, :n_tokens] = (rotated @ keys.T + offset) * factor
     return logits
-
-
-def _rounded(grid: np.ndarray) -> np.ndarray:
-    codes, step = byte_grid(grid)
-    return (codes - 127.5) * step.astype(np.float64)
 
 
 def query_bytes(kind: str, head_dim: int) -> int:

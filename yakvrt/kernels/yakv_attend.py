@@ -21,7 +21,7 @@ from .yakv_layout import (
     pool_word,
     run_len,
 )
-from .yakv_tail import make_add_tail, make_run_weights, run_weights_bytes
+from .yakv_tail import make_add_tail, make_logits_of, make_run_weights, run_weights_bytes
 
 ROWS_AT_ONCE = 64
 
@@ -35,18 +35,21 @@ def attend_yakv_ref(
     budget: int,
     rule: str,
     tail: float | np.ndarray,
+    *,
+    residual: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """One step of one KV head in float64: the output of its queries and the selected ids.
 
     Shapes: q [G, D]; exact keys and values [E, D]; selector logits [G, n]; indexed keys and values as decoded
     [n, D]; mean_values [n / 64, D] -> out [G, D], ids [min(budget, n)]. tail: the part of the mass of the
-    rows not selected that counts, one number or [G].
+    rows not selected that counts, one number or [G]. With `residual` indexed keys are what is added to the
+    logits.
     """
     scale = q.shape[1] ** -0.5
     exact_logits = q.astype(np.float64) @ exact[0].T.astype(np.float64) * scale
     lse = np.log(np.exp(exact_logits).sum(axis=1) + np.exp(logits.astype(np.float64)).sum(axis=1))
     ids = select_topk_ref(weights_ref(logits, lse, rule), budget)
-    chosen_logits = q.astype(np.float64) @ indexed[0][ids].T * scale
+    chosen_logits = q.astype(np.float64) @ indexed[0][ids].T * scale + (logits[:, ids] if residual else 0)
     weights = np.hstack([np.exp(exact_logits), np.exp(chosen_logits)])
     total = weights.sum(axis=1, keepdims=True)
     sums = weights @ np.vstack([exact[1], indexed[1][ids]]).astype(np.float64)
@@ -60,10 +63,10 @@ def attend_yakv_ref(
 
 
 def attend_rows_scratch_bytes(group: int, head_dim: int, n_tokens: int) -> int:
-    """Scratch of a thread: queries, their offsets, a softmax state, scores; decoded rows, or run weights."""
-    floats = group * (2 * head_dim + 2 + ROWS_AT_ONCE)
+    """Scratch of a thread: queries, offsets, a softmax state, scores; decoded rows, or run weights."""
+    floats = group * (2 * head_dim + 2 + 2 * ROWS_AT_ONCE)
     runs = group * run_weights_bytes(-(-n_tokens // (64 * BLOCKS_PER_RUN)))
-    return floats * 4 + 4 * 64 + group * 4 + max(ROWS_AT_ONCE * head_dim * 4, runs)
+    return floats * 4 + 4 * 64 + max(ROWS_AT_ONCE * head_dim * 4, runs)
 
 
 def yakv_attend_cpu(*parameters: Any) -> Any:
@@ -86,6 +89,7 @@ def yakv_attend_cpu(*parameters: Any) -> Any:
     group, head_dim, weight_rows, tail = shape.group, shape.head_dim, shape.weight_rows, shape.tail
     n_sinks, window = shape.n_sinks, shape.window
     run_weights, add_tail = make_run_weights(group), make_add_tail(group, head_dim)
+    logits_of, residual = make_logits_of(group), ROW_FORMATS[shape.k_format].residual
     decode_k, decode_v = make_decode_row(shape.k_format, head_dim), make_decode_row(shape.v_format, head_dim)
     row_scores, add_values = make_row_scores(head_dim), make_weighted_sum(group, head_dim, "f32")
     reset, fold = make_accumulate(group, head_dim)
@@ -97,7 +101,7 @@ def yakv_attend_cpu(*parameters: Any) -> Any:
     stride = row_bytes(head_dim, shape.k_format, shape.v_format)
     k_rotated, v_rotated = (ROW_FORMATS[name].rotated for name in (shape.k_format, shape.v_format))
     v_codes = ROW_FORMATS[shape.k_format].n_bytes(head_dim)
-    add_mean = shape.centred and k_rotated
+    add_mean = shape.centred and k_rotated and not residual
     k_tables_at, v_tables_at, heads_at = pool_word("k_tables"), pool_word("v_tables"), pool_word("n_kv_heads")
     row_floats, score_bytes = head_dim * 4, ROWS_AT_ONCE * 4
     at_once = ROWS_AT_ONCE
@@ -113,7 +117,7 @@ def yakv_attend_cpu(*parameters: Any) -> Any:
                 v.store_f32(target + j, piece)
                 if add_mean:
                     offset = v.fma(piece, v.load_f32(mean + j), offset)
-            v.put_f32(offsets + g * 4, v.hsum(offset))
+            v.put_f32(offsets + g * score_bytes, v.hsum(offset))
             if k_rotated:
                 rotate(target, target)
 
@@ -121,14 +125,18 @@ def yakv_attend_cpu(*parameters: Any) -> Any:
     def dot_products(rows: int, n: int, queries: int, offsets: int, scores: int) -> None:
         for first in range(0, n, 16):  # fold() does not read what comes behind the last row
             for g in range(group):
-                found = row_scores(rows + first * row_floats, queries + g * row_floats)
-                total = v.add(found, v.splat(v.get_f32(offsets + g * 4)))
-                v.store_f32(scores + g * score_bytes + first * 4, total)
+                found, at = row_scores(rows + first * row_floats, queries + g * row_floats), g * score_bytes
+                known = v.load_f32(offsets + at + first * 4) if residual else v.splat(v.get_f32(offsets + at))
+                v.store_f32(scores + at + first * 4, v.add(found, known))
 
     @v.inline
     def attend_run(
         places: int,
+        ids: int,
         n: int,
+        weights: int,
+        weights_stride: int,
+        run_stats: int,
         codes: int,
         scales: int,
         k_tables: int,
@@ -149,6 +157,8 @@ def yakv_attend_cpu(*parameters: Any) -> Any:
         for i in range(n):
             place = v.get_i32(places + i * 4)
             decode_k(rows + i * row_floats, codes + place * stride, v.get_f16(scales + place * 4), k_tables)
+        if residual:
+            logits_of(offsets, scores, score_bytes, ids, n, weights, weights_stride, run_stats)
         dot_products(rows, n, queries, offsets, scores)
         for g in range(group):
             fold(scores + g * score_bytes, n, (n + 15) // 16 * 16, state, g)
@@ -172,7 +182,7 @@ def yakv_attend_cpu(*parameters: Any) -> Any:
         state = queries + group * row_floats
         scores = state + (group * (row_floats + 8) + 63) // 64 * 64
         offsets = scores + group * score_bytes
-        rows = offsets + (group * 4 + 63) // 64 * 64
+        rows = offsets + group * score_bytes
         n_heads = v.get_i64(pools + heads_at)
         k_tables, v_tables = v.get_i64(pools + k_tables_at), v.get_i64(pools + v_tables_at)
         for row in range(n_rows):
@@ -186,20 +196,20 @@ def yakv_attend_cpu(*parameters: Any) -> Any:
             for unit in range(first, last):
                 head, run = unit // per_head, unit % per_head - 1
                 own = row * n_heads + head
+                own_weights = weights + own * weight_rows * weights_stride
+                own_runs = run_stats + own * max_runs * group * 8
                 reset(state)
                 if run < 0:
                     if tail and n_selected < n_indexed:
                         n_blocks = n_indexed // 64
                         n_scored = (n_blocks + BLOCKS_PER_RUN - 1) // BLOCKS_PER_RUN
                         own_stats = stats + own * group * MAX_PARTIALS * 8
-                        runs_stride = run_weights(
-                            rows, own_stats, run_stats + own * max_runs * group * 8, n_scored
-                        )
+                        runs_stride = run_weights(rows, own_stats, own_runs, n_scored)
                         add_tail(
                             state,
                             values_of(pools, slot, head),
                             parts_of(pools, slot, head),
-                            weights + own * weight_rows * weights_stride,
+                            own_weights,
                             weights_stride,
                             block_sums + own * group * max_runs * 64,
                             max_runs * 64,
@@ -220,7 +230,11 @@ def yakv_attend_cpu(*parameters: Any) -> Any:
                 for start in range(run * run_rows, end, at_once):
                     attend_run(
                         places + own * ids_stride + start * 4,
+                        ids + own * ids_stride + start * 4,
                         min(at_once, end - start),
+                        own_weights,
+                        weights_stride,
+                        own_runs,
                         codes,
                         scales,
                         k_tables,

@@ -41,12 +41,14 @@ def make_encode_block(shape: YakvShape) -> Any:
     rows from `place` on become a block: selector, host rows, mean value.
     """
     from ..cpu import vector_ops as v
+    from .higgs_residual import make_encode_residuals
     from .higgs_rows import make_encode_rows
     from .higgs_selector import make_clear_block, make_encode_selector
 
-    head_dim, centred = shape.head_dim, shape.centred
+    head_dim, centred, residual = shape.head_dim, shape.centred, ROW_FORMATS[shape.k_format].residual
     read_rows = make_read_rows(head_dim, shape.kind)
     encode_k = make_encode_rows(shape.k_format, head_dim)
+    encode_residuals = make_encode_residuals(shape.selector, head_dim)
     encode_v = make_encode_rows(shape.v_format, head_dim)
     encode_selector = make_encode_selector(shape.selector, head_dim, "norm")
     clear_block = make_clear_block(shape.selector, head_dim)
@@ -73,10 +75,15 @@ def make_encode_block(shape: YakvShape) -> Any:
         encode_selector(k, row_floats, mean, 0, 64, selector, tables, means, encoder)
         rows = rows_of(pools, slot, head) + block * 64 * stride
         scales = scales_of(pools, slot, head) + block * 64 * 4
-        k_mean = mean if rotated else 0
-        encode_k(k, row_floats, k_mean, 64, rows, stride, scales, 4, v.get_i64(pools + k_tables), encoder)
-        v_rows, tables = rows + v_codes, v.get_i64(pools + v_tables)
-        encode_v(values, row_floats, 0, 64, v_rows, stride, scales + 2, 4, tables, encoder)
+        k_mean, points = mean if rotated else 0, v.get_i64(pools + k_tables)
+        if residual:
+            encode_residuals(
+                k, row_floats, mean, selector, rows, stride, scales, 4, points, tables, means, encoder
+            )
+        else:
+            encode_k(k, row_floats, k_mean, 64, rows, stride, scales, 4, points, encoder)
+        v_rows, points = rows + v_codes, v.get_i64(pools + v_tables)
+        encode_v(values, row_floats, 0, 64, v_rows, stride, scales + 2, 4, points, encoder)
         target = values_of(pools, slot, head) + block * head_dim * 2
         for d in range(0, head_dim, 16):
             total = v.load_f32(values + d * 4)
@@ -179,6 +186,7 @@ def yakv_recall_cpu(*parameters: Any) -> Any:
     head_stride unused), else position p goes to place p. Threads share heads and positions.
     """
     from ..cpu import vector_ops as v
+    from .higgs_residual import make_estimate
     from .higgs_rows import make_decode_row
     from .kv_append import make_append
     from .rotate import make_rotate
@@ -188,29 +196,42 @@ def yakv_recall_cpu(*parameters: Any) -> Any:
     ring_len, row_floats = window + 64, head_dim * 4
     read_rows, append = make_read_rows(head_dim, shape.kind), make_append(head_dim, shape.kind)
     decode_k, decode_v = make_decode_row(shape.k_format, head_dim), make_decode_row(shape.v_format, head_dim)
-    ring_k, ring_v, _, rows_of, scales_of, _, mean_of = make_pool_addresses(shape)
+    ring_k, ring_v, selector_of, rows_of, scales_of, _, mean_of = make_pool_addresses(shape)
     end_of, place_of, heads_at = v.inline(indexed_end), v.inline(ring_place), pool_word("n_kv_heads")
     stride = row_bytes(head_dim, shape.k_format, shape.v_format)
     k_rotated, v_rotated = (ROW_FORMATS[name].rotated for name in (shape.k_format, shape.v_format))
     v_codes = ROW_FORMATS[shape.k_format].n_bytes(head_dim)
-    add_mean = shape.centred and k_rotated
+    add_mean, residual = shape.centred and k_rotated, ROW_FORMATS[shape.k_format].residual
     k_tables, v_tables = pool_word("k_tables"), pool_word("v_tables")
+    selector_tables, mean_tables = pool_word("selector_tables"), pool_word("mean_tables")
+    block_bytes, estimate = (
+        SELECTORS[shape.selector].block_bytes(head_dim),
+        make_estimate(shape.selector, head_dim),
+    )
     unrotate = make_rotate(head_dim, inverse=True)
+
+    @v.inline
+    def add_row(row: int, other: int) -> None:
+        for d in range(0, row_floats, 64):
+            v.store_f32(row + d, v.add(v.load_f32(row + d), v.load_f32(other + d)))
 
     @v.inline
     def decode(pools: int, slot: int, head: int, index: int, k: int, values: int) -> None:
         codes = rows_of(pools, slot, head) + index * stride
         scale = scales_of(pools, slot, head) + index * 4
         decode_k(k, codes, v.get_f16(scale), v.get_i64(pools + k_tables))
+        if residual:
+            block = selector_of(pools, slot, head) + index // 64 * block_bytes
+            tables, means = v.get_i64(pools + selector_tables), v.get_i64(pools + mean_tables)
+            estimate(values, block, index % 64, tables, means)
+            add_row(k, values)
         decode_v(values, codes + v_codes, v.get_f16(scale + 2), v.get_i64(pools + v_tables))
         if k_rotated:
             unrotate(k, k)
         if v_rotated:
             unrotate(values, values)
         if add_mean:
-            mean = mean_of(pools, slot, head)
-            for d in range(0, row_floats, 64):
-                v.store_f32(k + d, v.add(v.load_f32(k + d), v.load_f32(mean + d)))
+            add_row(k, mean_of(pools, slot, head))
 
     def kernel(thread: int, n_threads: int, counter: int, args: int) -> None:
         pools, k_cache, v_cache = v.get_i64(args), v.get_i64(args + 8), v.get_i64(args + 16)

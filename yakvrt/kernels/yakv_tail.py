@@ -70,6 +70,43 @@ def make_run_weights(group: int) -> Any:
     return run_weights
 
 
+def make_logits_of(group: int) -> Any:
+    """An inline logits_of(out, spare, stride, ids, n, weights, weights_stride, run_stats): the logits that
+    scoring found for n rows of a head, back from their weights; what lies behind the last is undefined. A
+    logit that was cut off becomes less than LEAST below the largest of its run, so that it stays nothing.
+
+    Shapes: out and spare float32 [G][n padded to 16], rows `stride` bytes apart; others as in yakv_score_cpu.
+    """
+    from ..cpu import vector_ops as v
+
+    run_tokens = BLOCKS_PER_RUN * 64
+    cut, tiny = np.float32(-np.exp(LEAST) * 1.00001), np.float32(1.2e-38)
+
+    @v.inline
+    def logits_of(
+        out: int,
+        spare: int,
+        stride: int,
+        ids: int,
+        n: int,
+        weights: int,
+        weights_stride: int,
+        run_stats: int,
+    ) -> None:
+        for i in range(n):
+            token = v.get_i32(ids + i * 4)
+            weight, largest = weights + token * 4, run_stats + token // run_tokens * group * 8
+            for g in range(group):
+                v.put_f32(out + g * stride + i * 4, v.get_f32(weight + g * weights_stride))
+                v.put_f32(spare + g * stride + i * 4, v.get_f32(largest + g * 8))
+        for g in range(group):
+            for j in range(g * stride, g * stride + n * 4, 64):
+                weight = v.vmax(v.add(v.load_f32(out + j), v.splat(cut)), v.splat(tiny))
+                v.store_f32(out + j, v.add(v.vlog(weight), v.load_f32(spare + j)))
+
+    return logits_of
+
+
 def make_add_tail(group: int, head_dim: int) -> Any:
     """An inline add_tail(state, values, parts, weights, weights_stride, block_sums, sums_stride, runs,
     runs_stride, n_blocks, ids, count): the softmax state of a part of the rows that are not among the ids.

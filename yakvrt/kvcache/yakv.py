@@ -41,13 +41,16 @@ if TYPE_CHECKING:
 MAX_WINDOW = 4096
 UNFITTED_PART = 0.25  # what serves next-token probabilities best where one number has to serve all heads
 MAX_SLOT_CACHE = 64
+V_FORMATS = {"3": "q3", "4": "q4", "8": "q8", "16": "bf16"}
+K_FORMATS = {**V_FORMATS, "r3": "r3"}
 
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
     """Budgets in tokens per head, or below 1 as a ratio of the tokens held.
 
-    selector: "2bit", "1.5bit" or "1bit"; k_bits and v_bits: 3, 4, 8 or 16; rule: "sum", "max" or "mean".
+    selector: "2bit", "1.5bit" or "1bit"; v_bits: 3, 4, 8 or 16; rule: "sum", "max" or "mean".
+    k_bits: those too, or "r3": 3 bits of what the selector's code leaves of a key.
     tail: the part of the mass of the rows that were not selected which counts with the mean values, 0 for
     none; "fitted": for every query head what the end of the prompt tells, a quarter before there is one.
     slot_cache: places for selected rows on the device, as a multiple of a head's largest selection in a slot;
@@ -59,8 +62,8 @@ class Parameters:
     recent: int = 64
     min_seqlen_to_prune: int = 512
     selector: str = "2bit"
-    k_bits: int = 4
-    v_bits: int = 4
+    k_bits: str = "4"
+    v_bits: str = "4"
     rule: str = "sum"
     centred: bool = True
     tail: str = "fitted"
@@ -82,10 +85,9 @@ class Parameters:
             )
         check_choice("selector", self.selector, tuple(SELECTORS))
         check_choice("rule", self.rule, RULES)
-        for name in ("k_bits", "v_bits"):
-            if getattr(self, name) not in _FORMATS:
-                known = ", ".join(map(str, _FORMATS))
-                raise ValueError(f"{name}={getattr(self, name)} is not known; choose one of {known}")
+        for name, bits, formats in (("k_bits", self.k_bits, K_FORMATS), ("v_bits", self.v_bits, V_FORMATS)):
+            if bits not in formats:
+                raise ValueError(f"{name}={bits} is not known; choose one of {', '.join(formats)}")
 
     @property
     def tail_part(self) -> float:
@@ -100,7 +102,7 @@ class Parameters:
 
     @property
     def row_formats(self) -> tuple[str, str]:
-        return _FORMATS[self.k_bits], _FORMATS[self.v_bits]
+        return K_FORMATS[self.k_bits], V_FORMATS[self.v_bits]
 
     @property
     def budget(self) -> Budget:
@@ -115,13 +117,10 @@ class Parameters:
         return min(n_rows, ceil(self.slot_cache * most))
 
 
-_FORMATS = {row_format.bits: name for name, row_format in ROW_FORMATS.items()}
-
-
 def shape_of(config: ModelConfig, parameters: Parameters, kind: str) -> YakvShape:
     """Raises: ValueError for a head size without a rotation, or too small for rows of 3 or 4 bits."""
     rotation_factors(config.head_dim)
-    if config.head_dim < 32 and min(parameters.k_bits, parameters.v_bits) < 8:
+    if config.head_dim < 32 and any(ROW_FORMATS[name].grid for name in parameters.row_formats):
         raise ValueError(
             f"rows of {config.head_dim} numbers cannot be stored in 3 or 4 bits; give k_bits=8,v_bits=8"
         )
