@@ -31,11 +31,14 @@ def run(loaded: yakvrt.Engine, family: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("places", ["1", "1.3", "3", "64"])
-def test_logits_are_the_same_bits(places: str, threads: int) -> None:
+@pytest.mark.parametrize(
+    ("places", "k_bits"), [("1", "8"), ("1.3", "8"), ("3", "8"), ("64", "8"), ("1.3", "r3")]
+)
+def test_logits_are_the_same_bits(places: str, k_bits: str, threads: int) -> None:
     family, found, stats = "qwen3", [], []
     for cache, n in (("0", 1), (places, threads)):
-        with engine(family, "yakv", {**FEW, "slot_cache": cache}, threads=n) as loaded:
+        args = {**FEW, "k_bits": k_bits, "slot_cache": cache}
+        with engine(family, "yakv", args, threads=n) as loaded:
             found.append(run(loaded, family))
             with loaded.session() as session:
                 stats.append(session.kv)
