@@ -61,19 +61,25 @@ def rows_on_host(s: Sizes) -> float:
     return s.layers * s.heads * s.row
 
 
-def yakv(selector: Callable[[int], float]) -> Form:
-    """A 32nd of the tokens held; codes of 4 bits, scales of K and V; a mean value for 64 tokens."""
+def yakv(selector: Callable[[int], float], k_bits: int) -> Form:
+    """A 32nd of the tokens held; codes of K and of 4 bits of V padded to 16 bytes, scales of both; a mean
+    value for 64 tokens.
+    """
+
+    def row(s: Sizes) -> int:
+        return -(-(k_bits + 4) * s.dim // 128) * 16 + 4
+
     return Form(
-        lambda s, position: s.layers * s.heads * ((position + 1) // 32) * (s.dim + 4),
+        lambda s, position: s.layers * s.heads * ((position + 1) // 32) * row(s),
         lambda s: s.layers * s.heads * (selector(s.dim) + 2 * s.dim / 64),
-        lambda s: s.layers * s.heads * (s.dim + 4),
+        lambda s: s.layers * s.heads * row(s),
     )
 
 
 # 1.5 bits: a key has dim / 8 codes and a scale, 8 keys dim / 2 codes and a scale, 64 keys 48 unused bytes
 FORMS: Mapping[str, Form] = {
-    "yakv": yakv(lambda dim: dim / 4 + 2),
-    "yakv-1.5bit": yakv(lambda dim: dim / 8 + 2 + (dim / 2 + 2) / 8 + 48 / 64),
+    "yakv": yakv(lambda dim: dim / 4 + 2, 3),
+    "yakv-1.5bit": yakv(lambda dim: dim / 8 + 2 + (dim / 2 + 2) / 8 + 48 / 64, 4),
     "yakv-paper": Form(  # one scale a token for each of K and V
         lambda s, _: s.layers * PROMPT // 32 * (s.width + 4),
         lambda s: s.layers * s.heads * (s.dim / 4 + 2),

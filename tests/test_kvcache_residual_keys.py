@@ -46,8 +46,8 @@ def attention(
     ],
 )
 def test_keys_are_as_near_as_their_bits_tell(selector: str, heads: tuple[int, int, int], most: float) -> None:
-    """By the squared errors of Gaussian rows: of 2 and 3 bits 0.105 * 0.0305, of 1 bit 0.27, of 4 bits 0.0080;
-    keys at random have no mean that neighbours share.
+    """By the squared errors of Gaussian rows: 0.105 * 0.0305 of 2 and 3 bits, 0.27 of 1 bit, 0.008 of 4 bits.
+    Keys at random have no mean that neighbours share.
     """
     args = {**EVERYTHING, "selector": selector}
     errors = [relative(*attention({**args, "k_bits": bits}, heads)).mean() for bits in ("r3", "4")]

@@ -31,7 +31,7 @@ class Preset:
 METHODS = {
     "full": Preset("full"),
     "yakv": Preset("yakv"),
-    "yakv-1.5bit": Preset("yakv", {"selector": "1.5bit"}),
+    "yakv-1.5bit": Preset("yakv", {"selector": "1.5bit", "k_bits": "4"}),
     "yakv-paper": Preset("yakv_paper"),
     "quest": Preset("quest"),
     "quest-equal": Preset(

@@ -1,5 +1,5 @@
-"""YAKV: keys are scored from 2-bit codes on the device, the best rows are read as 4-bit codes from the
-host.
+"""YAKV: keys are scored from 2-bit codes on the device, the best rows are read from the host: 3 bits of what
+those codes leave of a key, 4 bits of a value.
 
 Sinks, the recent window and generated tokens that are still in it stay exact. Tokens that leave the
 window are encoded in blocks of 64: a selector code per key (HIGGS, the prompt's mean key subtracted), a
@@ -9,7 +9,8 @@ the others times the mean values of their blocks. How large a part the end of th
 
 Source: YAKV, arXiv 2604.08426; HIGGS, arXiv 2411.17525.
 Differs: rotation and scale per kv head, the mean key subtracted, keys stored after RoPE, exact sinks, the
-sum rule with the exact rows in the normaliser, generated tokens indexed, the tail.
+sum rule with the exact rows in the normaliser, generated tokens indexed, the tail, rows of keys that rest on
+the selector's codes (k_bits=4: without them, as in the paper).
 Bytes: device L * Hk * (selector block + 2 D) / 64 per token, host L * Hk * (row + 4); moved per step and
 layer Hk * k * (row + 4). With a cache of rows only those move that are not resident; it holds L * Hk *
 (places * (row + 16) + 4 per token) on the device.
@@ -62,7 +63,7 @@ class Parameters:
     recent: int = 64
     min_seqlen_to_prune: int = 512
     selector: str = "2bit"
-    k_bits: str = "4"
+    k_bits: str = "r3"
     v_bits: str = "4"
     rule: str = "sum"
     centred: bool = True
