@@ -1,5 +1,5 @@
-"""The kernels as other CPUs would run them: with AVX-512 but without GFNI and matrix registers, with AVX2 but
-no AVX-512, and with nothing beyond SSE2.
+"""The kernels as other CPUs would run them: with AVX-512 but without GFNI and matrix registers, with fast dot
+products of bfloat16, with AVX2 but no AVX-512, and with nothing beyond SSE2.
 """
 
 from __future__ import annotations
@@ -28,6 +28,12 @@ SELECTION = (
 @pytest.mark.skipif(not host_features().avx512_vnni, reason="this CPU has no AVX-512 VNNI to run it")
 def test_reading_tiles_without_gfni() -> None:
     run_as("cascadelake", AVX512, f"2t and test_matmul and 33-512 and ({FORMATS})", ["kernel_matmul"], 10)
+
+
+@pytest.mark.skipif(not host_features().avx512_bf16, reason="this CPU has no AVX512-BF16 to run it")
+def test_prompts_of_16_bit_weights_on_zen_4() -> None:
+    selection = "2t and (test_matmul_bf16 or which_weights) or conversion_at_load and bf16"
+    run_as("znver4", f"{AVX512},+avx512bf16,-sse4a", selection, ["kernel_matmul_bf16", "weights"], 15)
 
 
 @pytest.mark.parametrize(("cpu", "flags"), [("haswell", AVX2), ("generic", "")])

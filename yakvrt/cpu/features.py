@@ -22,9 +22,17 @@ class CpuFeatures:
     avx512_vnni: bool
     avx512_vbmi: bool
     avx512_gfni: bool
+    avx512_bf16: bool
     amx_bf16: bool
     avx2: bool
     f16c: bool
+
+    @property
+    def fast_bf16_dots(self) -> bool:
+        """Whether vdpbf16ps beats float32: AMD's cores start one wherever they start a multiply-add, Intel's
+        every other cycle. LLVM names a CPU after CPUID's vendor and family.
+        """
+        return self.avx512_bf16 and self.cpu_name.startswith("znver")
 
 
 def host_features() -> CpuFeatures:
@@ -46,6 +54,7 @@ def host_features() -> CpuFeatures:
         avx512_vnni=x86 and {"avx512f", "avx512bw", "avx512vnni"} <= enabled,
         avx512_vbmi=x86 and {"avx512f", "avx512bw", "avx512vbmi"} <= enabled,
         avx512_gfni=x86 and {"avx512f", "avx512bw", "gfni"} <= enabled,
+        avx512_bf16=x86 and {"avx512f", "avx512bw", "avx512bf16"} <= enabled,
         amx_bf16=x86 and {"avx512f", "avx512bw", "amx-tile", "amx-bf16"} <= enabled and amx_permitted(),
         avx2=x86 and "avx2" in enabled,
         f16c=x86 and "f16c" in enabled,

@@ -31,15 +31,19 @@ Piece = Tape | Callable[[], None]
 
 
 def activation_form(matrix: TiledMatrix, pack: int) -> str:
-    """What a matrix multiplies. Packs for matrix registers are bfloat16; float32 weights stay exact."""
-    if pack == TILE_PACK and matrix.format != "F32" and matrix.n_cols % BLOCK == 0:
+    """What a matrix multiplies. Packs for matrix registers are bfloat16, and those of 16-bit weights where
+    dot products of bfloat16 are fast; float32 weights stay exact.
+    """
+    is_float = LAYOUTS[matrix.format].is_float
+    fast = pack == TILE_PACK or (pack == PREFILL_PACK and is_float and host_features().fast_bf16_dots)
+    if fast and matrix.format != "F32" and matrix.n_cols % BLOCK == 0:
         return "bf16"
-    return "f32" if LAYOUTS[matrix.format].is_float else "int8"
+    return "f32" if is_float else "int8"
 
 
 def _matmul_kernel(matrix: TiledMatrix, form: str, pack: int, mode: int) -> KernelSpec:
     if form == "bf16":
-        return kernel("matmul_bf16", "matmul_bf16_cpu", matrix.format, mode == GATE)
+        return kernel("matmul_bf16", "matmul_bf16_cpu", matrix.format, pack, mode == GATE)
     return kernel("matmul", "matmul_cpu", matrix.format, pack)
 
 

@@ -1,5 +1,5 @@
-"""matmul for prompts, on matrix registers: weights and activations as bfloat16, sums in float32. A thread
-widens a slice of two weight tiles at a time and multiplies it with all tokens.
+"""matmul for prompts: weights and activations as bfloat16, sums in float32. A thread widens a slice of two
+weight tiles at a time and multiplies it with all tokens, on matrix registers or by dot products of pairs.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from .matmul import matmul_ref
 from .pack_size import TILE_PACK
 from .tile_layout import BLOCK, LAYOUTS, ROWS
 
-TILES_AT_ONCE = 2  # times two packs of tokens: four tile registers of sums, four of factors
+TILES_AT_ONCE = 2  # times two packs of tokens: four matrix registers of sums, or 24 vectors
 WIDE_COLUMNS = 2048  # of a slice, whose weights stay in the second-level cache
-BLOCK_BYTES = 2 * BLOCK * ROWS  # 32 columns of a weight tile, and of a pack of tokens, as bfloat16
+BLOCK_BYTES = 2 * BLOCK * ROWS  # 32 columns of a weight tile as bfloat16
 
 
 def matmul_bf16_ref(
@@ -31,28 +31,26 @@ def widened_bytes(n_cols: int, gated: bool) -> int:
     return TILES_AT_ONCE * max(n_cols if gated else 0, WIDE_COLUMNS) * ROWS * 2
 
 
-def matmul_bf16_cpu(format_name: str, gated: bool) -> Any:
+def matmul_bf16_cpu(format_name: str, pack_rows: int, gated: bool) -> Any:
     """Threads draw pairs of tiles from the shared counter.
 
-    Args: as matmul_cpu, packs being of 16 tokens; then scratch, scratch_stride (widened_bytes). The mode is
-    GATE if `gated`, else WRITE or ADD. Columns in multiples of 32.
+    Packs are of TILE_PACK tokens, for matrix registers, or of PREFILL_PACK, for AVX512-BF16.
+    Args: as matmul_cpu; then scratch, scratch_stride (widened_bytes). The mode is GATE if `gated`, else WRITE
+    or ADD. Columns in multiples of 32.
     """
+    from ..cpu import amx_matmul, bf16_matmul
     from ..cpu import vector_ops as v
-    from ..cpu.amx_matmul import configure_tiles, make_multiply_tiles, release_tiles
     from ..cpu.tile_widen import make_widen_tile
 
     layout = LAYOUTS[format_name]
     widen = make_widen_tile(format_name)
-    multiply_pack, multiply_packs = (make_multiply_tiles(TILES_AT_ONCE, n, gated) for n in (1, 2))
+    unit = amx_matmul if pack_rows == TILE_PACK else bf16_matmul
+    multiply_pack, multiply_packs = (unit.make_multiply_tiles(TILES_AT_ONCE, n, gated) for n in (1, 2))
+    configure_tiles, release_tiles = unit.configure_tiles, unit.release_tiles
     unit_cols = max(layout.column_multiple, BLOCK)
     unit_bytes = layout.tile_bytes(unit_cols)
-    at_once, pack_rows, block, block_bytes, most_cols = (
-        TILES_AT_ONCE,
-        TILE_PACK,
-        BLOCK,
-        BLOCK_BYTES,
-        WIDE_COLUMNS,
-    )
+    at_once, block, block_bytes, most_cols = TILES_AT_ONCE, BLOCK, BLOCK_BYTES, WIDE_COLUMNS
+    pack_block_bytes = 2 * BLOCK * pack_rows
 
     @v.inline
     def add_bias(out: int, out_stride: int, n_rows: int, bias: int) -> None:
@@ -77,7 +75,7 @@ def matmul_bf16_cpu(format_name: str, gated: bool) -> Any:
         """A pair of tiles times packs, by slices of columns (see WIDE_COLUMNS), unless the product is gated:
         `out` holds the gate and has no place for a part of a sum.
         """
-        pack_stride = n_cols // block * block_bytes
+        pack_stride = n_cols // block * pack_block_bytes
         n_units = n_cols // unit_cols
         n_slices = 1 if gated else (n_cols + most_cols - 1) // most_cols
         for part in range(n_slices):
@@ -86,7 +84,7 @@ def matmul_bf16_cpu(format_name: str, gated: bool) -> Any:
             n_blocks = cols // block
             for t in range(at_once):
                 widen(tiles + t * tile_bytes + first * unit_bytes, cols, wide + t * n_blocks * block_bytes)
-            own_x = x + first * (unit_cols // block) * block_bytes
+            own_x = x + first * (unit_cols // block) * pack_block_bytes
             add = accumulate or part
             for pack in range(0, n_packs - 1, 2):
                 own_out = out + pack * pack_rows * out_stride
@@ -104,7 +102,7 @@ def matmul_bf16_cpu(format_name: str, gated: bool) -> Any:
         bias, accumulate, experts = v.get_i64(args + 64), v.get_i64(args + 72), v.get_i64(args + 80)
         wide = v.get_i64(args + 104) + thread * v.get_i64(args + 112)
         tile_bytes = n_cols // unit_cols * unit_bytes
-        pack_bytes = n_cols // block * block_bytes
+        pack_bytes = n_cols // block * pack_block_bytes
         configure_tiles()
         first = v.atomic_add(counter, at_once)
         while first < n_tiles:
