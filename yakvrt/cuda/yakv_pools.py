@@ -102,9 +102,9 @@ def check_yakv(shape: YakvShape) -> None:
     if (shape.k_format, shape.v_format) != ("q4", "q4"):
         raise ValueError("on a GPU, YAKV's rows are of 4 bits: take k_bits=4 and v_bits=4")
     if shape.selector != "2bit":
-        raise ValueError("on a GPU, YAKV's selector has 2 bits: take selector_bits=2")
+        raise ValueError("on a GPU, YAKV's selector has 2 bits: take selector=2bit")
     if shape.rule != "sum":
-        raise ValueError("on a GPU, YAKV ranks by the sum over a group: take rank=sum")
+        raise ValueError("on a GPU, YAKV ranks by the sum over a group: take rule=sum")
 
 
 class YakvPools:
