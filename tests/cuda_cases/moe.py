@@ -7,10 +7,11 @@ import numpy as np
 from yakvrt.cuda.kernel_choice import EXPERT_PACKS, decode_matmul
 from yakvrt.kernel_build.spec import kernel
 from yakvrt.kernels.device_layout import DEVICE_LAYOUTS, TENSOR_CORE_FORMATS
-from yakvrt.kernels.matmul import WRITE, matmul_ref
+from yakvrt.kernels.matmul import GATE, WRITE, matmul_ref
 from yakvrt.kernels.matmul_bf16_cuda import OUTPUTS
 from yakvrt.kernels.matmul_cuda import ROWS_AT_ONCE, WARPS
 from yakvrt.kernels.moe import combine_ref, dispatch_ref, max_packs, route_ref
+from yakvrt.kernels.swiglu import swiglu_ref
 
 from .arrays import RNG, bf16_words, blocks, count, normal, poisoned, repeated, sample
 from .case import COPY, PRODUCT, Case, Launch, Sized, compare, sized, untouched
@@ -109,44 +110,61 @@ def combine(n_rows: int, n_used: int, width: int) -> Case:
 
 
 def grouped_matmul(
-    name: str, pack: int, prefill: bool, n_rows: int, n_experts: int, n_used: int, n_outputs: int, n_cols: int
+    name: str,
+    pack: int,
+    prefill: bool,
+    n_rows: int,
+    n_experts: int,
+    n_used: int,
+    n_outputs: int,
+    n_cols: int,
+    role: str = "gate",
 ) -> Case:
-    """Rows of x gathered by pack; the packs are made by the launch before."""
+    """A feed-forward's matmul, behind the launch that makes the packs: gate and up of rows of x, which packs
+    gather (up multiplies what the gate left), down of the places that these left.
+    """
     packs = Packs(chosen_experts(n_rows, n_experts, n_used), n_experts, pack, spare_rows=2)
     weights, planes = device_matrix(name, n_experts * n_outputs, n_cols)
-    x, out = normal(n_rows, n_cols), poisoned(len(packs.row), n_outputs)
-    tail = (packs.n_places, packs.expert, packs.row, 1)
-    n_bytes = nbytes(*planes) * len(set(packs.experts)) // n_experts + len(packs.pairs) * n_outputs * 4
-    n_operations = 2 * n_rows * n_used * n_outputs * n_cols
+    gathered, mode = int(role != "down"), GATE if role == "up" else WRITE
+    x = normal(n_rows if gathered else len(packs.row), n_cols)
+    out = normal(len(packs.row), n_outputs) if mode == GATE else poisoned(len(packs.row), n_outputs)
+    before, n_places = out.copy(), len(packs.pairs)
     if prefill:
         used, words = bf16_words(x)
         weights, _ = bf16_words(weights)
         spec = kernel("matmul_bf16_cuda", "matmul_bf16_cuda", name, pack, True)
         grid = (len(packs.expert), blocks(n_outputs, OUTPUTS))
-        given: tuple[object, ...] = (words, None, 0, WRITE)
+        given: tuple[object, ...] = (words, None, 0, mode)
     else:
         codes, terms, used = (x, None, x) if DEVICE_LAYOUTS[name].is_float else int8_activations(x)
         spec, split = decode_matmul(name, pack, n_outputs, grouped=True)
         grid = (blocks(n_outputs, ROWS_AT_ONCE * WARPS // split), len(packs.expert))
-        given = (codes, terms, None, 0, WRITE)
-    limit = PRODUCT if prefill and n_rows * n_used > 256 * n_experts else COPY
-    arguments = (out, n_outputs, *planes, n_outputs, n_cols, *given, *tail)
-    launch = Launch(spec, grid, [out], arguments, n_bytes, n_operations, limit)
+        given = (codes, terms, None, 0, mode)
+    tail = (packs.n_places, packs.expert, packs.row, gathered)
+    launch = Launch(
+        spec,
+        grid,
+        [out],
+        (out, n_outputs, *planes, n_outputs, n_cols, *given, *tail),
+        nbytes(*planes) * len(set(packs.experts)) // n_experts + n_places * n_outputs * 4,
+        2 * n_rows * n_used * n_outputs * n_cols,
+        PRODUCT if prefill and n_rows * n_used > 256 * n_experts else COPY,
+    )
 
     def check() -> float:
         packs.check()
-        untouched("further places", out[len(packs.pairs) :])
-        places = np.flatnonzero(packs.tokens >= 0)[sample(n_rows * n_used, 64)]
-        worst = 0.0
-        for place in places:
+        compare("further places", out[n_places:].view(np.uint32), before[n_places:].view(np.uint32))
+        scale = matmul_ref(np.abs(weights), np.abs(used[:1])).max() + 1
+        tolerance, worst = 2e-6 * max(1, n_cols / 1024) ** 0.5, 0.0
+        for place in np.flatnonzero(packs.tokens >= 0)[sample(n_rows * n_used, 64)]:
             first = packs.experts[place // pack] * n_outputs
             own = weights[np.arange(first, first + n_outputs) % len(weights)]
-            expected = matmul_ref(own, used[packs.tokens[place]][None])[0]
-            scale = matmul_ref(np.abs(own), np.abs(used[:1])).max() + 1
-            tolerance = 2e-6 * max(1, n_cols / 1024) ** 0.5
-            worst = max(
-                worst, compare(f"place {place}", out[place] / scale, expected / scale, atol=tolerance)
-            )
+            row = packs.tokens[place] if gathered else place
+            expected = matmul_ref(own, used[row : row + 1])[0]
+            if mode == GATE:
+                expected = swiglu_ref(before[place], expected)
+            off = compare(f"place {place}", out[place] / scale, expected / scale, atol=tolerance)
+            worst = max(worst, off)
         return worst
 
     return Case([packs.launch, launch], check)
