@@ -11,8 +11,11 @@ FLOATS = ("f32", "f16", "bf16")  # number formats of embedding tables and KV row
 ROTATIONS = (32, 48, 64, 80, 96, 112, 128, 192, 256)
 # head dimensions and KV rows of attention on tensor cores
 ATTENTION = ((64, "bf16"), (64, "f16"), (128, "bf16"), (128, "f16"), (256, "bf16"))
-# of attention in float32
-PLAIN_ATTENTION = ((64, "f32"), (80, "f16"), (96, "bf16"), (128, "f32"))
+# of attention in float32; 16 and 32 are those of the tiny models that tests run
+PLAIN_ATTENTION = (
+    *((64, "f32"), (80, "f16"), (96, "bf16"), (128, "f32")),
+    *((size, kind) for size in (16, 32) for kind in ("f32", "bf16")),
+)
 # head dimensions of the KV kernels, and query heads that share a KV head
 HEADS = ((64, 4), (128, 6), (128, 8), (256, 16))
 HEAD_DIMS = (64, 128, 256)
