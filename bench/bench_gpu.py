@@ -32,8 +32,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--cubins", type=Path, default=Path("cubins"), help="from python -m yakvrt kernels build (cubins)"
     )
-    parser.add_argument("--only", metavar="TEXT", default="", help="cases whose name holds the text")
-    parser.add_argument("--list", action="store_true", help="print the names of the cases and stop")
+    parser.add_argument(
+        "--only", metavar="TEXT", default="", help="cases and models whose names hold the text"
+    )
+    parser.add_argument("--list", action="store_true", help="print the names of the steps and stop")
     parser.add_argument("--quick", action="store_true", help="right or wrong only: nothing is timed")
     parser.add_argument("--device", type=int, default=0, help="number of the GPU (0)")
     parser.add_argument("--limit", type=float, metavar="S", default=450, help="seconds for all (450)")
@@ -44,14 +46,13 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Runs it; 1 where a step failed, was not reached, or there is no GPU."""
     args = build_parser().parse_args(argv)
-    cases = gpu_steps.chosen_cases(args.only)
+    names = [step.name for step in gpu_steps.chosen_steps(args.only, args.quick)]
     if args.list:
-        print("\n".join(case.name for case in cases))
+        print("\n".join(names))
         return 0
-    if not cases:
-        print(f"test-gpu: no case's name holds {args.only!r}: --list prints them", file=sys.stderr)
+    if not names:
+        print(f"test-gpu: no case or model holds {args.only!r}: --list prints them", file=sys.stderr)
         return 1
-    names = [step.name for step in gpu_steps.all_steps(cases, args.quick)]
     options = ["--only", args.only, *(["--quick"] if args.quick else [])]
     command = [str(Path(gpu_steps.__file__)), str(args.cubins), str(args.device)]
     conducted = conduct([sys.executable, *command], options, len(names), args.limit)
@@ -153,7 +154,7 @@ def step_lines(row: dict[str, Any]) -> list[str]:
     """A step as it ended; a case has a line for each launch."""
     if row["error"]:
         return [f"FAILED {row['name']}: {row['error']}"]
-    if "of_allowed" not in row:
+    if "of_allowed" not in row:  # a question, or a model that cannot be read here
         facts = {key: value for key, value in row.items() if key not in ("name", "error")}
         return [f"{row['name']}: {json.dumps(facts)}"]
     lines = [f"{row['name']:<46} {row['of_allowed']:7.3f}"]

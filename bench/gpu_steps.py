@@ -1,4 +1,4 @@
-"""What is examined on a GPU, step by step: do the cubins load, the ceilings, what a launch costs, every case.
+"""What is examined on a GPU, step by step: do cubins load, ceilings, the cost of a launch, every case, models.
 
 A step may lose the GPU or hang, so steps run in a process of their own:
 
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import gpu_ceilings
+import gpu_models
 import gpu_questions
 from cuda_cases import real_cases
 from cuda_cases.case import LINK, Sized
@@ -40,11 +41,19 @@ class Step:
 
 
 def all_steps(cases: list[Sized], quick: bool) -> list[Step]:
+    """What comes before the cases, then these."""
     made = [Step("all cubins load", lambda _, run: {"not_loaded": gpu_questions.not_loaded(run.kernels)})]
     if not quick:
         made.append(Step("ceilings", lambda device, _: {"ceilings": ceilings(device)}))
         made.append(Step("launch cost", lambda _, run: {"launch": gpu_questions.launch_cost(run.kernels)}))
     return made + [Step(sized.name, partial(examine, sized, quick)) for sized in cases]
+
+
+def model_steps() -> list[Step]:
+    return [
+        Step(gpu_models.name_of(*model), partial(gpu_models.examine_model, *model))
+        for model in gpu_models.MODELS
+    ]
 
 
 def ceilings(device: Device) -> dict[str, float | None]:
@@ -116,8 +125,11 @@ def events(cubins: Path, number: int, steps: list[Step], first: int) -> Iterator
         kernels.close()
 
 
-def chosen_cases(only: str) -> list[Sized]:
-    return [case for case in real_cases() if only in case.name]
+def chosen_steps(only: str, quick: bool) -> list[Step]:
+    """All of them, or the cases and models whose names hold a text."""
+    cases = [case for case in real_cases() if only in case.name]
+    models = [step for step in model_steps() if only in step.name]
+    return all_steps(cases, quick) + models if cases or models else []
 
 
 def main() -> int:
@@ -129,7 +141,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--only", default="")
     args = parser.parse_args()
-    steps = all_steps(chosen_cases(args.only), args.quick)
+    steps = chosen_steps(args.only, args.quick)
     for event in events(args.cubins, args.device, steps, args.first):
         print(json.dumps(event), flush=True)
     return 0

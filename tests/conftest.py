@@ -43,6 +43,19 @@ def fake_driver(tmp_path_factory: pytest.TempPathFactory) -> None:
     load_library(tmp_path_factory.mktemp("driver"))
 
 
+@pytest.fixture(scope="session")
+def fake_cubins(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory as `yakvrt kernels build` makes it, for FakeGpu."""
+    from fake_gpu import write_fake_cubin
+
+    from yakvrt.cuda.kernel_list import all_kernels
+
+    directory = tmp_path_factory.mktemp("cubins")
+    for spec in all_kernels():
+        write_fake_cubin(directory, spec)
+    return directory
+
+
 @pytest.fixture
 def gpu(fake_driver: None) -> Iterator[FakeGpu]:
     """A GPU whose kernels run in the emulator."""

@@ -18,12 +18,13 @@ sys.path.append(str(Path(__file__).parent.parent / "bench"))
 import bench_gpu
 import gpu_questions
 import gpu_steps
+import tiny_device_model
 from cuda_cases import attention, elementwise, matmul, moe, real_cases, scores, small_cases, weights
 from cuda_cases.arrays import poisoned
 from cuda_cases.case import Case, Mismatch, Sized, compare, untouched
 from cuda_cases.matmul import round_activations
 from cuda_kernel import solve
-from fake_gpu import FakeGpu, write_fake_cubin
+from fake_gpu import FakeGpu
 
 from yakvrt.cuda.kernel_list import all_kernels
 
@@ -40,22 +41,14 @@ def program(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return bench_gpu
 
 
-@pytest.fixture(scope="session")
-def cubins(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("cubins")
-    for spec in all_kernels():
-        write_fake_cubin(directory, spec)
-    return directory
-
-
 def test_every_kernel_has_a_case() -> None:
     launched = {launch.kernel.builder for sized in SMALL for launch in sized.make().launches}
     assert launched == {spec.builder for spec in all_kernels()}
 
 
 @pytest.mark.parametrize("sized", SMALL, ids=lambda sized: sized.name)
-def test_cases_are_right_on_the_fake_driver(gpu: FakeGpu, cubins: Path, sized: Sized) -> None:
-    *_, last = gpu_steps.events(cubins, 0, gpu_steps.all_steps([sized], quick=True)[1:], 0)
+def test_cases_are_right_on_the_fake_driver(gpu: FakeGpu, fake_cubins: Path, sized: Sized) -> None:
+    *_, last = gpu_steps.events(fake_cubins, 0, gpu_steps.all_steps([sized], quick=True)[1:], 0)
     if gpu.failures:
         raise gpu.failures[0]
     assert 0 <= last["facts"]["of_allowed"] <= 1
@@ -84,6 +77,18 @@ def test_inputs_that_repeat_rows(monkeypatch: pytest.MonkeyPatch, name: str) -> 
     solve(REPEATING[name]())
 
 
+def test_models_are_steps_of_the_program(
+    gpu: FakeGpu, fake_cubins: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(
+        tiny_device_model, "rounded_steps", lambda backend, family: asked.append(family) or 0.5
+    )
+    *_, last = gpu_steps.events(fake_cubins, 0, gpu_steps.model_steps()[2:3], 0)
+    assert last["facts"] == {"of_allowed": 0.5}
+    assert asked == ["llama3"]
+
+
 def wrong() -> Case:
     """A case whose truth is another."""
     case = round_activations(1, 64)
@@ -100,15 +105,13 @@ def beyond() -> Case:
 
 
 def test_the_program_goes_on_times_and_writes(
-    gpu: FakeGpu, program: ModuleType, cubins: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    gpu: FakeGpu, program: ModuleType, fake_cubins: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cases = [Sized("bad", wrong), Sized("good", partial(round_activations, 1, 64)), Sized("lost", beyond)]
     steps = gpu_steps.all_steps([*cases, cases[1]], quick=False)
     output = tmp_path / "result.json"
-    assert (
-        program.report(gpu_steps.events(cubins, 0, steps, 0), [*(s.name for s in steps[:-1]), "last"], output)
-        == 1
-    )
+    names = [*(step.name for step in steps[:-1]), "last"]
+    assert program.report(gpu_steps.events(fake_cubins, 0, steps, 0), names, output) == 1
     shown = capsys.readouterr().out
     result = json.loads(output.read_text())
     assert len(result["steps"]) == 6, (shown, gpu.failures)
@@ -192,10 +195,13 @@ def test_the_script_says_what_is_missing() -> None:
     listed = subprocess.run(
         [ROOT / "scripts" / "test-gpu", "--list"], capture_output=True, text=True, check=True
     )
-    assert listed.stdout.splitlines() == [case.name for case in real_cases()]
+    names = listed.stdout.splitlines()
+    assert names[:3] == ["all cubins load", "ceilings", "launch cost"]
+    assert names[3:-4] == [case.name for case in real_cases()]
+    assert len(set(names)) == len(names)
     run = subprocess.run([ROOT / "scripts" / "test-gpu", "--only", "nothing"], capture_output=True, text=True)
     assert (run.returncode, run.stdout) == (1, "")
-    assert run.stderr == "test-gpu: no case's name holds 'nothing': --list prints them\n"
+    assert run.stderr == "test-gpu: no case or model holds 'nothing': --list prints them\n"
 
 
 def test_the_program_needs_no_compiler() -> None:

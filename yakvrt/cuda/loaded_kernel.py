@@ -92,13 +92,13 @@ class KernelDirectory:
                 + (remedy or "yakvrt has no kernels for it")
             )
         self.arch = held[0]
-        self._device, self._directory = device, directory
+        self._device, self.directory = device, directory
         self._loaded: dict[KernelSpec, LoadedKernel] = {}
 
     def load(self, spec: KernelSpec) -> LoadedKernel:
         """Raises: ValueError as load_cubin does, DeviceError."""
         if spec not in self._loaded:
-            cubin = load_cubin(self._directory, spec, self.arch)
+            cubin = load_cubin(self.directory, spec, self.arch)
             self._loaded[spec] = LoadedKernel(self._device, cubin)
         return self._loaded[spec]
 
