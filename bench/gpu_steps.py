@@ -1,4 +1,4 @@
-"""What is examined on a GPU, step by step: do cubins load, ceilings, the cost of a launch, every case, models.
+"""What is examined on a GPU, step by step: do cubins load, ceilings, what a launch costs, cases, models.
 
 A step may lose the GPU or hang, so steps run in a process of their own:
 
