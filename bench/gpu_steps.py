@@ -1,4 +1,4 @@
-"""What is examined on a GPU, step by step: do cubins load, ceilings, what a launch costs, cases, models.
+"""What is examined on a GPU, step by step: do cubins load, ceilings, what a launch costs, models, cases.
 
 A step may lose the GPU or hang, so steps run in a process of their own:
 
@@ -40,13 +40,16 @@ class Step:
     run: Callable[[Device, GpuRun], dict[str, Any]]
 
 
-def all_steps(cases: list[Sized], quick: bool) -> list[Step]:
-    """What comes before the cases, then these."""
+def questions(quick: bool) -> list[Step]:
     made = [Step("all cubins load", lambda _, run: {"not_loaded": gpu_questions.not_loaded(run.kernels)})]
     if not quick:
         made.append(Step("ceilings", lambda device, _: {"ceilings": ceilings(device)}))
         made.append(Step("launch cost", lambda _, run: {"launch": gpu_questions.launch_cost(run.kernels)}))
-    return made + [Step(sized.name, partial(examine, sized, quick)) for sized in cases]
+    return made
+
+
+def case_steps(cases: list[Sized], quick: bool) -> list[Step]:
+    return [Step(sized.name, partial(examine, sized, quick)) for sized in cases]
 
 
 def model_steps() -> list[Step]:
@@ -129,7 +132,7 @@ def chosen_steps(only: str, quick: bool) -> list[Step]:
     """All of them, or the cases and models whose names hold a text."""
     cases = [case for case in real_cases() if only in case.name]
     models = [step for step in model_steps() if only in step.name]
-    return all_steps(cases, quick) + models if cases or models else []
+    return [*questions(quick), *models, *case_steps(cases, quick)] if cases or models else []
 
 
 def main() -> int:

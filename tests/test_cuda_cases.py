@@ -48,7 +48,7 @@ def test_every_kernel_has_a_case() -> None:
 
 @pytest.mark.parametrize("sized", SMALL, ids=lambda sized: sized.name)
 def test_cases_are_right_on_the_fake_driver(gpu: FakeGpu, fake_cubins: Path, sized: Sized) -> None:
-    *_, last = gpu_steps.events(fake_cubins, 0, gpu_steps.all_steps([sized], quick=True)[1:], 0)
+    *_, last = gpu_steps.events(fake_cubins, 0, gpu_steps.case_steps([sized], quick=True), 0)
     if gpu.failures:
         raise gpu.failures[0]
     assert 0 <= last["facts"]["of_allowed"] <= 1
@@ -108,7 +108,7 @@ def test_the_program_goes_on_times_and_writes(
     gpu: FakeGpu, program: ModuleType, fake_cubins: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cases = [Sized("bad", wrong), Sized("good", partial(round_activations, 1, 64)), Sized("lost", beyond)]
-    steps = gpu_steps.all_steps([*cases, cases[1]], quick=False)
+    steps = gpu_steps.questions(quick=False) + gpu_steps.case_steps([*cases, cases[1]], quick=False)
     output = tmp_path / "result.json"
     names = [*(step.name for step in steps[:-1]), "last"]
     assert program.report(gpu_steps.events(fake_cubins, 0, steps, 0), names, output) == 1
@@ -197,7 +197,7 @@ def test_the_script_says_what_is_missing() -> None:
     )
     names = listed.stdout.splitlines()
     assert names[:3] == ["all cubins load", "ceilings", "launch cost"]
-    assert names[3:-4] == [case.name for case in real_cases()]
+    assert names[7:] == [case.name for case in real_cases()]
     assert len(set(names)) == len(names)
     run = subprocess.run([ROOT / "scripts" / "test-gpu", "--only", "nothing"], capture_output=True, text=True)
     assert (run.returncode, run.stdout) == (1, "")
