@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from yakvrt.cuda import compilers
-from yakvrt.cuda.architecture import architectures, compute_capability
-from yakvrt.cuda.compile import compile_cubin, make_ptx, read_resources
+from yakvrt.cuda.architecture import architectures
+from yakvrt.cuda.compile import compile_cubins, make_ptx, read_resources
 from yakvrt.cuda.compilers import cache_path, compile_missing
 from yakvrt.cuda.cubin import Cubin, load_cubin, read_cubin, write_cubin
 from yakvrt.cuda.kernel_list import all_kernels
@@ -55,7 +55,7 @@ def test_float64_is_refused() -> None:
     def doubled(out: Any) -> None:
         out[0] = out[0] * 0.1
 
-    ptx = make_ptx(CudaKernel(doubled, "f32*", 32), "doubled", "sm_80")
+    ptx = make_ptx(CudaKernel(doubled, "f32*", 32), "doubled")
     assert ".f64" in ptx
     assert ".entry doubled(" in ptx
 
@@ -67,7 +67,7 @@ def test_float64_is_refused() -> None:
             return CudaKernel(doubled, "f32*", 32)
 
     with pytest.raises(RuntimeError, match="doubled computes in float64: wrap its constants"):
-        compile_cubin(Spec(), "sm_80")  # type: ignore[arg-type]
+        list(compile_cubins(Spec(), ["sm_80"]))  # type: ignore[arg-type]
 
 
 def test_the_manifest_has_what_a_launch_takes(cubins: dict[str, list[Cubin]]) -> None:
@@ -218,5 +218,3 @@ ptxas info    : Used 23 registers, used 1 barriers, 32 bytes smem, 384 bytes cme
 
 def test_architectures() -> None:
     assert architectures("sm_90a, sm_80,sm_90a") == ["sm_90a", "sm_80"]
-    assert compute_capability("sm_80") == (8, 0)
-    assert compute_capability("sm_100a") == (10, 0, "a")

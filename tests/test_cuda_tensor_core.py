@@ -154,7 +154,7 @@ def test_the_machine_code_uses_tensor_cores(arch: str) -> None:
 
     for by_rows in (False, True):
         built = small_matmul(device_ops, by_rows)
-        code, log = assemble(make_ptx(built, "small_matmul", arch), arch)
+        code, log = assemble(make_ptx(built, "small_matmul"), arch)
         resources = read_resources(log)
         assert resources.spill_bytes == resources.stack_bytes == 0
         counted = count_instructions(code)

@@ -11,6 +11,7 @@ ARCHITECTURES = {
     "sm_100a": (10, 0, "a"),
     "sm_120a": (12, 0, "a"),
 }
+OLDEST = (8, 0)
 
 
 def architectures(text: str) -> list[str]:
@@ -22,12 +23,6 @@ def architectures(text: str) -> list[str]:
     if unknown := [name for name in names if name not in ARCHITECTURES]:
         raise ValueError(f"there is no architecture {unknown[0]!r}: choose among {', '.join(ARCHITECTURES)}")
     return names
-
-
-def compute_capability(arch: str) -> tuple[int, int, str] | tuple[int, int]:
-    """As Numba takes it."""
-    major, minor, letter = ARCHITECTURES[arch]
-    return (major, minor, letter) if letter else (major, minor)
 
 
 def architectures_for(capability: tuple[int, int]) -> list[str]:

@@ -9,46 +9,52 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ..kernel_build.compilers import answer_requests
 from ..kernel_build.spec import KernelSpec
-from .architecture import compute_capability
+from .architecture import OLDEST
 from .compilers import compiler_versions
 from .cubin import Cubin, Manifest, Resources, kernel_sources, write_cubin
 from .disassembly import count_instructions
 
 
-def compile_cubin(spec: KernelSpec, arch: str) -> Cubin:
-    """Raises: RuntimeError for code that computes in float64."""
+def compile_cubins(spec: KernelSpec, archs: Iterable[str]) -> Iterator[Cubin]:
+    """Of every architecture, from the same PTX: it runs on later GPUs than the one it is made for, and making
+    it takes most of the time.
+
+    Raises: RuntimeError for code that computes in float64.
+    """
     from . import device_ops
 
     kernel = spec.build(device_ops)
-    ptx = make_ptx(kernel, spec.symbol, arch)
+    ptx = make_ptx(kernel, spec.symbol)
     if ".f64" in ptx:  # a Python number among float32 does it, and would cost 64 times the time
         raise RuntimeError(f"{spec.symbol} computes in float64: wrap its constants in g.float32(...)")
-    code, log = assemble(ptx, arch)
-    manifest = Manifest(
-        spec.symbol,
-        arch,
-        kernel.parameters(),
-        kernel.threads,
-        kernel.shared_bytes,
-        list(kernel.opcodes),
-        asdict(kernel.work) if kernel.work else None,
-        read_resources(log),
-        count_instructions(code),
-        kernel_sources(),
-        compiler_versions(),
-        hashlib.sha256(code).hexdigest(),
-    )
-    return Cubin(manifest, code)
+    for arch in archs:
+        code, log = assemble(ptx, arch)
+        manifest = Manifest(
+            spec.symbol,
+            arch,
+            kernel.parameters(),
+            kernel.threads,
+            kernel.shared_bytes,
+            list(kernel.opcodes),
+            asdict(kernel.work) if kernel.work else None,
+            read_resources(log),
+            count_instructions(code),
+            kernel_sources(),
+            compiler_versions(),
+            hashlib.sha256(code).hexdigest(),
+        )
+        yield Cubin(manifest, code)
 
 
-def make_ptx(kernel: Any, symbol: str, arch: str) -> str:
-    """PTX whose entry is called `symbol`."""
+def make_ptx(kernel: Any, symbol: str) -> str:
+    """PTX for the oldest architecture, whose entry is called `symbol`."""
     with contextlib.suppress(ImportError):
         # what a .pth file does, unless the packages lie in a directory of PYTHONPATH
         import _numba_cuda_redirector  # noqa: F401
@@ -78,7 +84,7 @@ def make_ptx(kernel: Any, symbol: str, arch: str) -> str:
         "abi": "numba",
         "launch_bounds": (kernel.threads, kernel.resident_blocks),
     }
-    made, _ = cuda.compile(kernel.function, signature, cc=compute_capability(arch), **options)
+    made, _ = cuda.compile(kernel.function, signature, cc=OLDEST, **options)
     ptx = str(made)
     (entry,) = re.findall(r"\.visible \.entry (\w+)\(", ptx)
     # Numba's environment, a symbol of hundreds of characters that kernels do not use
@@ -117,7 +123,8 @@ def read_resources(log: str) -> Resources:
 def main() -> int:
     def compile_one(request: dict[str, Any]) -> None:
         spec = KernelSpec(request["module"], request["builder"], tuple(request["parameters"]))
-        write_cubin(Path(request["path"]), compile_cubin(spec, request["arch"]))
+        for cubin in compile_cubins(spec, request["archs"]):
+            write_cubin(Path(request["path"]) / cubin.manifest.arch, cubin)
 
     answer_requests(compile_one)
     return 0

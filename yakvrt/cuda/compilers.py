@@ -59,9 +59,8 @@ def compile_missing(
     Raises: OSError where the directory cannot be written, RuntimeError when a kernel does not compile.
     """
     compilers = compiler_versions()
-    specs = list(dict.fromkeys(specs))
-    wanted = [(arch, spec) for arch in archs for spec in specs]
-    for arch in {arch for arch, _ in wanted}:
+    specs, archs = list(dict.fromkeys(specs)), list(archs)
+    for arch in archs:
         (directory / arch).mkdir(parents=True, exist_ok=True)
 
     def held(arch: str, spec: KernelSpec) -> Cubin | None:
@@ -77,18 +76,19 @@ def compile_missing(
             "module": spec.module,
             "builder": spec.builder,
             "parameters": spec.parameters,
-            "arch": arch,
-            "path": str(directory / arch),
+            "archs": lacking,
+            "path": str(directory),
         }
-        for arch, spec in wanted
-        if held(arch, spec) is None
+        for spec in specs
+        if (lacking := [arch for arch in archs if held(arch, spec) is None])
     ]
     if missing:
         compile_in_helpers("yakvrt.cuda.compile", missing, len(os.sched_getaffinity(0)), progress)
-    found: dict[str, list[Cubin]] = {arch: [] for arch, _ in wanted}
-    for arch, spec in wanted:
-        cubin = held(arch, spec)
-        if cubin is None:
-            raise RuntimeError(f"kernel {spec.symbol} was compiled but is not in {directory / arch}")
-        found[arch].append(cubin)
+    found: dict[str, list[Cubin]] = {arch: [] for arch in archs}
+    for arch in archs:
+        for spec in specs:
+            cubin = held(arch, spec)
+            if cubin is None:
+                raise RuntimeError(f"kernel {spec.symbol} was compiled but is not in {directory / arch}")
+            found[arch].append(cubin)
     return found
