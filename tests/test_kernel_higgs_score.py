@@ -20,11 +20,14 @@ CASES = [
     ("2bit", 128, 6, False),
     ("2bit", 112, 2, True),
     ("2bit", 256, 16, False),
+    ("2bit", 80, 5, False),
+    ("2bit", 64, 17, False),
     ("1bit", 48, 3, False),
     ("1bit", 80, 1, False),
     ("1bit", 128, 6, False),
     ("1.5bit", 64, 3, False),
     ("1.5bit", 80, 9, True),
+    ("1.5bit", 64, 18, False),
     ("1.5bit", 128, 6, False),
 ]
 

@@ -1,7 +1,8 @@
-"""AMX in LLVM IR: eight matrix registers ("tiles"), here always of 16 rows of 64 bytes."""
+"""AMX in LLVM IR: eight matrix registers ("tiles") of up to 16 rows, here always of 64 bytes."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from llvmlite import ir
@@ -21,13 +22,13 @@ def emit(builder: Any, name: str, *arguments: Any) -> None:
     builder.call(declare(builder, f"llvm.x86.{name}", ir.VoidType(), signature), arguments)
 
 
-def emit_configure(builder: Any) -> None:
-    """All eight tiles become 16 rows of 64 bytes. Every thread does this before it uses them, and
-    emit_release() afterwards.
+def emit_configure(builder: Any, rows: Sequence[int] = (16,) * 8) -> None:
+    """The eight tiles get so many rows of 64 bytes, and zeros. Every thread does this before it uses them,
+    and emit_release() afterwards.
     """
     module = builder.module
-    name = "amx_configuration"
-    words = [1] + [0] * 15 + [64, 0] * 8 + [0] * 16 + [16] * 8 + [0] * 8  # palette; bytes a row; rows
+    name = "amx_configuration_" + "_".join(map(str, rows))
+    words = [1] + [0] * 15 + [64, 0] * 8 + [0] * 16 + [*rows] + [0] * 8  # palette; bytes a row; rows
     values = ir.Constant(ir.ArrayType(I8, 64), words)
     if name not in module.globals:
         variable = ir.GlobalVariable(module, values.type, name)
@@ -41,7 +42,7 @@ def emit_release(builder: Any) -> None:
 
 
 def emit_load(builder: Any, tile: int, address: Any, stride: Any) -> None:
-    """16 rows of 64 bytes, `stride` bytes apart."""
+    """Rows of 64 bytes, `stride` bytes apart."""
     emit(builder, "tileloadd64", tile_number(tile), builder.inttoptr(address, POINTER), stride)
 
 
@@ -58,3 +59,10 @@ def emit_dot_bf16(builder: Any, sums: int, left: int, right: int) -> None:
     bfloat16.
     """
     emit(builder, "tdpbf16ps", *map(tile_number, (sums, left, right)))
+
+
+def emit_dot_int8(builder: Any, sums: int, left: int, right: int) -> None:
+    """sums[m][n] += sum over k < 16, j < 4 of left[m][4k + j] * right[k][4n + j]; sums int32, left int8,
+    right uint8.
+    """
+    emit(builder, "tdpbsud", *map(tile_number, (sums, left, right)))

@@ -13,9 +13,10 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from ..kernels.higgs_layout import BLOCK_TOKENS, SELECTORS, TILE_TOKENS, GridTables, Selector
+from ..kernels.higgs_layout import BLOCK_TOKENS, SELECTORS, TILE_TOKENS, GridTables
 from . import simd
 from .gather import gather_words
+from .query_record import query_layout
 from .simd import (
     F32,
     FEATURES,
@@ -38,17 +39,8 @@ from .simd import (
 from .tile_reader import dot_codes
 
 PREFETCH_AHEAD = 4096  # bytes
-HEADER = 64  # bytes of a query record before its codes: factor, offset, -127 * and -0.5 * sum of codes
 MAX_QUERIES = 8  # accumulators beside the tables
 REGISTERS = 27  # for accumulators and tables
-
-
-def query_layout(selector: Selector, head_dim: int) -> tuple[int, int, int]:
-    """Offset of the codes, offset of the codes for mean rows, and bytes of one query record."""
-    codes = selector.tile_vectors(head_dim) * 4 * selector.dim
-    means = HEADER + -(-codes // 64) * 64
-    mean_bytes = head_dim if FEATURES.avx512_vbmi else 2 * head_dim
-    return HEADER, means, means + (-(-mean_bytes // 64) * 64 if selector.mean_grid else 0)
 
 
 def _look_up(builder: Any, plane: list[Any], codes: Any, mirrored: Any) -> Any:
@@ -57,7 +49,7 @@ def _look_up(builder: Any, plane: list[Any], codes: Any, mirrored: Any) -> Any:
     return builder.xor(builder.call(fn, [plane[0], codes, plane[1]]), mirrored)
 
 
-class _Table:
+class Table:
     """The byte form of one grid: its planes in registers, or the address where points are gathered."""
 
     def __init__(self, builder: Any, dim: int, memory: Any) -> None:
@@ -107,7 +99,7 @@ def _in_every_lane(builder: Any, address: Any, offset: int, word: ir.Type) -> An
 
 
 def _add_by_planes(
-    builder: Any, sums: _Sums, table: _Table, n_vectors: int, codes: Any, queries: list[Any], word: ir.Type
+    builder: Any, sums: _Sums, table: Table, n_vectors: int, codes: Any, queries: list[Any], word: ir.Type
 ) -> None:
     """Adds n_vectors vectors of codes; a query's codes of one vector and one dimension are one `word`."""
     word_bytes = word.width // 8
@@ -123,7 +115,7 @@ def _add_by_planes(
 
 
 def _add_by_gathers(
-    builder: Any, sums: _Sums, table: _Table, n_vectors: int, codes: Any, queries: list[Any], word: ir.Type
+    builder: Any, sums: _Sums, table: Table, n_vectors: int, codes: Any, queries: list[Any], word: ir.Type
 ) -> None:
     """The same where a query's codes are in their own order: one `word` per sub-vector and 4 dimensions."""
     word_bytes, n_words = word.width // 8, max(1, table.layout.dim // 4)
@@ -144,7 +136,7 @@ def _add_by_gathers(
 _add_codes = _add_by_planes if FEATURES.avx512_vbmi else _add_by_gathers
 
 
-class _Scorer:
+class Scorer:
     """Emits the scores of one block for a few queries that share every look-up."""
 
     def __init__(self, kind: str, head_dim: int, queries: range) -> None:
@@ -154,7 +146,7 @@ class _Scorer:
     def records(self, builder: Any, queries: Any) -> list[Any]:
         return [builder.add(queries, const_i64(g * self.query_bytes)) for g in self.queries]
 
-    def mean_terms(self, builder: Any, block: Any, records: list[Any], table: _Table) -> list[Any]:
+    def mean_terms(self, builder: Any, block: Any, records: list[Any], table: Table) -> list[Any]:
         """Per query the logits of the 8 mean rows, row r in lanes 2r and 2r + 1."""
         selector, head_dim = self.selector, self.head_dim
         sums = _Sums(builder, records, table.layout.dim)
@@ -175,11 +167,11 @@ class _Scorer:
             )
             both = builder.sub(builder.add(total, swapped), splat(builder, load(builder, record, I32, 8)))
             factor = builder.fmul(scales, splat(builder, load(builder, record, F32)))
-            terms.append(builder.fmul(_exact(builder, both, record), factor))
+            terms.append(builder.fmul(exact(builder, both, record), factor))
         return terms
 
     def tile_scores(
-        self, builder: Any, tile: Any, scales: Any, records: list[Any], table: _Table, means: list[Any]
+        self, builder: Any, tile: Any, scales: Any, records: list[Any], table: Table, means: list[Any]
     ) -> list[Any]:
         """Per query the logits of 16 tokens."""
         sums = _Sums(builder, records, table.layout.dim)
@@ -191,16 +183,16 @@ class _Scorer:
         for record, total, mean in zip(records, sums.totals(), means, strict=True):
             factor = builder.fmul(key_scales, splat(builder, load(builder, record, F32)))
             offset = builder.fadd(splat(builder, load(builder, record, F32, 4)), mean)
-            scores.append(fmadd(builder, _exact(builder, total, record), factor, offset))
+            scores.append(fmadd(builder, exact(builder, total, record), factor, offset))
         return scores
 
 
-def _exact(builder: Any, total: Any, record: Any) -> Any:
+def exact(builder: Any, total: Any, record: Any) -> Any:
     """Sums of bytes * codes - 127 * codes -> sums of (bytes - 127.5) * codes."""
     return builder.fadd(builder.sitofp(total, V16F32), splat(builder, load(builder, record, F32, 12)))
 
 
-def _mean_of_tile(builder: Any, term: Any, tile: Any) -> Any:
+def mean_of_tile(builder: Any, term: Any, tile: Any) -> Any:
     """Lanes 4 * tile (8 times) and 4 * tile + 2 (8 times) of a vector of mean terms in memory."""
     first = builder.mul(tile, const_i64(16))
     rows = [splat(builder, load(builder, builder.add(term, first), F32, 8 * r)) for r in (0, 1)]
@@ -216,7 +208,7 @@ def make_block_scores(kind: str, head_dim: int, group: int) -> Any:
     selector = SELECTORS[kind]
     block_bytes, tile_bytes = selector.block_bytes(head_dim), selector.tile_bytes(head_dim)
     scorers = [
-        _Scorer(kind, head_dim, range(start, min(start + MAX_QUERIES, group)))
+        Scorer(kind, head_dim, range(start, min(start + MAX_QUERIES, group)))
         for start in range(0, group, MAX_QUERIES)
     ]
     lowest = const(V16F32, float("-inf"))
@@ -242,12 +234,12 @@ def make_block_scores(kind: str, head_dim: int, group: int) -> Any:
             largest = [cgutils.alloca_once_value(builder, lowest) for _ in range(group)]
             terms = [cgutils.alloca_once(builder, V16F32) for _ in range(group)]
             count = builder.trunc(n_tokens, I32)
-            table = _Table(builder, selector.dim, tables)
+            table = Table(builder, selector.dim, tables)
             with cgutils.for_range(builder, builder.sub(last, first)) as outer:
                 index = builder.add(first, outer.index)
                 block = builder.add(blocks, builder.mul(index, const_i64(block_bytes)))
                 if selector.mean_grid:
-                    mean_table = _Table(builder, 2, mean_tables)
+                    mean_table = Table(builder, 2, mean_tables)
                     for scorer in scorers:
                         records = scorer.records(builder, queries)
                         found = scorer.mean_terms(builder, block, records, mean_table)
@@ -269,7 +261,7 @@ def make_block_scores(kind: str, head_dim: int, group: int) -> Any:
                         means = [const(V16F32, 0.0)] * len(scorer.queries)
                         if selector.mean_grid:
                             addresses = [builder.ptrtoint(terms[g], I64) for g in scorer.queries]
-                            means = [_mean_of_tile(builder, a, inner.index) for a in addresses]
+                            means = [mean_of_tile(builder, a, inner.index) for a in addresses]
                         records = scorer.records(builder, queries)
                         scores = scorer.tile_scores(builder, tile, scales, records, table, means)
                         for g, score in zip(scorer.queries, scores, strict=True):

@@ -24,6 +24,7 @@ class CpuFeatures:
     avx512_gfni: bool
     avx512_bf16: bool
     amx_bf16: bool
+    amx_int8: bool
     avx2: bool
     f16c: bool
 
@@ -56,6 +57,7 @@ def host_features() -> CpuFeatures:
         avx512_gfni=x86 and {"avx512f", "avx512bw", "gfni"} <= enabled,
         avx512_bf16=x86 and {"avx512f", "avx512bw", "avx512bf16"} <= enabled,
         amx_bf16=x86 and {"avx512f", "avx512bw", "amx-tile", "amx-bf16"} <= enabled and amx_permitted(),
+        amx_int8=x86 and {"avx512f", "avx512bw", "amx-tile", "amx-int8"} <= enabled and amx_permitted(),
         avx2=x86 and "avx2" in enabled,
         f16c=x86 and "f16c" in enabled,
     )

@@ -50,7 +50,7 @@ def score_ref(
 
 def query_bytes(kind: str, head_dim: int) -> int:
     """Bytes of one query as make_score_blocks reads it."""
-    from ..cpu.codeword_dots import query_layout
+    from ..cpu.query_record import query_layout
 
     return query_layout(SELECTORS[kind], head_dim)[2]
 
@@ -62,7 +62,7 @@ def make_quantise_query(kind: str, head_dim: int, signs: bool = False) -> Any:
     query_bytes(kind, head_dim) apart.
     """
     from ..cpu import vector_ops as v
-    from ..cpu.codeword_dots import query_layout
+    from ..cpu.query_record import query_layout
     from ..cpu.simd import FEATURES
 
     selector = SELECTORS[kind]
@@ -105,6 +105,7 @@ def make_quantise_query(kind: str, head_dim: int, signs: bool = False) -> Any:
         v.put_f32(record + 4, v.hsum(offset) * factor)
         v.put_i32(record + 8, -127 * total)
         v.put_f32(record + 12, np.float32(-0.5) * np.float32(total))
+        v.put_f32(record + 16, np.float32(-127.5) * np.float32(total))
 
     return quantise_query
 
@@ -117,9 +118,11 @@ def make_score_blocks(kind: str, head_dim: int, group: int) -> Any:
     last_block - 1 of one head (whose block 0 lies at `blocks`); from n_tokens on they are -inf. maxima[g]
     becomes the largest of them. `queries`: G records of quantise_query.
     """
-    from ..cpu.codeword_dots import make_block_scores
+    from ..cpu import codeword_dots, codeword_tiles
+    from ..cpu.query_record import scores_on_registers
 
-    return make_block_scores(kind, head_dim, group)
+    unit = codeword_tiles if scores_on_registers(head_dim, group) else codeword_dots
+    return unit.make_block_scores(kind, head_dim, group)
 
 
 def higgs_score_cpu(kind: str, head_dim: int, group: int, signs: bool) -> Any:

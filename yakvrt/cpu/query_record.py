@@ -1,0 +1,36 @@
+"""One int8 query as the scoring kernels read it: a header, its codes, and its codes for mean rows.
+
+Header: float32 factor, float32 offset, int32 -127 * sum of codes, float32 -0.5 * sum of codes, float32
+-127.5 * sum of codes. Codes follow the look-ups of selector codes (codeword_dots.py): with AVX-512 VBMI those
+of four sub-vectors for one dimension, then for the next; elsewhere they are in their own order.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .features import host_features
+
+if TYPE_CHECKING:
+    from ..kernels.higgs_layout import Selector
+
+HEADER = 64
+MOST_ON_REGISTERS = 256  # dimensions: four matrix registers of queries
+
+
+def padded_to_vector(n: int) -> int:
+    return -(-n // 64) * 64
+
+
+def scores_on_registers(head_dim: int, group: int) -> bool:
+    """Whether matrix registers multiply (codeword_tiles.py): from five queries a head on they are faster."""
+    features = host_features()
+    fit = head_dim <= MOST_ON_REGISTERS and group > 4
+    return fit and features.amx_int8 and features.avx512_vbmi
+
+
+def query_layout(selector: Selector, head_dim: int) -> tuple[int, int, int]:
+    """Offset of the codes, offset of the codes for mean rows, and bytes of one query record."""
+    means = HEADER + padded_to_vector(selector.tile_vectors(head_dim) * 4 * selector.dim)
+    mean_bytes = head_dim * (1 if host_features().avx512_vbmi else 2) if selector.mean_grid else 0
+    return HEADER, means, means + padded_to_vector(mean_bytes)
