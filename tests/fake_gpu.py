@@ -30,6 +30,8 @@ NO_DEVICE = 100
 MULTIPROCESSORS, MAJOR, MINOR, SHARED_OPTIN = 16, 75, 76, 97
 MAX_DYNAMIC_SHARED = 8
 UNASKED_SHARED_BYTES = 48 * 1024
+# kernels load 16 bytes at once through these; what is allocated starts at a multiple of 256
+WIDE, WIDE_POINTERS = 16, ("f32*", "u32*")
 
 
 class DriverError(Exception):
@@ -134,12 +136,17 @@ class FakeGpu:
             if isinstance(held, FakeStream):
                 held.run()
 
-    def bytes_from(self, address: int) -> np.ndarray:
-        """What can be reached from an address of device or pinned memory."""
+    def found(self, address: int) -> tuple[np.ndarray, int]:
+        """The device or pinned memory that holds an address, and which of its bytes that is."""
         for base, memory in [*self.device.items(), *self.pinned.items()]:
             if base <= address < base + memory.nbytes:
-                return memory[address - base :]
+                return memory, address - base
         raise IndexError(f"{address:#x} lies in no memory of the device")
+
+    def bytes_from(self, address: int) -> np.ndarray:
+        """What can be reached from an address."""
+        memory, first = self.found(address)
+        return memory[first:]
 
     def cuInit(self, flags: int) -> None:
         if not self.n_devices:
@@ -307,7 +314,12 @@ class FakeGpu:
         address = ctypes.c_uint64.from_address(place).value
         if not address:
             return None
-        reached = self.bytes_from(address)
+        memory, first = self.found(address)
+        if first % (WIDE if word in WIDE_POINTERS else number.itemsize):
+            raise ValueError(
+                f"a {word} points to byte {first} of its memory, which loads cannot reach at once"
+            )
+        reached = memory[first:]
         return reached[: reached.nbytes // number.itemsize * number.itemsize].view(number)
 
 

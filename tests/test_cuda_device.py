@@ -228,6 +228,17 @@ def test_a_kernel_that_fails_is_told_of(gpu: FakeGpu, tmp_path: Path) -> None:
     assert "which has 2" in str(gpu.failures.pop())
 
 
+def test_pointers_that_wide_loads_cannot_follow_are_found(gpu: FakeGpu, tmp_path: Path) -> None:
+    write_fake_cubin(tmp_path, NORM)
+    with Device() as device:
+        stream, norm = Stream(), KernelDirectory(device, tmp_path).load(NORM)
+        memory = DeviceMemory(1024)
+        address = memory.address + 8
+        with pytest.raises(DeviceError, match="a kernel failed"):
+            norm.launch(stream, 1, norm.arguments(memory, 4, address, 4, memory, 4, 1e-5, memory))
+    assert "points to byte 8 of its memory" in str(gpu.failures.pop())
+
+
 def run_python(statement: str) -> str:
     shown = subprocess.run(
         [sys.executable, "-c", statement], cwd=ROOT, capture_output=True, text=True, check=True
