@@ -46,7 +46,7 @@ def fake_driver(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(scope="session")
 def fake_cubins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory as `yakvrt kernels build` makes it, for FakeGpu."""
-    from fake_gpu import write_fake_cubin
+    from fake_cubins import write_fake_cubin
 
     from yakvrt.cuda.kernel_list import all_kernels
 

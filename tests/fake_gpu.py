@@ -7,21 +7,15 @@ for; so a missing wait shows. Memory starts as bytes of 0xFF, which are NaN and 
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import time
-from collections import deque
 from collections.abc import Callable
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from cuda_emulated_memory import NUMBERS
 from cuda_emulator import launch
-from cuda_kernel import emulated
+from fake_cubins import built
+from fake_stream import FakeEvent, FakeStream
 
-from yakvrt.cuda.cubin import Cubin, Manifest, Resources, kernel_sources, write_cubin
-from yakvrt.kernel_build.spec import KernelSpec
 from yakvrt.kernels.cuda_kernel import CudaKernel
 
 INVALID_VALUE, OUT_OF_MEMORY, INVALID_DEVICE, INVALID_HANDLE, NOT_FOUND, NOT_READY = 1, 2, 101, 400, 500, 600
@@ -41,54 +35,11 @@ class DriverError(Exception):
         self.code = code
 
 
-class FakeStream:
-    """Work that was asked for, in order."""
-
-    def __init__(self) -> None:
-        self.work: deque[Callable[[], None]] = deque()
-
-    def run(self, last: Callable[[], None] | None = None) -> None:
-        """Does the work up to `last`, or all of it."""
-        while self.work and (last is None or last in self.work):
-            self.work.popleft()()
-
-
-class FakeEvent:
-    """A point in a stream; `seconds` once it is reached."""
-
-    def __init__(self) -> None:
-        self.stream: FakeStream | None = None
-        self.mark: Callable[[], None] | None = None
-        self.seconds: float | None = None
-
-    def record(self, stream: FakeStream) -> None:
-        def mark() -> None:
-            self.seconds = time.perf_counter()
-
-        self.stream, self.mark, self.seconds = stream, mark, None
-        stream.work.append(mark)
-
-    def complete(self) -> None:
-        if self.stream is not None:
-            self.stream.run(self.mark)
-
-
 class Function:
     """A kernel of a module."""
 
     def __init__(self, kernel: CudaKernel) -> None:
         self.kernel, self.dynamic_limit = kernel, UNASKED_SHARED_BYTES
-
-
-WRITTEN: dict[str, KernelSpec] = {}  # the kernels of all fake cubins
-
-
-def built(symbol: str) -> CudaKernel:
-    """The kernel of this name over the emulated vocabulary."""
-    if symbol not in WRITTEN:
-        raise DriverError(NOT_FOUND)
-    kernel: CudaKernel = WRITTEN[symbol].build(emulated)
-    return kernel
 
 
 def put(address: int, value: int, kind: Any = ctypes.c_uint64) -> None:
@@ -286,7 +237,10 @@ class FakeGpu:
 
     def cuModuleGetFunction(self, out: int, module: int, name: int) -> None:
         self.given(module, bytes)
-        self.new(out, Function(built(ctypes.string_at(name).decode())))
+        kernel = built(ctypes.string_at(name).decode())
+        if kernel is None:
+            raise DriverError(NOT_FOUND)
+        self.new(out, Function(kernel))
 
     def cuFuncSetAttribute(self, function: int, attribute: int, value: int) -> None:
         if attribute != MAX_DYNAMIC_SHARED or value > self.shared_bytes:
@@ -321,27 +275,3 @@ class FakeGpu:
             )
         reached = memory[first:]
         return reached[: reached.nbytes // number.itemsize * number.itemsize].view(number)
-
-
-def write_fake_cubin(
-    directory: Path, spec: KernelSpec, arch: str = "sm_90a", made_by: str = "13.0.88"
-) -> None:
-    """A cubin without code, of a kernel that a FakeGpu knows by its name from then on."""
-    WRITTEN[spec.symbol] = spec
-    kernel, code = spec.build(emulated), b"no code of any machine"
-    manifest = Manifest(
-        spec.symbol,
-        arch,
-        kernel.parameters(),
-        kernel.threads,
-        kernel.shared_bytes,
-        list(kernel.opcodes),
-        asdict(kernel.work) if kernel.work else None,
-        Resources(32, 0, 0, 0),
-        None,
-        kernel_sources(),
-        f"nvidia-nvjitlink {made_by}",
-        hashlib.sha256(code).hexdigest(),
-    )
-    (directory / arch).mkdir(parents=True, exist_ok=True)
-    write_cubin(directory / arch, Cubin(manifest, code))

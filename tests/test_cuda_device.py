@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cuda_kernel import count
-from fake_gpu import FakeGpu, write_fake_cubin
+from fake_cubins import write_fake_cubin
+from fake_gpu import FakeGpu
 
 from yakvrt.cuda.architecture import architectures_for
 from yakvrt.cuda.arguments import Argument, Arguments

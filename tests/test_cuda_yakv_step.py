@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from cuda_cases.arrays import stored
 from cuda_cases.attention import exact_positions
-from fake_gpu import FakeGpu, write_fake_cubin
+from fake_cubins import write_fake_cubin
+from fake_gpu import FakeGpu
 
 from yakvrt.cuda.backend import CudaBackend
 from yakvrt.cuda.recorder import Launch
