@@ -62,6 +62,7 @@ REPEATING = {
     "experts": partial(moe.grouped_matmul, "BF16", 8, False, 5, 4, 2, 6, 64),
     "embed": partial(elementwise.embed_planes, "Q8_0", 3, 64, 18),
     "decode attention": partial(attention.decode_attention, 2, 64, "bf16", (40, 9), 1),
+    "ring attention": partial(attention.decode_attention, 2, 64, "bf16", (200, 9), 1, 1, (5, 64)),
     "prefill attention": partial(attention.prefill_attention, 1, 64, "f16", 20, 4),
     "plain attention": partial(attention.plain_attention, 2, 16, "f32", (40, 9)),
     "score": partial(scores.score, "2bit", 64, 2, True, False, [200, 64, 150, 1, 99, 99]),

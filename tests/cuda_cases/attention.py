@@ -58,14 +58,15 @@ def exact_positions(n: int, n_sinks: int, window: int) -> np.ndarray:
 
 def make_ring(kind: str, lengths: list[int], n_heads: int, head_dim: int, n_sinks: int, window: int) -> Cache:
     """As make_cache, with the exact positions alone: sinks, then a ring of window + 64 places."""
-    distinct, stored_words = stored(normal(len(lengths), n_heads, max(lengths), head_dim), kind)
+    n_distinct = min(max(lengths), DISTINCT, 509)  # more than a ring holds
+    distinct, stored_words = stored(normal(len(lengths), n_heads, n_distinct, head_dim), kind)
     places = n_sinks + window + 64
     words = np.full((len(lengths), n_heads, places, stored_words.shape[-1]), 0, stored_words.dtype)
     words.view(np.uint32)[...] = NEVER_USED
     for slot, length in enumerate(lengths):
         held = exact_positions(length, n_sinks, window)
         places_of = [ring_place(int(p), n_sinks, n_sinks, window + 64) for p in held]
-        words[slot, :, places_of] = stored_words[slot, :, held]
+        words[slot, :, places_of] = stored_words[slot, :, held % n_distinct]
     strides = (n_heads * places * head_dim, places * head_dim)
     return Cache(distinct, words, strides, partial(exact_positions, n_sinks=n_sinks, window=window))
 
@@ -105,6 +106,7 @@ def decode_attention(
         else make_cache(kind, held, n_heads, capacity, head_dim)
         for _ in range(2)
     )
+    n_held = sum(len(k.exact(length)) for length in lengths)
     q = normal(n_rows + 1, width + 4)
     slots = np.array([*range(n_rows, 0, -1), 99], np.int64)
     positions = np.array([length - 1 for length in lengths] + [10**6], np.int64)
@@ -118,8 +120,8 @@ def decode_attention(
             *(sums, stats, first, n_partials, n_splits, q, width + 4, k.words, v.words, *k.strides),
             *(slots, positions, count(n_rows), n_heads, group, 1 / math.sqrt(head_dim), *ring),
         ),
-        sum(lengths) * n_heads * head_dim * 4 + n_rows * width * (4 + 4 * n_splits),
-        sum(lengths) * n_heads * group * head_dim * 4,
+        n_held * n_heads * head_dim * 4 + n_rows * width * (4 + 4 * n_splits),
+        n_held * n_heads * group * head_dim * 4,
     )
 
     def check() -> float:
