@@ -16,7 +16,7 @@ from yakvrt.kernels.rotate import rotation, rotation_lanes
 from .arrays import blocks, count, normal, poisoned, repeated, sample
 from .case import Case, Launch, Mismatch, Sized, compare, sized, untouched
 
-DISTINCT = 61  # selector blocks of a long history, which repeats them
+DISTINCT = 31  # selector blocks of a long history, which repeats them
 
 
 def clear_queries(shape: tuple[int, int, int], signs: bool) -> np.ndarray:
