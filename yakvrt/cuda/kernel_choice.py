@@ -17,6 +17,7 @@ EXPERT_PACKS = (*DECODE_ROWS, *PREFILL_TILES)
 FEW_OUTPUTS = 8192
 MOST_WARPS = 4  # that share the columns of a row
 DECODE_SHAPES = ((1, MOST_WARPS), *((n, 1) for n in DECODE_ROWS))
+GROUPED_SHAPES = ((1, MOST_WARPS), *((n, 1) for n in DECODE_ROWS[1:]))  # an expert's matrices are small
 SPLIT_TOKENS = 512  # positions worth a block of their own in decode
 SCORE_TOKENS = 4096  # that a block scores
 GATHER_BLOCKS = 16  # keep a link to the host busy: a block has 16 KB under way
@@ -45,7 +46,7 @@ def expert_pack(n_pairs: int, n_experts: int) -> int:
 
 def decode_matmul(format_name: str, pack: int, n_outputs: int, grouped: bool) -> tuple[KernelSpec, int]:
     """The kernel, and how many warps share the columns of a row."""
-    split = MOST_WARPS if pack == 1 and n_outputs <= FEW_OUTPUTS else 1
+    split = MOST_WARPS if pack == 1 and (grouped or n_outputs <= FEW_OUTPUTS) else 1
     return kernel("matmul_cuda", "matmul_cuda", format_name, pack, split, grouped), split
 
 

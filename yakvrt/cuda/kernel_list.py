@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..kernel_build.spec import KernelSpec, kernel
 from ..kernels.device_layout import DEVICE_LAYOUTS, TENSOR_CORE_FORMATS
-from .kernel_choice import DECODE_SHAPES, EXPERT_PACKS, PREFILL_TILES
+from .kernel_choice import DECODE_SHAPES, EXPERT_PACKS, GROUPED_SHAPES, PREFILL_TILES
 
 FLOATS = ("f32", "f16", "bf16")  # number formats of embedding tables and KV rows
 # head dimensions that HIGGS codes can be made of (rotate.py)
@@ -41,8 +41,8 @@ def all_kernels() -> list[KernelSpec]:
         *(
             kernel("matmul_cuda", "matmul_cuda", name, n_tokens, split, grouped)
             for name in DEVICE_LAYOUTS
-            for n_tokens, split in DECODE_SHAPES
-            for grouped in (False, True)
+            for grouped, shapes in ((False, DECODE_SHAPES), (True, GROUPED_SHAPES))
+            for n_tokens, split in shapes
         ),
         *(
             kernel("matmul_bf16_cuda", "matmul_bf16_cuda", name, tile, grouped)
@@ -61,6 +61,7 @@ def all_kernels() -> list[KernelSpec]:
         *(kernel("select_topk_cuda", "rank_cuda", "sum", group) for _, group in HEADS),
         kernel("select_topk_cuda", "select_topk_cuda"),
         *(kernel("higgs_query_cuda", "higgs_query_cuda", "2bit", size, True, False) for size in HEAD_DIMS),
+        kernel("higgs_query_cuda", "higgs_query_cuda", "1bit", 128, True, False),
         *(kernel("higgs_score_cuda", "higgs_score_cuda", "2bit", size, group) for size, group in HEADS),
         kernel("higgs_score_cuda", "higgs_score_cuda", "1bit", 128, 8),
         *(
