@@ -61,6 +61,7 @@ _define("int64", _cast(64, True))
 _define("float32", np.float32)
 
 
+_define("mask_bits", lambda word, mask: wrapped(word & mask, 32, False))
 _define("count_ones", lambda word: wrapped(word, 32, False).bit_count())
 
 
@@ -71,6 +72,13 @@ def permute_bytes(a: int, b: int, selector: int) -> int:
     if max(digits) > 7:
         raise Running.thread.error(f"permutes bytes by {selector:#x}, whose digits must be 0 to 7")
     return int.from_bytes(bytes(given[digit] for digit in digits), "little")
+
+
+@emulates
+def funnel_right(low: int, high: int, n: int) -> int:
+    if not 0 <= n < 32:
+        raise Running.thread.error(f"shifts two words by {n}: it must be 0 to 31")
+    return wrapped((wrapped(low, 32, False) | wrapped(high, 32, False) << 32) >> int(n), 32, False)
 
 
 @emulates

@@ -22,17 +22,25 @@ def test_bits_bytes_and_words() -> None:
             out[0] = g.count_ones(words[0])
             out[1] = g.permute_bytes(words[1], words[2], 0x7041)
             out[2] = g.load_u32_at(words, 12)
+            out[3], out[4] = (g.funnel_right(words[1], words[2], n) for n in (0, 20))
+            out[5] = g.mask_bits(words[1], 0xFF00FF)
 
-    out = np.zeros(3, np.uint32)
+    out = np.zeros(6, np.uint32)
     words = np.array([0xF0000001, 0x33221100, 0x77665544, 99], np.uint32)
     launch(CudaKernel(kernel, "u32* u32*", 32), 1, out, words)
-    assert out.tolist() == [5, 0x77004411, 99]
+    assert out.tolist() == [5, 0x77004411, 99, 0x33221100, 0x65544332, 0x220000]
 
     def wrong(out: Any) -> None:
         out[0] = g.permute_bytes(1, 2, 0x8000)
 
     with pytest.raises(EmulationError, match="permutes bytes by 0x8000, whose digits must be 0 to 7"):
         launch(CudaKernel(wrong, "u32*", 32), 1, out)
+
+    def too_far(out: Any) -> None:
+        out[0] = g.funnel_right(1, 2, 32)
+
+    with pytest.raises(EmulationError, match="shifts two words by 32: it must be 0 to 31"):
+        launch(CudaKernel(too_far, "u32*", 32), 1, out)
 
 
 def test_powers_that_are_no_normal_numbers_become_0() -> None:

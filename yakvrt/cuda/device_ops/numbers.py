@@ -25,6 +25,12 @@ def _bits(result: Any) -> Any:
 count_ones = asm_op("popc.b32 $0, $1;", types.int32, types.uint32)
 # (a, b, selector): byte i of the result is the one of a's and b's 8 bytes that digit i of the selector names
 permute_bytes = asm_op("prmt.b32 $0, $1, $2, $3;", types.uint32, types.uint32, types.uint32, types.uint32)
+# an `and` that stays where it is: LLVM would move it behind a shift, which then merges with no sum
+mask_bits = asm_op("and.b32 $0, $1, $2;", types.uint32, types.uint32, types.uint32)
+# (low, high, n): the word that begins at bit n, below 32, of two
+funnel_right = asm_op(
+    "shf.r.wrap.b32 $0, $1, $2, $3;", types.uint32, types.uint32, types.uint32, types.uint32
+)
 f32_from_bits = fixed_op(_bits(F32), types.float32, types.uint32)
 bits_from_f32 = fixed_op(_bits(I32), types.uint32, types.float32)
 
