@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cuda_cases.higgs import decode, encode
+from cuda_cases.higgs import decode, encode, residuals
 from cuda_emulated_ops import emulated
 from cuda_kernel import emulated_kernel, run_kernel, solve
 
@@ -81,3 +81,8 @@ def test_what_cannot_be_encoded_is_refused(
 )
 def test_decode(dim: int, head_dim: int, rotated: bool, centred: bool, signs: bool) -> None:
     solve(decode(dim, head_dim, rotated, centred, signs, 40))
+
+
+@pytest.mark.parametrize(("head_dim", "centred"), [(64, True), (128, False), (192, True), (256, True)])
+def test_residuals(head_dim: int, centred: bool) -> None:
+    solve(residuals(head_dim, centred, n_heads=1))

@@ -11,8 +11,11 @@ from yakvrt.higgs_grids import load_grid
 from yakvrt.kernel_build.spec import kernel
 from yakvrt.kernels.higgs_encode import decode_ref, encode_ref
 from yakvrt.kernels.higgs_encode_cuda import rows_of_a_block
-from yakvrt.kernels.higgs_layout import BLOCK_TOKENS, SELECTORS, Selector, pack_tables
+from yakvrt.kernels.higgs_layout import BLOCK_TOKENS, SELECTORS, Selector, byte_grid, pack_tables
+from yakvrt.kernels.higgs_residual import encode_residuals_ref, estimate_ref
+from yakvrt.kernels.higgs_residual_cuda import subtract_estimates_ref
 from yakvrt.kernels.higgs_rows import unpack_sixes_ref
+from yakvrt.kernels.higgs_selector import encode_selector_ref
 from yakvrt.kernels.rotate import rotation, rotation_lanes
 
 from .arrays import RNG, blocks, count, normal, poisoned, sample
@@ -187,12 +190,73 @@ def decode(
     return Case([launch], check)
 
 
+def residuals(head_dim: int, centred: bool, n_blocks: int = 1, n_heads: int = 2) -> Case:
+    """Keys of slot 1 behind its first block become residuals, then codes; none of slot 0; a row too many."""
+    grid, row_grid, first = load_grid("d4n256"), load_grid("d2n64"), BLOCK_TOKENS
+    n = n_blocks * BLOCK_TOKENS
+    means = normal(2, n_heads, head_dim)
+    keys = normal(2, n_heads, n, head_dim) + means[:, :, None]
+    blocks_of_heads = [
+        encode_selector_ref("2bit", head, grid, None, mean if centred else None, "norm")
+        for head, mean in zip(keys[1], means[1], strict=True)
+    ]
+    selectors = RNG.integers(0, 256, (2, n_heads, 1 + n_blocks, blocks_of_heads[0].shape[1]), np.uint8)
+    selectors[1, :, 1:] = blocks_of_heads
+    x, spans = keys.copy(), np.array([[1, 0, 0], [first, 2, 0], [first + n, 2, n], [0, 0, 0]])
+    slots, firsts, lasts, sources = (np.ascontiguousarray(part) for part in spans)
+    given = (x, x.strides[0] // 4, x.strides[1] // 4)
+    table, step = byte_grid(grid)
+    residual = Launch(
+        kernel("higgs_residual_cuda", "higgs_residual_cuda", "2bit", head_dim, centred),
+        (blocks(n, 128 // rotation_lanes(head_dim)), 3 * n_heads),
+        [x],
+        (
+            *(*given, selectors.view(np.uint32), selectors.strides[0] // 4, selectors.strides[1] // 4),
+            *(table.view(np.uint32).reshape(-1), float(step), means if centred else None),
+            *(n_heads * head_dim, slots, n_heads, firsts, lasts, sources, count(2)),
+        ),
+        n_heads * n * (8 * head_dim + head_dim // 4 + 2),
+    )
+    written = Written("sixes", 2, head_dim, (2, n_heads), first + n + 4)
+    encode = Launch(
+        kernel("higgs_encode_cuda", "higgs_encode_cuda", 2, 64, "sixes", head_dim, "norm", False, False),
+        (blocks(n, rows_of_a_block(head_dim)), 3 * n_heads),
+        written.outputs,
+        (
+            *(*written.arguments(), *given, None, 0, search_table(row_grid), slots, n_heads, firsts, lasts),
+            *(sources, count(2)),
+        ),
+        n_heads * n * (4 * head_dim + head_dim * 3 // 8 + 2),
+        n_heads * n * (head_dim // 2) * 32 * 5,
+    )
+
+    def check() -> float:
+        worst = compare("slot 0", x[0], keys[0])
+        some = np.array(sample(n, 2000))
+        for head in range(n_heads):
+            mean = means[1, head] if centred else None
+            estimates = estimate_ref("2bit", blocks_of_heads[head], n, head_dim, grid, None)[some]
+            rest = subtract_estimates_ref(keys[1, head, some], estimates, mean)
+            worst = max(worst, compare("residuals", x[1, head, some], rest, atol=5e-6))
+            codes, scales = encode_residuals_ref(keys[1, head, some], estimates, row_grid, mean)
+            found, found_scales = written.read(1, head, first + np.arange(n))
+            compare("scales", found_scales[some], scales.astype(float), rtol=2e-3)
+            y = rest @ rotation(head_dim).T.astype(float)
+            worst = max(worst, _compare_codes(found[some], unpack_sixes_ref(codes), y, row_grid))
+        for array in written.outputs:
+            untouched("what lies around", array.view(np.uint8))
+        return worst
+
+    return Case([residual, encode], check)
+
+
 def small() -> list[Sized]:
     return [
         sized("rotate", rotate, 64, False, False, 9),
         sized("encode rows", encode, 2, 256, "bytes", 64, "norm", False, False, 6),
         sized("encode blocks", encode, 4, 256, "blocks", 64, "norm", True, False, 6),
         sized("decode", decode, 2, 64, False, True, False, 20),
+        sized("residuals of keys", residuals, 64, True),
     ]
 
 
@@ -209,5 +273,6 @@ def real() -> list[Sized]:
             made.append(sized(what, encode, 2, 256, "bytes", size, "norm", centred, False, 8192, 8))
         what = f"encode blocks {size}"
         made.append(sized(what, encode, 4, 256, "blocks", size, "norm", True, False, 8192, 8))
+        made.append(sized(f"residuals of keys {size}", residuals, size, True, 32, 8))
         made.append(sized(f"decode {size}", decode, 2, size, False, True, False, 32768, 8))
     return made

@@ -70,9 +70,14 @@ def all_kernels() -> list[KernelSpec]:
             for centred in (False, True)
         ),
         *(
+            kernel("higgs_encode_cuda", "higgs_encode_cuda", 2, 64, "sixes", size, "norm", False, False)
+            for size in HEAD_DIMS
+        ),
+        *(
             kernel("higgs_encode_cuda", "higgs_encode_cuda", 4, 256, "blocks", size, "norm", True, False)
             for size in HEAD_DIMS
         ),
+        *(kernel("higgs_residual_cuda", "higgs_residual_cuda", "2bit", size, True) for size in HEAD_DIMS),
         *(
             kernel("higgs_decode_cuda", "higgs_decode_cuda", 2, 256, size, False, True, False)
             for size in HEAD_DIMS

@@ -1,0 +1,109 @@
+"""A CUDA kernel that leaves of keys what their selector codes do not tell (see higgs_residual.py)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .cuda_kernel import CudaKernel, Work
+from .higgs_layout import BLOCK_TOKENS, TILE_TOKENS
+from .higgs_query_cuda import scored_selector
+from .rotate import make_rotate_registers, rotation, rotation_factors, rotation_lanes
+
+
+def subtract_estimates_ref(rows: np.ndarray, estimates: np.ndarray, mean: np.ndarray | None) -> np.ndarray:
+    """Keys less their mean and their estimates, which are rotated; float64.
+
+    Shapes: rows and estimates [n, D], mean [D] -> [n, D].
+    """
+    return rows - (0 if mean is None else mean) - estimates @ rotation(rows.shape[1]).astype(np.float64)
+
+
+def higgs_residual_cuda(g: Any, kind: str, head_dim: int, centred: bool) -> CudaKernel:
+    """Subtracts from rows firsts[b] .. lasts[b] - 1 of the slots of a batch, of every KV head, their mean and
+    what scoring takes them to be, in place; the row firsts[b] lies at sources[b].
+
+    An encoder rotates rows again; there and back they lose what float32 rounds.
+    Grid: x, blocks of 128 / rotation_lanes(head_dim) rows; y, batch rows times KV heads.
+    Shapes: x float32 with rows of head_dim, strides multiples of 4; blocks uint32, strides in words, of rows
+    0, 64, ...; words uint32 [256][d / 4]: GridTables.words8; means float32 [slots][means_slot_stride] of
+    [Hk, D]. `grid_step`: of byte_grid.
+    Raises: ValueError for a size without a rotation, or a selector without a kernel.
+    """
+    selector = scored_selector(kind)
+    dim, block_tokens, tile_tokens, n_parts = selector.dim, BLOCK_TOKENS, TILE_TOKENS, selector.dim // 4
+    block_words, tile_words = selector.block_bytes(head_dim) // 4, selector.tile_bytes(head_dim) // 4
+    scales_at = selector.scales(head_dim) // 4
+    m, power = rotation_factors(head_dim)
+    lanes, threads, middle = rotation_lanes(head_dim), 128, 127.5
+    n, n_held, at_once = power // lanes, head_dim // lanes, threads // lanes
+    unrotate = make_rotate_registers(g, head_dim, True, False)
+
+    def kernel(  # type: ignore[no-untyped-def]
+        x,
+        x_slot_stride,
+        x_head_stride,
+        blocks,
+        blocks_slot_stride,
+        blocks_head_stride,
+        words,
+        grid_step,
+        means,
+        means_slot_stride,
+        slots,
+        n_heads,
+        firsts,
+        lasts,
+        sources,
+        n_rows,
+    ):
+        segment = g.block_y()
+        batch_row = g.int32(g.uint32(segment) // g.uint32(n_heads))
+        if batch_row >= n_rows[0]:
+            return
+        lane, index = g.int32(g.thread() % lanes), g.int32(g.block() * at_once + g.thread() // lanes)
+        row = g.int64(firsts[batch_row]) + index
+        here = row < lasts[batch_row]
+        slot, head = slots[batch_row], segment - batch_row * n_heads
+        own = g.shifted(blocks, slot * blocks_slot_stride + head * blocks_head_stride)
+        own = g.shifted(own, row // block_tokens * block_words)
+        token = g.int32(row % block_tokens)
+        held, factor = g.local_f32(n_held), g.float32(0)
+        if here:
+            pair = own[scales_at + token // 2]
+            factor = (g.high_f16(pair) if token % 2 else g.low_f16(pair)) * grid_step
+        codes = g.shifted(own, token // tile_tokens * tile_words + token % tile_tokens)
+        for j in range(m):
+            for i in range(0, n, 4):
+                at, place = j * n + i, g.int32(j * power + i * lanes + lane * 4)
+                sub_vector, word = g.int32(place // dim), g.uint32(0)
+                if here:
+                    four = g.uint32(codes[sub_vector // 4 * tile_tokens])
+                    code = g.int32(four >> g.uint32(sub_vector % 4 * 8)) & 255
+                    word = words[code * n_parts + place // 4 % n_parts]
+                for e in range(4):
+                    held[at + e] = (g.float32(word >> g.uint32(8 * e) & 255) - g.float32(middle)) * factor
+        unrotate(held, lane)
+        if here:
+            x = g.shifted(x, slot * x_slot_stride + head * x_head_stride)
+            first = (g.int64(sources[batch_row]) + index) * head_dim
+            for j in range(m):
+                for i in range(0, n, 4):
+                    at, place = j * n + i, g.int32(j * power + i * lanes + lane * 4)
+                    a, b, c, d = g.load_f32x4(x, first + place)
+                    if centred:
+                        e, f, h, k = g.load_constant_f32x4(
+                            means, slot * means_slot_stride + head * head_dim + place
+                        )
+                        a, b, c, d = a - e, b - f, c - h, d - k
+                    a, b, c, d = a - held[at], b - held[at + 1], c - held[at + 2], d - held[at + 3]
+                    g.store_f32x4(x, first + place, a, b, c, d)
+
+    return CudaKernel(
+        kernel,
+        "f32* i64 i64 u32* i64 i64 u32* f32 f32* i64 i64* i32 i64* i64* i64* i64*",
+        threads,
+        opcodes=("LDG.E.128", "STG.E.128"),
+        work=Work("row", 8 * head_dim + head_dim // dim + 2, head_dim * 8),
+    )
