@@ -1,4 +1,4 @@
-"""YAKV's attention to selected 4-bit rows on a GPU, emulated, against the decoded rows."""
+"""YAKV's attention to selected rows of codes on a GPU, emulated, against the decoded rows."""
 
 from __future__ import annotations
 
@@ -11,25 +11,30 @@ RNG = np.random.default_rng(31)
 
 
 @pytest.mark.parametrize(
-    ("group", "head_dim", "centred", "counts", "n_splits"),
+    ("k_format", "group", "head_dim", "centred", "counts", "n_splits"),
     [
-        (4, 128, True, (1, 37), 1),
-        (2, 64, True, (130, 0), 2),
-        (9, 64, False, (17,), 1),
-        (8, 256, True, (20,), 1),
-        (1, 192, True, (33,), 1),
+        ("q4", 4, 128, True, (1, 37), 1),
+        ("q4", 2, 64, True, (130, 0), 2),
+        ("q4", 9, 64, False, (17,), 1),
+        ("q4", 8, 256, True, (20,), 1),
+        ("q4", 1, 192, True, (33,), 1),
+        ("r3", 4, 128, True, (1, 113), 1),
+        ("r3", 2, 64, True, (130, 0), 2),
+        ("r3", 9, 64, False, (17,), 1),
+        ("r3", 7, 256, True, (20,), 1),
+        ("r3", 1, 192, True, (33,), 1),
     ],
 )
 def test_yakv_attend(
-    group: int, head_dim: int, centred: bool, counts: tuple[int, ...], n_splits: int
+    k_format: str, group: int, head_dim: int, centred: bool, counts: tuple[int, ...], n_splits: int
 ) -> None:
-    solve(attend(group, head_dim, centred, list(counts), n_splits, 1 if len(counts) == 1 else 2))
+    solve(attend(k_format, group, head_dim, centred, list(counts), n_splits, 1 if len(counts) == 1 else 2))
 
 
 @pytest.mark.parametrize(
     ("parameters", "told"),
     [
-        ((128, "q3", "q4", True), "use q4"),
+        ((128, "q3", "q4", True), "use q4 or r3 for keys, q4 for values"),
         ((112, "q4", "q4", True), "64, 128, 192, 256"),
     ],
 )

@@ -15,9 +15,10 @@ from fake_gpu import FakeGpu
 
 from yakvrt.cuda.backend import CudaBackend
 from yakvrt.cuda.recorder import Launch
-from yakvrt.cuda.yakv_pools import RowPool, YakvPools, YakvRows
+from yakvrt.cuda.yakv_pools import RowPool, YakvPools, YakvRows, check_yakv
 from yakvrt.higgs_grids import load_grid
-from yakvrt.kernels.higgs_layout import BLOCK_TOKENS, SELECTORS
+from yakvrt.kernels.higgs_layout import BLOCK_TOKENS, SELECTORS, row_bytes
+from yakvrt.kernels.higgs_residual import encode_residuals_ref, estimate_ref
 from yakvrt.kernels.higgs_rows import decode_rows_ref, encode_rows_ref
 from yakvrt.kernels.higgs_score import score_ref
 from yakvrt.kernels.higgs_selector import encode_selector_ref
@@ -32,7 +33,7 @@ SHAPE = YakvShape(
     head_dim=64,
     kind="bf16",
     selector="2bit",
-    k_format="q4",
+    k_format="r3",
     v_format="q4",
     n_sinks=4,
     window=64,
@@ -41,7 +42,8 @@ SHAPE = YakvShape(
     tail=True,
 )
 BUDGET = Budget(ratio=round(0.1 * 2**RATIO_BITS), at_least=5, min_len=0)
-GRID, ROW_GRID = load_grid(SELECTORS["2bit"].grid), load_grid("d2n256")
+GRID = load_grid(SELECTORS["2bit"].grid)
+K_GRIDS, V_GRID = {"r3": load_grid("d2n64"), "q4": load_grid("d2n256")}, load_grid("d2n256")
 
 
 class Head:
@@ -58,11 +60,19 @@ class Head:
         self.end = indexed_end(n - 1, sinks, shape.window)
         # the mean of what the ring held when the first block left
         self.mean = self.k[sinks : sinks + shape.window + BLOCK_TOKENS].mean(axis=0)
-        self.blocks = encode_selector_ref("2bit", self.k[sinks : self.end], GRID, None, self.mean, "norm")
-        self.k_codes, self.k_scales = encode_rows_ref("q4", self.k[sinks : self.end], ROW_GRID, self.mean)
-        self.v_codes, self.v_scales = encode_rows_ref("q4", self.v[sinks : self.end], ROW_GRID)
+        self.blocks, self.k_codes, self.k_scales = self.encode_keys(self.k[sinks : self.end])
+        self.v_codes, self.v_scales = encode_rows_ref("q4", self.v[sinks : self.end], V_GRID)
         self.values = self.v[sinks : self.end].reshape(-1, BLOCK_TOKENS, shape.head_dim).mean(axis=1)
         self.parts = RNG.random(shape.group).astype(np.float32)
+
+    def encode_keys(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Selector blocks, codes and scales of rows."""
+        blocks = encode_selector_ref("2bit", keys, GRID, None, self.mean, "norm")
+        k_format = self.shape.k_format
+        if k_format == "r3":
+            estimates = estimate_ref("2bit", blocks, *keys.shape, GRID, None)
+            return blocks, *encode_residuals_ref(keys, estimates, K_GRIDS[k_format], self.mean)
+        return blocks, *encode_rows_ref(k_format, keys, K_GRIDS[k_format], self.mean)
 
     def attend(self, q: np.ndarray, budget: Budget) -> np.ndarray:
         """Shapes: q [G, D] -> [G, D]."""
@@ -70,11 +80,16 @@ class Head:
         n_indexed = self.end - self.shape.n_sinks
         scale = self.shape.head_dim**-0.5
         logits = score_ref("2bit", q, self.blocks, n_indexed, scale, GRID, None, self.mean, as_int8=True)
-        k = decode_rows_ref("q4", self.k_codes, self.k_scales, ROW_GRID, rotated=False) + self.mean
-        v = decode_rows_ref("q4", self.v_codes, self.v_scales, ROW_GRID, rotated=False)
+        k_format = self.shape.k_format
+        k = decode_rows_ref(k_format, self.k_codes, self.k_scales, K_GRIDS[k_format], rotated=False)
+        v = decode_rows_ref("q4", self.v_codes, self.v_scales, V_GRID, rotated=False)
+        residual = k_format == "r3"
+        if not residual:
+            k += self.mean
         selected = budget_of(self.n, n_indexed, budget.ratio, budget.at_least, budget.min_len)
         rows, tail = (self.k[exact], self.v[exact]), self.parts if self.shape.tail else 0.0
-        return attend_yakv_ref(q, rows, logits, (k, v), self.values, selected, "sum", tail)[0]
+        given = (q, rows, logits, (k, v), self.values, selected, "sum", tail)
+        return attend_yakv_ref(*given, residual=residual)[0]
 
 
 def put_slots(backend: CudaBackend, rows: YakvRows, heads: dict[int, list[Head]]) -> None:
@@ -84,8 +99,8 @@ def put_slots(backend: CudaBackend, rows: YakvRows, heads: dict[int, list[Head]]
     rings = [np.full(rows.ring_k.shape, 0xFFFFFFFF, np.uint32) for _ in range(2)]
     selectors, values = (np.full(x.shape, 0xFFFFFFFF, np.uint32) for x in (rows.selectors, rows.values))
     means, parts = (np.full(x.shape, np.nan, np.float32) for x in (rows.means, rows.tail_parts))
-    n_rows, row_words = rows.rows.n_rows, shape.head_dim // 4
-    codes = np.full((N_SLOTS, N_KV_HEADS, n_rows, row_words), 0xFFFFFFFF, np.uint32)
+    n_rows, size = rows.rows.n_rows, row_bytes(shape.head_dim, shape.k_format, shape.v_format)
+    codes = np.full((N_SLOTS, N_KV_HEADS, n_rows, size), 0xFF, np.uint8)
     scales = np.full((N_SLOTS, N_KV_HEADS, n_rows, 2), np.nan, np.float16)
     for slot, own in heads.items():
         for i, head in enumerate(own):
@@ -99,12 +114,13 @@ def put_slots(backend: CudaBackend, rows: YakvRows, heads: dict[int, list[Head]]
             if n_blocks:
                 means[slot, i] = head.mean
             parts[slot, i] = head.parts
-            codes.view(np.uint8)[slot, i, :n] = np.hstack([head.k_codes, head.v_codes])
+            both = np.hstack([head.k_codes, head.v_codes])
+            codes[slot, i, :n, : both.shape[1]] = both
             scales[slot, i, :n] = np.stack([head.k_scales, head.v_scales], axis=1)
     arrays = (rows.ring_k, rows.ring_v, rows.selectors, rows.values, rows.means, rows.tail_parts)
     for array, numbers in zip(arrays, (*rings, selectors, values, means, parts), strict=True):
         array.put(numbers, stream)
-    put_pool(backend, rows.rows, codes, scales.view(np.uint32)[..., 0])
+    put_pool(backend, rows.rows, codes.view(np.uint32), scales.view(np.uint32)[..., 0])
 
 
 def put_pool(backend: CudaBackend, pool: RowPool, codes: np.ndarray, scales: np.ndarray) -> None:
@@ -129,10 +145,15 @@ def backend(gpu: FakeGpu, tmp_path: Path) -> Iterator[CudaBackend]:
     made.close()
 
 
-@pytest.mark.parametrize(("on_host", "tail"), [(False, True), (True, False)])
-def test_step(gpu: FakeGpu, backend: CudaBackend, tmp_path: Path, on_host: bool, tail: bool) -> None:
+@pytest.mark.parametrize(
+    ("k_format", "on_host", "tail"),
+    [("r3", False, True), ("r3", True, False), ("q4", False, True), ("q4", True, False)],
+)
+def test_step(
+    gpu: FakeGpu, backend: CudaBackend, tmp_path: Path, k_format: str, on_host: bool, tail: bool
+) -> None:
     """Slots whose block leaves in this step, the first or a later one, and one that is still exact."""
-    shape = replace(SHAPE, tail=tail)
+    shape = replace(SHAPE, k_format=k_format, tail=tail)
     lengths = {2: 4 + 64 * 4, 0: 40, 1: 4 + 64 * 2}
     heads = {slot: [Head(shape, n) for _ in range(N_KV_HEADS)] for slot, n in lengths.items()}
     sizes = (1, N_SLOTS, N_KV_HEADS, 4 + 64 * 5)
@@ -173,12 +194,27 @@ def test_step(gpu: FakeGpu, backend: CudaBackend, tmp_path: Path, on_host: bool,
         for i, head in enumerate(heads[slot]):
             block, first = len(head.values), head.end
             held = slice(first, first + BLOCK_TOKENS)
-            expected_codes = encode_selector_ref("2bit", head.k[held], GRID, None, head.mean, "norm")
-            same = selectors[slot, i, block].view(np.uint8) == expected_codes[0]
+            expected_block, k_codes, _ = head.encode_keys(head.k[held])
+            same = selectors[slot, i, block].view(np.uint8) == expected_block[0]
             assert same.mean() > 0.99
-            k_codes, _ = encode_rows_ref("q4", head.k[held], ROW_GRID, head.mean)
-            v_codes, _ = encode_rows_ref("q4", head.v[held], ROW_GRID)
+            v_codes, _ = encode_rows_ref("q4", head.v[held], V_GRID)
+            expected_codes = np.hstack([k_codes, v_codes])
             own_codes = codes[slot, i, block * BLOCK_TOKENS : (block + 1) * BLOCK_TOKENS].view(np.uint8)
-            assert (own_codes == np.hstack([k_codes, v_codes])).mean() > 0.99
+            assert (own_codes[:, : expected_codes.shape[1]] == expected_codes).mean() > 0.99
             halves = values[slot, i, block].view(np.float16)
             np.testing.assert_allclose(halves, head.v[held].mean(axis=0), rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"k_format": "q3"}, "take k_bits=r3 or 4, v_bits=4"),
+        ({"v_format": "q8"}, "take k_bits=r3 or 4, v_bits=4"),
+        ({"selector": "1.5bit"}, "take selector=2bit"),
+        ({"rule": "max"}, "take rule=sum"),
+    ],
+)
+def test_what_has_no_kernels_is_refused(changed: dict[str, str], told: str) -> None:
+    check_yakv(SHAPE)
+    with pytest.raises(ValueError, match=told):
+        check_yakv(replace(SHAPE, **changed))  # type: ignore[arg-type]

@@ -6,11 +6,11 @@ import math
 
 import numpy as np
 
-from yakvrt.cuda.kernel_list import HEAD_DIMS
+from yakvrt.cuda.kernel_list import ROW_SIZES, YAKV_ATTENTION
 from yakvrt.higgs_grids import load_grid
 from yakvrt.kernel_build.spec import kernel
 from yakvrt.kernels.attend_fragments import head_blocks
-from yakvrt.kernels.higgs_layout import row_bytes
+from yakvrt.kernels.higgs_layout import ROW_FORMATS, row_bytes
 from yakvrt.kernels.higgs_rows import decode_rows_ref
 from yakvrt.kernels.merge_partials import merge_partials_ref
 from yakvrt.kernels.yakv_fetch import forget_ref, yakv_fetch_ref
@@ -143,20 +143,32 @@ def gather(
 
 
 def selected_rows_ref(
-    q: np.ndarray, codes: np.ndarray, scales: np.ndarray, mean: np.ndarray | None, ids: np.ndarray
+    q: np.ndarray, codes: np.ndarray, scales: np.ndarray, k_format: str, added: np.ndarray
 ) -> np.ndarray:
-    """One KV head in float64. Shapes: q [G, D], codes [n, bytes], scales [n, 2], ids [m] -> [G, D]."""
-    head_dim, grid = q.shape[1], load_grid("d2n256")
-    k, v = (
-        decode_rows_ref("q4", part[ids], scales[ids, i], grid, rotated=False)
-        for i, part in enumerate((codes[:, : head_dim // 2], codes[:, head_dim // 2 : head_dim]))
-    )
-    logits = q.astype(np.float64) @ (k if mean is None else k + mean).T / math.sqrt(head_dim)
+    """One KV head in float64; `added`: what the logits are beside the products with the decoded keys.
+
+    Shapes: q [G, D], codes [n, bytes], scales [n, 2], added [G, n] -> [G, D].
+    """
+    head_dim, at, parts = q.shape[1], 0, []
+    for i, name in enumerate((k_format, "q4")):
+        row_format = ROW_FORMATS[name]
+        own = codes[:, at : at + row_format.n_bytes(head_dim)]
+        parts.append(
+            decode_rows_ref(name, own, scales[:, i], load_grid(row_format.grid or ""), rotated=False)
+        )
+        at += row_format.n_bytes(head_dim)
+    logits = q.astype(np.float64) @ parts[0].T / math.sqrt(head_dim) + added
     weights = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return weights @ v / weights.sum(axis=1, keepdims=True)
+    return weights @ parts[1] / weights.sum(axis=1, keepdims=True)
+
+
+def _book(row_format: str) -> np.ndarray:
+    """A grid's points as pairs."""
+    return load_grid(ROW_FORMATS[row_format].grid or "").astype(np.float16).reshape(-1).view(np.uint32)
 
 
 def attend(
+    k_format: str,
     group: int,
     head_dim: int,
     centred: bool,
@@ -165,36 +177,42 @@ def attend(
     n_heads: int,
     n_places: int = 150,
 ) -> Case:
-    """`counts` rows in 4 bits of every row of the batch; other partials stay as they are."""
+    """`counts` rows of every row of the batch; other partials stay as they are.
+
+    Rows of r3 lie in a cache: other places than ids, of twice as many rows.
+    """
     n_rows, first = len(counts), 2
     n_slots, n_partials = n_rows + 1, first + n_splits
-    width, stride = n_heads * group * head_dim, row_bytes(head_dim, "q4", "q4")
+    width, stride = n_heads * group * head_dim, row_bytes(head_dim, k_format, "q4")
     codes = RNG.integers(0, 256, (n_slots, n_heads, n_places, stride), np.uint8)
     scales = RNG.uniform(0.02, 3, (n_slots, n_heads, n_places, 2)).astype(np.float16)
     means, q = normal(n_slots, n_heads, head_dim), normal(n_rows + 1, width + 4)
-    book = load_grid("d2n256").astype(np.float16).reshape(-1).view(np.uint32)
     slots = np.array([*range(n_rows, 0, -1), 99])
     n_selected = np.repeat(np.array([*counts, 10**6]), n_heads)
-    places = np.full((n_rows + 1, n_heads, max(counts) + 2), 10**6, np.int32)
+    ids, places = (np.full((n_rows + 1, n_heads, max(counts) + 2), 10**6, np.int32) for _ in range(2))
     for row, n in enumerate(counts):
         for head in range(n_heads):
             places[row, head, :n] = RNG.permutation(n_places)[:n]
+            ids[row, head, :n] = RNG.permutation(2 * n_places)[:n]
+    residual = ROW_FORMATS[k_format].residual
+    logits = normal(n_rows, n_heads, group, 2 * n_places, scale=2) if residual else None
     sums = poisoned(n_rows + 1, n_heads * group, n_partials, head_dim)
     stats = poisoned(n_rows + 1, n_heads * group, n_partials, 2)
     row_words = n_places * stride // 4
     launch = Launch(
-        kernel("yakv_attend_cuda", "yakv_attend_cuda", head_dim, "q4", "q4", centred),
+        kernel("yakv_attend_cuda", "yakv_attend_cuda", head_dim, k_format, "q4", centred),
         (n_heads * n_splits * head_blocks(group), n_rows + 1),
         [sums, stats],
         (
             *(sums, stats, first, n_partials, n_splits, q, width + 4),
             *(codes.view(np.uint32), n_heads * row_words, row_words),
-            *(scales.view(np.uint32), n_heads * n_places, n_places),
-            *(book, means if centred else None, n_heads * head_dim, head_dim),
-            *(places, places.shape[2], n_selected, slots, count(n_rows), n_heads, group),
-            1 / math.sqrt(head_dim),
+            *(scales.view(np.uint32), n_heads * n_places, n_places, _book(k_format), _book("q4")),
+            *(means if centred and not residual else None, n_heads * head_dim, head_dim),
+            *(logits, 2 * n_places, ids if residual else None, places, places.shape[2], n_selected, slots),
+            *(count(n_rows), n_heads, group, 1 / math.sqrt(head_dim)),
         ),
-        sum(counts) * n_heads * (stride + 8) + n_rows * width * (4 + 4 * n_splits),
+        sum(counts) * n_heads * (stride + 8 + (4 + 4 * group if residual else 0))
+        + n_rows * width * (4 + 4 * n_splits),
         sum(counts) * n_heads * group * head_dim * 4,
     )
 
@@ -213,10 +231,15 @@ def attend(
     def row_error(row: int, found: np.ndarray) -> float:
         worst, slot = 0.0, slots[row]
         for head in sample(n_heads, 3):
-            own, ids = slice(head * group, (head + 1) * group), places[row, head, : counts[row]]
-            mean = means[slot, head] if centred else None
+            own, at = slice(head * group, (head + 1) * group), places[row, head, : counts[row]]
             heads = q[row, :width].reshape(-1, head_dim)[own]
-            expected = selected_rows_ref(heads, codes[slot, head], scales[slot, head], mean, ids)
+            if logits is not None:
+                added = logits[row, head][:, ids[row, head, : counts[row]]]
+            else:
+                added = heads.astype(np.float64) @ means[slot, head][:, None] / math.sqrt(head_dim) * centred
+            expected = selected_rows_ref(
+                heads, codes[slot, head, at], scales[slot, head, at], k_format, added
+            )
             worst = max(worst, compare_heads(found[own], expected, 1e-3))
         return worst
 
@@ -227,17 +250,17 @@ def small() -> list[Sized]:
     return [
         sized("fetch and forget", fetch_steps, 3, 2, 37, 90, 37),
         sized("gather", gather, 128, False, 3, 2, 150, 70, [70, 0, 1, 33, 5, 5], 2),
-        sized("attend to selected rows", attend, 4, 64, True, [37], 1, 1),
+        sized("attend to selected rows", attend, "r3", 4, 64, True, [37], 1, 1),
     ]
 
 
 def real() -> list[Sized]:
     """4096 rows selected of 32k, by 8 KV heads of 32 slots."""
     made = [sized("fetch and forget", fetch_steps, 8, 8, 8192, 32768, 4096)]
-    for size in HEAD_DIMS:
+    for size in ROW_SIZES:
         n_rows, counts = 32768 * 128 // max(size, 128), [4096] * 256 + [5] * 8
         made.append(sized(f"gather {size} B", gather, size, False, 32, 8, n_rows, 4608, counts, 16))
-    for head_dim in (64, 128):
-        what = f"attend to selected rows {head_dim}"
-        made.append(sized(what, attend, 8, head_dim, True, [4096] * 32, 4, 8, 8192))
+    for head_dim, k_format, v_format in YAKV_ATTENTION:
+        what = f"attend to selected rows {head_dim} {k_format} {v_format}"
+        made.append(sized(what, attend, k_format, 8, head_dim, True, [4096] * 32, 4, 8, 8192))
     return made

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from ..kernel_build.spec import KernelSpec, kernel
 from ..kernels.device_layout import DEVICE_LAYOUTS, TENSOR_CORE_FORMATS
+from ..kernels.higgs_layout import row_bytes
+from ..kernels.yakv_attend_cuda import FORMATS
 from .kernel_choice import DECODE_SHAPES, EXPERT_PACKS, GROUPED_SHAPES, PREFILL_TILES
 
 FLOATS = ("f32", "f16", "bf16")  # number formats of embedding tables and KV rows
@@ -19,6 +21,9 @@ PLAIN_ATTENTION = (
 # head dimensions of the KV kernels, and query heads that share a KV head
 HEADS = ((64, 4), (128, 6), (128, 8), (256, 16))
 HEAD_DIMS = (64, 128, 256)
+# sizes of YAKV's rows in bytes, and attention to them: with 256 numbers a head sm_80 runs out of registers
+ROW_SIZES = sorted({row_bytes(size, *formats) for formats in FORMATS for size in HEAD_DIMS})
+YAKV_ATTENTION = tuple((size, *formats) for formats in FORMATS for size in (64, 128))
 
 
 def all_kernels() -> list[KernelSpec]:
@@ -89,9 +94,7 @@ def all_kernels() -> list[KernelSpec]:
         *(kernel("yakv_leave_cuda", "yakv_leave_cuda", size, "bf16", True) for size in HEAD_DIMS),
         kernel("yakv_fetch_cuda", "yakv_fetch_cuda"),
         kernel("yakv_fetch_cuda", "yakv_forget_cuda"),
-        *(
-            kernel("yakv_gather_cuda", "yakv_gather_cuda", size, False) for size in HEAD_DIMS
-        ),  # K and V in 4 bits
+        *(kernel("yakv_gather_cuda", "yakv_gather_cuda", size, False) for size in ROW_SIZES),
         *(kernel("attend_plain_cuda", "attend_plain_cuda", *shape) for shape in PLAIN_ATTENTION),
         *(
             kernel("attend_decode_cuda", "attend_decode_cuda", *shape, ring)
@@ -100,5 +103,5 @@ def all_kernels() -> list[KernelSpec]:
         ),
         *(kernel("attend_prefill_cuda", "attend_prefill_cuda", *shape) for shape in ATTENTION),
         *(kernel("merge_partials", "merge_partials_cuda", size) for size in (64, 128, 256)),
-        *(kernel("yakv_attend_cuda", "yakv_attend_cuda", size, "q4", "q4", True) for size in (64, 128)),
+        *(kernel("yakv_attend_cuda", "yakv_attend_cuda", *shape, True) for shape in YAKV_ATTENTION),
     ]

@@ -18,7 +18,7 @@ from ..kernels.select_topk_cuda import candidates_stride
 from ..kernels.yakv_tail_cuda import BLOCKS
 from ..ops import Buffer
 from .kernel_choice import GATHER_BLOCKS, SCORE_TOKENS, decode_splits
-from .yakv_pools import RowPool, YakvRows
+from .yakv_pools import Grid, RowPool, YakvRows
 
 if TYPE_CHECKING:
     from .recorder import CudaRecorder
@@ -194,9 +194,10 @@ class _Step:
             kernel("yakv_attend_cuda", "yakv_attend_cuda", self.head_dim, *formats),
             (self.n_kv_heads * self.n_splits * head_blocks(self.group), self.capacity),
             *(self.sums, self.stats, 1, self.n_partials, self.n_splits, q.data, q.width, *self._pool(held)),
-            *(rows.row_grid.address("halves"), rows.means, self.n_kv_heads * self.head_dim, self.head_dim),
-            *(places, self.most, self.counts, self.batch.slots, q.n_rows, self.n_kv_heads, self.group),
-            self.scale,
+            *(rows.k_grid.address("halves"), rows.v_grid.address("halves")),
+            *(rows.means, self.n_kv_heads * self.head_dim, self.head_dim, self.logits, self.n_tokens),
+            *(self.ids, places, self.most, self.counts, self.batch.slots, q.n_rows, self.n_kv_heads),
+            *(self.group, self.scale),
         )
 
     def _add_tail(self) -> None:
@@ -238,23 +239,45 @@ class _Step:
             )
         grid, block_bytes = rows.selector_grid, SELECTORS[shape.selector].block_bytes(head_dim)
         head = rows.n_blocks * block_bytes
-        spec = (grid.dim, grid.n_points, "blocks", head_dim, "norm", shape.centred, False)
         own_codes = (rows.selectors, heads * head // 4, head // 4, block_bytes // 4)
         own_scales = (rows.selectors, heads * head // 2, head // 2, 1)
-        self._encode_rows(spec, own_codes, own_scales, rows.k_block, grid)
+        self._encode_rows("blocks", shape.centred, own_codes, own_scales, rows.k_block, grid)
+        k_format = ROW_FORMATS[shape.k_format]
+        if k_format.residual:
+            self._subtract_estimates()
         codes, codes_slot, codes_head, scales, scales_slot, scales_head = self._pool(rows.rows)
         row_words = row_bytes(head_dim, shape.k_format, shape.v_format) // 4
-        v_at = ROW_FORMATS[shape.k_format].n_bytes(head_dim)
-        grid = rows.row_grid
-        for i, (block_rows, offset) in enumerate(((rows.k_block, 0), (rows.v_block, v_at))):
-            spec = (grid.dim, grid.n_points, "bytes", head_dim, "norm", shape.centred and i == 0, False)
+        keys = (k_format, shape.centred and not k_format.residual, rows.k_block, rows.k_grid)
+        values = (ROW_FORMATS[shape.v_format], False, rows.v_block, rows.v_grid)
+        offset = 0
+        for i, (row_format, centred, block_rows, grid) in enumerate((keys, values)):
+            layout = "sixes" if row_format.sixes else "bytes"
             own_codes = (codes.address + offset, codes_slot, codes_head, row_words)
             own_scales = (scales.address + 2 * i, 2 * scales_slot, 2 * scales_head, 2)
-            self._encode_rows(spec, own_codes, own_scales, block_rows, grid)
+            self._encode_rows(layout, centred, own_codes, own_scales, block_rows, grid)
+            offset += row_format.n_bytes(head_dim)
 
-    def _encode_rows(self, spec: Any, codes: Any, scales: Any, block: Any, grid: Any) -> None:
+    def _subtract_estimates(self) -> None:
+        """The block's keys become what its selector codes leave of them."""
+        rows, shape, batch = self.rows, self.shape, self.batch
+        head_dim, heads = self.head_dim, self.n_kv_heads
+        block_head = BLOCK_TOKENS * head_dim
+        head = rows.n_blocks * SELECTORS[shape.selector].block_bytes(head_dim) // 4
+        self.recorder.launch(
+            kernel("higgs_residual_cuda", "higgs_residual_cuda", shape.selector, head_dim, shape.centred),
+            (-(-BLOCK_TOKENS // (128 // rotation_lanes(head_dim))), self.n_segments),
+            *(rows.k_block, heads * block_head, block_head, rows.selectors, heads * head, head),
+            *(rows.selector_grid.address("words8"), rows.selector_grid.byte_step, rows.means),
+            *(heads * head_dim, batch.slots, heads, self.firsts, self.lasts, self.recorder.zeros),
+            batch.n_rows,
+        )
+
+    def _encode_rows(
+        self, layout: str, centred: bool, codes: Any, scales: Any, block: Any, grid: Grid
+    ) -> None:
         heads, head_dim, batch = self.n_kv_heads, self.head_dim, self.batch
         head = BLOCK_TOKENS * head_dim
+        spec = (grid.dim, grid.n_points, layout, head_dim, "norm", centred, False)
         sources = self.recorder.zeros
         self.recorder.launch(
             kernel("higgs_encode_cuda", "higgs_encode_cuda", *spec),

@@ -17,6 +17,7 @@ from ..kernels.higgs_layout import (
     pack_tables,
     row_bytes,
 )
+from ..kernels.yakv_attend_cuda import FORMATS
 from ..kernels.yakv_fetch_cuda import directory_words
 from ..kernels.yakv_layout import Budget, YakvShape
 from ..kernels.yakv_select import budget_of
@@ -80,7 +81,8 @@ class YakvRows:
     cached: RowPool | None
     directory: DeviceArray | None
     selector_grid: Grid
-    row_grid: Grid
+    k_grid: Grid
+    v_grid: Grid
 
     @property
     def ring_places(self) -> int:
@@ -99,8 +101,10 @@ class YakvRows:
 
 def check_yakv(shape: YakvShape) -> None:
     """Raises: ValueError for what has no CUDA kernels yet."""
-    if (shape.k_format, shape.v_format) != ("q4", "q4"):
-        raise ValueError("on a GPU, YAKV's rows are of 4 bits: take k_bits=4 and v_bits=4")
+    if (shape.k_format, shape.v_format) not in FORMATS:
+        raise ValueError(
+            "on a GPU, YAKV's rows hold r3 or 4 bits of a key, 4 of a value: take k_bits=r3 or 4, v_bits=4"
+        )
     if shape.selector != "2bit":
         raise ValueError("on a GPU, YAKV's selector has 2 bits: take selector=2bit")
     if shape.rule != "sum":
@@ -145,7 +149,8 @@ class YakvPools:
             make = backend.pinned if pinned else backend.array
             return RowPool(make((*heads, n, row_words), np.uint32), make((*heads, n), np.uint32), n)
 
-        selector_grid, row_grid = grid(SELECTORS[shape.selector].grid), grid(ROW_FORMATS[shape.k_format].grid)
+        selector_grid = grid(SELECTORS[shape.selector].grid)
+        k_grid, v_grid = (grid(ROW_FORMATS[name].grid) for name in (shape.k_format, shape.v_format))
         block = (*heads, BLOCK_TOKENS, head_dim)
         k_block, v_block = backend.array(block, np.float32), backend.array(block, np.float32)
         directory = np.zeros((*heads, directory_words(n_places, n_rows)), np.int32)
@@ -167,7 +172,8 @@ class YakvPools:
                 cached=rows_pool(n_places, pinned=False) if on_host else None,
                 directory=backend.put(directory) if on_host else None,
                 selector_grid=selector_grid,
-                row_grid=row_grid,
+                k_grid=k_grid,
+                v_grid=v_grid,
             )
             for _ in range(n_layers)
         ]
