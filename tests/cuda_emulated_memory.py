@@ -56,10 +56,12 @@ def poison(array: np.ndarray) -> np.ndarray:
 
 
 class Memory:
-    """One array; `watched` where threads share it within a block."""
+    """One array; `watched` where threads share it within a block. `origin`: bytes that its first element lies
+    behind a multiple of 16.
+    """
 
-    def __init__(self, name: str, array: np.ndarray, watched: bool = False) -> None:
-        self.name, self.array = name, array
+    def __init__(self, name: str, array: np.ndarray, watched: bool = False, origin: int = 0) -> None:
+        self.name, self.array, self.origin = name, array, origin
         self.is_float = array.dtype.kind == "f"
         self.bits, self.signed = array.itemsize * 8, array.dtype.kind == "i"
         self.written: list[Stamp | None] | None = [None] * array.size if watched else None
@@ -138,8 +140,8 @@ class Pointer:
         """First element and number of elements of that many bytes."""
         size = self.memory.array.itemsize
         at = self.place(index, n_bytes // size)
-        if at * size % n_bytes:
-            raise Running.thread.error(f"reaches {n_bytes} bytes at byte {at * size} of {self.memory.name}")
+        if (byte := self.memory.origin + at * size) % n_bytes:
+            raise Running.thread.error(f"reaches {n_bytes} bytes at byte {byte} of {self.memory.name}")
         return at, n_bytes // size
 
     def read16(self, index: Any, n_bytes: int = 16) -> np.ndarray:

@@ -205,4 +205,4 @@ def _argument(name: str, word: str, value: Any) -> Any:
         return Null()
     assert value.dtype == number, f"{name} points to {word}, not to {value.dtype}"
     assert value.flags.c_contiguous, f"{name} must be contiguous"
-    return Pointer(Memory(name, value.reshape(-1)))
+    return Pointer(Memory(name, value.reshape(-1), origin=value.ctypes.data % 16))

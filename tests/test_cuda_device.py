@@ -233,11 +233,12 @@ def test_pointers_that_wide_loads_cannot_follow_are_found(gpu: FakeGpu, tmp_path
     write_fake_cubin(tmp_path, NORM)
     with Device() as device:
         stream, norm = Stream(), KernelDirectory(device, tmp_path).load(NORM)
-        memory = DeviceMemory(1024)
+        memory, one = DeviceMemory(1024), in_memory(count(1), stream)
         address = memory.address + 8
+        norm.launch(stream, 1, norm.arguments(memory, 4, address, 4, memory, 4, 1e-5, one))
         with pytest.raises(DeviceError, match="a kernel failed"):
-            norm.launch(stream, 1, norm.arguments(memory, 4, address, 4, memory, 4, 1e-5, memory))
-    assert "points to byte 8 of its memory" in str(gpu.failures.pop())
+            stream.synchronise()
+    assert "reaches 16 bytes at byte 8 of x" in str(gpu.failures.pop())
 
 
 def run_python(statement: str) -> str:
