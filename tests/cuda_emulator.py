@@ -174,7 +174,8 @@ class Block:
 
 
 def launch(kernel: CudaKernel, grid: int | tuple[int, int], *arguments: Any, seed: int | None = None) -> None:
-    """Runs every block of the grid. Pointers are contiguous numpy arrays, or None for the address 0.
+    """Runs every block of the grid. Pointers are contiguous numpy arrays, as if each were allocated for
+    itself, a Pointer, or None for the address 0.
 
     Raises: EmulationError.
     """
@@ -203,6 +204,8 @@ def _argument(name: str, word: str, value: Any) -> Any:
         return held if number is np.float32 else int(held)
     if value is None:
         return Null()
+    if isinstance(value, Pointer):
+        return value
     assert value.dtype == number, f"{name} points to {word}, not to {value.dtype}"
     assert value.flags.c_contiguous, f"{name} must be contiguous"
-    return Pointer(Memory(name, value.reshape(-1), origin=value.ctypes.data % 16))
+    return Pointer(Memory(name, value.reshape(-1)))

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from cuda_emulated_memory import NUMBERS
+from cuda_emulated_memory import NUMBERS, Memory, Pointer
 from cuda_emulator import launch
 from fake_cubins import built
 from fake_stream import FakeEvent, FakeStream
@@ -254,12 +254,15 @@ class FakeGpu:
             raise DriverError(INVALID_VALUE)
         if shared > found.dynamic_limit or shared != kernel.shared_bytes:
             raise DriverError(INVALID_VALUE)
-        words = list(kernel.parameters().values())
-        addresses = (ctypes.c_uint64 * len(words)).from_address(table)
-        arguments = [self.argument(word, place) for word, place in zip(words, addresses, strict=True)]
+        parameters = kernel.parameters()
+        addresses = (ctypes.c_uint64 * len(parameters)).from_address(table)
+        arguments = [
+            self.argument(name, word, place)
+            for (name, word), place in zip(parameters.items(), addresses, strict=True)
+        ]
         self.later(stream, lambda: launch(kernel, (sizes[0], sizes[1]), *arguments))
 
-    def argument(self, word: str, place: int) -> Any:
+    def argument(self, name: str, word: str, place: int) -> Any:
         number = np.dtype(NUMBERS[word.removesuffix("*")])
         if not word.endswith("*"):
             return np.frombuffer(ctypes.string_at(place, number.itemsize), number)[0]
@@ -270,4 +273,5 @@ class FakeGpu:
         if first % number.itemsize:
             raise ValueError(f"a {word} points to byte {first} of its memory")
         reached = memory[first:]
-        return reached[: reached.nbytes // number.itemsize * number.itemsize].view(number)
+        numbers = reached[: reached.nbytes // number.itemsize * number.itemsize].view(number)
+        return Pointer(Memory(name, numbers, origin=first % 16))
