@@ -30,8 +30,9 @@ class CpuFeatures:
 
     @property
     def fast_bf16_dots(self) -> bool:
-        """Whether vdpbf16ps beats float32: AMD's cores start one wherever they start a multiply-add, Intel's
-        every other cycle. LLVM names a CPU after CPUID's vendor and family.
+        """Whether vdpbf16ps beats float32: on AMD's cores, which are said to start one wherever they start a
+        multiply-add (unmeasured here); on an Intel Xeon it was slower. LLVM names a CPU after CPUID's vendor
+        and family.
         """
         return self.avx512_bf16 and self.cpu_name.startswith("znver")
 
