@@ -38,7 +38,7 @@ LAYERS: tuple[tuple[str, str], ...] = (
         gguf_source safetensors_source dummy_weights
         hub hub_repo package_index model_files model_names download_progress""",
     ),
-    ("ops", "ops cpu cuda"),
+    ("ops", "ops backend cpu cuda"),
     ("kernels", "kernels"),
     ("leaf", "gguf_tools cache_directory control_group higgs_grids kernel_build"),
 )

@@ -12,8 +12,7 @@ from .chunk_size import LOGITS_CHUNK
 from .config import ModelConfig, rope_frequencies
 
 if TYPE_CHECKING:
-    from .cpu.backend import CpuBackend, Step
-    from .cpu.recorder import Recorder
+    from .backend import Backend, Recording, Step
     from .kvcache.contract import KvMethod
     from .ops import Buffer
     from .weights import Weights
@@ -28,7 +27,7 @@ class Runner:
 
     def __init__(
         self,
-        backend: CpuBackend,
+        backend: Backend,
         config: ModelConfig,
         weights: Weights,
         kv: KvMethod,
@@ -51,18 +50,25 @@ class Runner:
             self._steps[key] = self._backend.finish(recorder), x, logits
 
     def prefill(
-        self, slot: int, start: int, ids: Sequence[int], progress: Callable[[int, int], None] | None = None
+        self,
+        slot: int,
+        start: int,
+        ids: Sequence[int],
+        progress: Callable[[int, int], None] | None = None,
+        *,
+        n_last: int = 1,
     ) -> np.ndarray:
         """Takes in the tokens at positions start, start+1, ... of a slot, layer by layer, so that a KV method
         needs exact rows of one layer at a time.
 
-        Returns: hidden states float32 [len(ids), E] of the last layer.
+        Returns: hidden states float32 [n_last, E] of the last layer and the last n_last tokens.
         """
         step, x, _ = self._step("prefill", self.chunk)
         batch, n_layers = step.batch, self._config.n_layers
         chunks = [(at, min(at + self.chunk, len(ids))) for at in range(0, len(ids), self.chunk)]
-        hidden = np.empty((len(ids), x.data.shape[1]), np.float32)
+        states = self._backend.hidden_states(len(ids), x) if len(chunks) > 1 else None
         batch.slots[:] = slot
+        found: list[np.ndarray] = []
 
         def run(part: int, first: int, last: int) -> None:
             n = last - first
@@ -70,23 +76,31 @@ class Runner:
             batch.n_rows[0] = n
             if part == 0:
                 batch.tokens[:n] = ids[first:last]
-            elif len(chunks) > 1:
-                x.data[:n] = hidden[first:last]
+            elif states:
+                states.give(first, x, n)
             step.run(part)
-            if len(chunks) > 1 or part == n_layers:
-                hidden[first:last] = x.data[:n]
+            if part == n_layers:
+                wanted = max(0, len(ids) - n_last - first)
+                if wanted < n:
+                    found.append(self._backend.fetch(x, wanted, n).copy())
+            elif states:
+                states.keep(first, x, n)
 
-        for first, last in chunks:
-            run(0, first, last)
-        for layer in range(n_layers):
-            self._kv.restore(layer, slot, start)
-            for i, (first, last) in enumerate(chunks):
-                run(1 + layer, first, last)
-                if progress:
-                    done = (layer * len(chunks) + i + 1) / (n_layers * len(chunks))
-                    progress(int(done * len(ids)), len(ids))
-            self._kv.store(layer, slot, start, len(ids))
-        return hidden
+        try:
+            for first, last in chunks:
+                run(0, first, last)
+            for layer in range(n_layers):
+                self._kv.restore(layer, slot, start)
+                for i, (first, last) in enumerate(chunks):
+                    run(1 + layer, first, last)
+                    if progress:
+                        done = (layer * len(chunks) + i + 1) / (n_layers * len(chunks))
+                        progress(int(done * len(ids)), len(ids))
+                self._kv.store(layer, slot, start, len(ids))
+        finally:
+            if states:
+                states.free()
+        return found[0] if len(found) == 1 else np.concatenate(found)
 
     def logits(self, hidden: np.ndarray) -> np.ndarray:
         """The logits of one hidden state, or of at most `logits_chunk`.
@@ -96,14 +110,14 @@ class Runner:
         n = len(hidden)
         step, x, logits = self._step("head", 1 if n == 1 else self.logits_chunk)
         step.batch.n_rows[0] = n
-        x.data[:n] = hidden
+        self._backend.put(x, hidden)
         step.run()
         return self._rows(logits, n)
 
     def decode(self, slots: Sequence[int], positions: Sequence[int], tokens: Sequence[int]) -> np.ndarray:
         """One token for each of several slots. Returns: float32 logits [B, V], valid until the next call."""
         n = len(tokens)
-        step, _, logits = self._step("decode", n)
+        step, _, logits = self._step("decode", self._backend.decode_rows(n))
         batch = step.batch
         batch.tokens[:n], batch.positions[:n], batch.slots[:n] = tokens, positions, slots
         batch.n_rows[0] = n
@@ -111,8 +125,7 @@ class Runner:
         return self._rows(logits, n)
 
     def _rows(self, logits: Buffer, n: int) -> np.ndarray:
-        rows: np.ndarray = logits.data[:n, : self._config.vocab_size]
-        return rows
+        return self._backend.fetch(logits, 0, n)
 
     def _step(self, phase: str, capacity: int) -> tuple[Step, Buffer, Buffer]:
         key = (phase, capacity)
@@ -121,7 +134,7 @@ class Runner:
             self._steps[key] = self._backend.finish(recorder), x, logits
         return self._steps[key]
 
-    def _record(self, phase: str, capacity: int) -> tuple[Recorder, Buffer, Buffer]:
+    def _record(self, phase: str, capacity: int) -> tuple[Recording, Buffer, Buffer]:
         """The recorded step, its hidden states and its logits; prefill has a part per layer and no logits."""
         config = self._config
         recorder = self._backend.record(

@@ -61,14 +61,14 @@ class Session:
         Raises: ValueError for no tokens, ids outside the vocabulary, or more tokens than still fit.
         """
         with self._lock:
-            hidden = self._take_in(ids, progress)
-            logits: np.ndarray = self._runner.logits(hidden[-1:])[0].copy()
+            hidden = self._take_in(ids, progress, n_last=1)
+            logits: np.ndarray = self._runner.logits(hidden)[0].copy()
         return logits
 
     def all_logits(self, ids: IdSequence[int]) -> Iterator[np.ndarray]:
         """Appends tokens. Yields: float32 logits [chunk, V] of all in order. Raises: as prefill()."""
         with self._lock:
-            hidden = self._take_in(ids)
+            hidden = self._take_in(ids, n_last=len(ids))
         for start in range(0, len(ids), self._runner.logits_chunk):
             with self._lock:
                 logits = self._runner.logits(hidden[start : start + self._runner.logits_chunk]).copy()
@@ -162,12 +162,12 @@ class Session:
     ) -> None:
         self.close()
 
-    def _take_in(self, ids: IdSequence[int], progress: Progress | None = None) -> np.ndarray:
-        """The last layer's hidden states [len(ids), E]. Tokens whose prefill is interrupted are forgotten."""
+    def _take_in(self, ids: IdSequence[int], progress: Progress | None = None, *, n_last: int) -> np.ndarray:
+        """The last layer's hidden states [n_last, E]. Tokens whose prefill is interrupted are forgotten."""
         self._check(ids)
         held = len(self._ids)
         try:
-            hidden = self._runner.prefill(self.slot, held, ids, progress)
+            hidden = self._runner.prefill(self.slot, held, ids, progress, n_last=n_last)
             self._ids.extend(int(token) for token in ids)
         finally:
             if len(self._ids) == held:

@@ -11,7 +11,7 @@ from ..kernel_build.spec import KernelSpec, kernel
 from ..kernels.team import MAX_THREADS
 from ..kernels.tile_layout import ROWS
 from ..kernels.yakv_layout import Budget, YakvShape
-from ..ops import ELEMENT_BYTES, Batch, KvRows
+from ..ops import ELEMENT_BYTES, Batch, Buffer, KvRows
 from .affinity import Affinity, place_threads, usable
 from .kernel_cache import KernelCache
 from .memory import ROW_FLOATS, aligned_array, padded, reserved
@@ -39,6 +39,22 @@ class Step:
                 self._team.run(piece, self._threads)
             else:
                 piece()
+
+
+class HostStates:
+    """The hidden states of a whole prompt between two layers."""
+
+    def __init__(self, n_rows: int, width: int) -> None:
+        self._rows = np.empty((n_rows, width), np.float32)
+
+    def keep(self, first: int, x: Buffer, n: int) -> None:
+        self._rows[first : first + n] = x.data[:n]
+
+    def give(self, first: int, x: Buffer, n: int) -> None:
+        x.data[:n] = self._rows[first : first + n]
+
+    def free(self) -> None:
+        pass  # they go with the object
 
 
 class CpuBackend:
@@ -73,6 +89,19 @@ class CpuBackend:
 
     def close(self) -> None:
         self.team.close()
+
+    def decode_rows(self, n: int) -> int:
+        return n
+
+    def put(self, x: Buffer, rows: np.ndarray) -> None:
+        x.data[: len(rows), : x.width] = rows
+
+    def fetch(self, x: Buffer, first: int, last: int) -> np.ndarray:
+        rows: np.ndarray = x.data[first:last, : x.width]
+        return rows
+
+    def hidden_states(self, n_rows: int, x: Buffer) -> HostStates:
+        return HostStates(n_rows, x.data.shape[1])
 
     def prepare(self, specs: Iterable[KernelSpec]) -> None:
         """Compiles the kernels that are missing, all at once."""

@@ -1,0 +1,83 @@
+"""What a backend is to the code above it: recorders, steps, and the rows that come and go between steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import numpy as np
+
+from .kernel_build.spec import KernelSpec
+from .ops import Batch, Buffer, KvRows, Ops
+
+
+class Recording(Ops, Protocol):
+    """A step under recording, in parts that run one at a time over the same buffers."""
+
+    @property
+    def specs(self) -> list[KernelSpec]:
+        """The kernels that the step launches."""
+
+    def next_part(self) -> None:
+        """What follows is recorded into a part of its own."""
+
+
+class Step(Protocol):
+    """A recorded step: fill `batch`, then run its parts."""
+
+    @property
+    def batch(self) -> Batch: ...
+
+    def run(self, part: int = 0) -> None: ...
+
+
+class HiddenStates(Protocol):
+    """The hidden states of a whole prompt between two layers, where the backend computes."""
+
+    def keep(self, first: int, x: Buffer, n: int) -> None:
+        """The first n rows of x become rows first, first + 1, ..."""
+
+    def give(self, first: int, x: Buffer, n: int) -> None:
+        """Rows first, first + 1, ... become the first n rows of x."""
+
+    def free(self) -> None: ...
+
+
+class Backend(Protocol):
+    """Kernels, and memory where they compute. close() gives all of it back."""
+
+    @property
+    def n_threads(self) -> int: ...
+
+    def decode_rows(self, n: int) -> int:
+        """The rows of the step that decodes n tokens at once, at least n: steps are recorded for these."""
+
+    def prepare(self, specs: Iterable[KernelSpec]) -> None:
+        """Compiles the kernels that are missing, all at once."""
+
+    def record(
+        self, capacity: int, *, inv_freq: np.ndarray, rope_scale: float, heads: tuple[int, int, int]
+    ) -> Recording:
+        """A recorder for steps of up to `capacity` rows. heads: (n_heads, n_kv_heads, head_dim)."""
+
+    def finish(self, recorder: Any) -> Step:
+        """Makes ready to run what one of its recorders recorded."""
+
+    def put(self, x: Buffer, rows: np.ndarray) -> None:
+        """The first rows of x. Shapes: float32 [n, width]."""
+
+    def fetch(self, x: Buffer, first: int, last: int) -> np.ndarray:
+        """Rows first to last - 1 of x, once the steps so far have run; valid until the next step.
+
+        Shapes: float32 [last - first, width].
+        """
+
+    def hidden_states(self, n_rows: int, x: Buffer) -> HiddenStates:
+        """For n_rows rows as wide as those of x."""
+
+    def kv_rows(
+        self, n_layers: int, n_slots: int, n_kv_heads: int, n_tokens: int, head_dim: int, kind: str
+    ) -> list[KvRows]:
+        """Exact KV rows per layer."""
+
+    def close(self) -> None: ...
