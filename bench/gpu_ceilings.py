@@ -21,7 +21,7 @@ def measured(n_bytes: int) -> dict[str, float | None]:
     call("cuMemsetD8Async", first.address, 0x5A, n_bytes, stream.handle)
     pinned.array[:] = 0xA5
     rates: dict[str, float | None] = {}
-    copy = milliseconds(stream, lambda: second.copy_from(first, stream), 4)
+    copy = milliseconds(stream, lambda: second.copy_from(first.address, n_bytes, stream), 4)
     rates[COPY] = 2 * n_bytes / copy / 1e6
     rates[LINK] = n_bytes / milliseconds(stream, lambda: first.upload(pinned.array, stream), 2) / 1e6
     back = milliseconds(stream, lambda: first.download(pinned.array, stream), 2)

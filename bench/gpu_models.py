@@ -27,7 +27,7 @@ def examine_model(family: str, rounded: bool, device: Device, run: GpuRun) -> di
 
     from yakvrt.cuda.backend import CudaBackend
 
-    backend = CudaBackend(run.kernels.directory, device.number)
+    backend = CudaBackend(Device(device.number), run.kernels.directory)
     try:
         error = (rounded_steps if rounded else exact_steps)(backend, family)
     finally:

@@ -10,9 +10,9 @@ import numpy as np
 from cuda_cases.case import Case
 from gpu_run import GpuRun, Placed
 
+from yakvrt.cuda.device_kernels import Kernels
 from yakvrt.cuda.driver import DeviceError
 from yakvrt.cuda.kernel_list import all_kernels
-from yakvrt.cuda.loaded_kernel import KernelDirectory
 from yakvrt.cuda.memory import DeviceMemory
 from yakvrt.cuda.stream import Event, Stream
 from yakvrt.kernel_build.spec import kernel
@@ -21,7 +21,7 @@ GRIDS = (1, 2, 4, 8, 12, 16, 24, 32, 64, 132)
 LAUNCHES = 500  # fewer than fill the queue
 
 
-def not_loaded(kernels: KernelDirectory) -> dict[str, str]:
+def not_loaded(kernels: Kernels) -> dict[str, str]:
     """Why, of every kernel that does not load."""
     found = {}
     for spec in all_kernels():
@@ -32,7 +32,7 @@ def not_loaded(kernels: KernelDirectory) -> dict[str, str]:
     return found
 
 
-def launch_cost(kernels: KernelDirectory) -> dict[str, float]:
+def launch_cost(kernels: Kernels) -> dict[str, float]:
     """Of a kernel of one block that finds no rows: what asking takes the host, what it takes the device."""
     stream, start, end = Stream(), Event(), Event()
     rows = DeviceMemory(256)

@@ -10,7 +10,8 @@ import numpy as np
 from cuda_cases.case import COPY, Case, Launch
 
 from yakvrt.cuda.arguments import Arguments
-from yakvrt.cuda.loaded_kernel import KernelDirectory, LoadedKernel
+from yakvrt.cuda.device_kernels import Kernels
+from yakvrt.cuda.loaded_kernel import LoadedKernel
 from yakvrt.cuda.memory import DeviceMemory, PinnedMemory
 from yakvrt.cuda.stream import Event, Stream
 
@@ -56,7 +57,7 @@ def arrays_of(case: Case) -> list[np.ndarray]:
 class GpuRun:
     """Runs cases on one stream."""
 
-    def __init__(self, kernels: KernelDirectory) -> None:
+    def __init__(self, kernels: Kernels) -> None:
         self.kernels, self.stream = kernels, Stream()
 
     def solve(self, case: Case) -> Placed:
@@ -104,7 +105,7 @@ class GpuRun:
             copy = Placed(pinned=placed.pinned)
             for address, memory in placed.device.items():
                 copy.device[address] = DeviceMemory(memory.n_bytes)
-                copy.device[address].copy_from(memory, self.stream)
+                copy.device[address].copy_from(memory.address, memory.n_bytes, self.stream)
             made.append(copy)
         self.stream.synchronise()
         return made

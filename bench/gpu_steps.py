@@ -25,8 +25,8 @@ from cuda_cases.case import LINK, Sized
 from gpu_run import GpuRun
 
 from yakvrt.cuda.device import Device
+from yakvrt.cuda.device_kernels import built_kernels
 from yakvrt.cuda.driver import DeviceError, DeviceLost
-from yakvrt.cuda.loaded_kernel import KernelDirectory
 
 COPIED_BYTES = 1 << 30  # at once, of the ceilings
 TARGET_MS = 10.0
@@ -99,7 +99,7 @@ def events(cubins: Path, number: int, steps: list[Step], first: int) -> Iterator
     """
     try:
         device = Device(number)
-        kernels = KernelDirectory(device, cubins)
+        kernels = built_kernels(device, cubins)
     except DeviceError as error:
         yield {"refused": str(error)}
         return

@@ -14,7 +14,7 @@ import numpy as np
 from cuda_emulated_memory import NUMBERS, Memory, Pointer
 from cuda_emulator import launch
 from fake_cubins import built
-from fake_stream import FakeEvent, FakeStream
+from fake_stream import CAPTURE_UNSUPPORTED, DriverError, FakeEvent, FakeGraph, FakeStream
 
 from yakvrt.kernels.cuda_kernel import CudaKernel
 
@@ -24,13 +24,15 @@ NO_DEVICE = 100
 MULTIPROCESSORS, MAJOR, MINOR, SHARED_OPTIN = 16, 75, 76, 97
 MAX_DYNAMIC_SHARED = 8
 UNASKED_SHARED_BYTES = 48 * 1024
-
-
-class DriverError(Exception):
-    """The driver answers with this CUresult."""
-
-    def __init__(self, code: int) -> None:
-        self.code = code
+# what the driver does not do while a thread captures a graph
+UNCAPTURED = {
+    "cuMemAlloc",
+    "cuMemFree",
+    "cuMemHostAlloc",
+    "cuMemFreeHost",
+    "cuCtxSynchronize",
+    "cuModuleLoadData",
+}
 
 
 class Function:
@@ -45,7 +47,9 @@ def put(address: int, value: int, kind: Any = ctypes.c_uint64) -> None:
 
 
 class FakeGpu:
-    """`faults`: status that a function of the driver answers with. `failures`: what kernels raised."""
+    """`faults`: status that a function of the driver answers with. `failures`: what kernels raised.
+    `eager`: as FakeGraph.launch() takes it.
+    """
 
     def __init__(
         self,
@@ -63,11 +67,17 @@ class FakeGpu:
         self.pinned: dict[int, np.ndarray] = {}
         self.handles: dict[int, Any] = {}
         self.calls: list[str] = []
+        self.eager = False
 
     def asked(self, name: str) -> None:
         self.calls.append(name)
+        if name in UNCAPTURED and self.captures():
+            raise DriverError(CAPTURE_UNSUPPORTED)
         if name in self.faults:
             raise DriverError(self.faults[name])
+
+    def captures(self) -> bool:
+        return any(isinstance(held, FakeStream) and held.graph for held in self.handles.values())
 
     def given(self, handle: int, kind: type) -> Any:
         found = self.handles.get(handle)
@@ -170,7 +180,7 @@ class FakeGpu:
             raise DriverError(INVALID_VALUE)
 
     def later(self, stream: int, work: Callable[[], None]) -> None:
-        self.given(stream, FakeStream).work.append(work)
+        self.given(stream, FakeStream).ask(work)
 
     def cuMemcpyHtoDAsync(self, to: int, source: int, n: int, stream: int) -> None:
         memory = self.bytes_from(to)[:n]
@@ -202,10 +212,29 @@ class FakeGpu:
         self.given(stream, FakeStream).run()
 
     def cuStreamWaitEvent(self, stream: int, event: int, flags: int) -> None:
-        waited = self.given(event, FakeEvent)
-        source, mark = waited.stream, waited.mark
-        if source is not None:
-            self.later(stream, lambda: source.run(mark))
+        self.given(stream, FakeStream).wait(self.given(event, FakeEvent))
+
+    def cuStreamBeginCapture(self, stream: int, mode: int) -> None:
+        self.given(stream, FakeStream).capture()
+
+    def cuStreamEndCapture(self, stream: int, out: int) -> None:
+        graph = self.given(stream, FakeStream).graph
+        if graph is None or graph.origin is not self.handles[stream]:
+            raise DriverError(INVALID_VALUE)
+        graph.end()
+        self.new(out, graph)
+
+    def cuGraphInstantiateWithFlags(self, out: int, graph: int, flags: int) -> None:
+        self.new(out, self.given(graph, FakeGraph))
+
+    def cuGraphLaunch(self, graph: int, stream: int) -> None:
+        self.given(graph, FakeGraph).launch(self.given(stream, FakeStream), eager=self.eager)
+
+    def cuGraphDestroy(self, graph: int) -> None:
+        self.given(graph, FakeGraph)
+        del self.handles[graph]
+
+    cuGraphExecDestroy = cuGraphDestroy
 
     def cuEventCreate(self, out: int, flags: int) -> None:
         self.new(out, FakeEvent())

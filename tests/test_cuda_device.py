@@ -16,8 +16,8 @@ from fake_gpu import FakeGpu
 from yakvrt.cuda.architecture import architectures_for
 from yakvrt.cuda.arguments import Argument, Arguments
 from yakvrt.cuda.device import Device
+from yakvrt.cuda.device_kernels import built_kernels
 from yakvrt.cuda.driver import DeviceError
-from yakvrt.cuda.loaded_kernel import KernelDirectory
 from yakvrt.cuda.memory import DeviceMemory, PinnedMemory
 from yakvrt.cuda.stream import Event, Stream
 from yakvrt.kernel_build.spec import kernel
@@ -77,7 +77,7 @@ def test_a_launch_from_a_directory_of_cubins(gpu: FakeGpu, tmp_path: Path) -> No
     out = np.empty_like(x)
     with Device() as device:
         assert (device.name, device.capability) == ("Fake GPU", (9, 0))
-        stream, kernels = Stream(), KernelDirectory(device, tmp_path)
+        stream, kernels = Stream(), built_kernels(device, tmp_path)
         norm = kernels.load(NORM)
         assert kernels.load(NORM) is norm
         result, rows = DeviceMemory(x.nbytes), count(2)
@@ -98,7 +98,7 @@ def test_a_kernel_reads_pinned_memory_where_it_lies(gpu: FakeGpu, tmp_path: Path
     write_fake_cubin(tmp_path, NORM)
     x = np.random.default_rng(2).standard_normal((1, 32)).astype(np.float32)
     with Device() as device:
-        stream, norm = Stream(), KernelDirectory(device, tmp_path).load(NORM)
+        stream, norm = Stream(), built_kernels(device, tmp_path).load(NORM)
         pinned = PinnedMemory(3 * x.nbytes)
         rows = pinned.array.view(np.float32).reshape(3, 32)
         rows[0], rows[1] = x[0], 1
@@ -113,14 +113,14 @@ def test_a_kernel_reads_pinned_memory_where_it_lies(gpu: FakeGpu, tmp_path: Path
 def test_shared_memory_beyond_48_kb_is_asked_for(gpu: FakeGpu, tmp_path: Path) -> None:
     write_fake_cubin(tmp_path, SCORE)
     with Device() as device:
-        KernelDirectory(device, tmp_path).load(SCORE)
+        built_kernels(device, tmp_path).load(SCORE)
         assert "cuFuncSetAttribute" in gpu.calls
     gpu.shared_bytes = 48 * 1024
     with (
         Device() as device,
         pytest.raises(DeviceError, match="65536 bytes of shared memory; a block may take 49"),
     ):
-        KernelDirectory(device, tmp_path).load(SCORE)
+        built_kernels(device, tmp_path).load(SCORE)
 
 
 def test_streams_wait_for_each_other_only_where_told(gpu: FakeGpu) -> None:
@@ -152,11 +152,14 @@ def test_times_between_events(gpu: FakeGpu) -> None:
 def test_copies_that_do_not_fit(gpu: FakeGpu) -> None:
     with Device():
         stream, memory = Stream(), DeviceMemory(8)
-        for array in (np.zeros(3, np.float32), np.zeros((2, 2), np.uint8)[:, :1]):
-            with pytest.raises(ValueError, match="8 bytes of device memory: take one that is contiguous"):
-                memory.upload(array, stream)
-        with pytest.raises(ValueError, match="16 bytes do not fit into 8"):
-            memory.copy_from(DeviceMemory(16), stream)
+        with pytest.raises(ValueError, match="12 bytes from byte 0 on do not fit into 8"):
+            memory.upload(np.zeros(3, np.float32), stream)
+        with pytest.raises(ValueError, match="8 bytes from byte 4 on do not fit into 8"):
+            memory.download(np.zeros(2, np.float32), stream, 4)
+        with pytest.raises(ValueError, match="that is not contiguous"):
+            memory.upload(np.zeros((2, 2), np.uint8)[:, :1], stream)
+        with pytest.raises(ValueError, match="16 bytes from byte 0 on do not fit into 8"):
+            memory.copy_from(DeviceMemory(16).address, 16, stream)
 
 
 @pytest.mark.parametrize(
@@ -202,9 +205,9 @@ def test_cubins_that_do_not_fit_the_gpu(gpu: FakeGpu, tmp_path: Path) -> None:
         with pytest.raises(
             DeviceError, match=r"no cubins for Fake GPU \(compute capability 8\.6\).*--arch sm_86"
         ):
-            KernelDirectory(device, tmp_path)
+            built_kernels(device, tmp_path)
         write_fake_cubin(tmp_path, NORM, "sm_80", made_by="14.2.1")
-        kernels = KernelDirectory(device, tmp_path)
+        kernels = built_kernels(device, tmp_path)
         assert kernels.arch == "sm_80"
         with pytest.raises(DeviceError, match=r"knows CUDA 13\.0, and the cubins are of CUDA 14: update"):
             kernels.load(NORM)
@@ -220,7 +223,7 @@ def test_the_architectures_of_gpus() -> None:
 def test_a_kernel_that_fails_is_told_of(gpu: FakeGpu, tmp_path: Path) -> None:
     write_fake_cubin(tmp_path, NORM)
     with Device() as device:
-        stream, norm = Stream(), KernelDirectory(device, tmp_path).load(NORM)
+        stream, norm = Stream(), built_kernels(device, tmp_path).load(NORM)
         memory = DeviceMemory(8)
         rows = in_memory(count(1), stream)
         norm.launch(stream, 1, norm.arguments(memory, 32, memory, 32, memory, 32, 1e-5, rows))
@@ -232,7 +235,7 @@ def test_a_kernel_that_fails_is_told_of(gpu: FakeGpu, tmp_path: Path) -> None:
 def test_pointers_that_wide_loads_cannot_follow_are_found(gpu: FakeGpu, tmp_path: Path) -> None:
     write_fake_cubin(tmp_path, NORM)
     with Device() as device:
-        stream, norm = Stream(), KernelDirectory(device, tmp_path).load(NORM)
+        stream, norm = Stream(), built_kernels(device, tmp_path).load(NORM)
         memory, one = DeviceMemory(1024), in_memory(count(1), stream)
         address = memory.address + 8
         norm.launch(stream, 1, norm.arguments(memory, 4, address, 4, memory, 4, 1e-5, one))

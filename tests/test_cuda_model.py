@@ -10,11 +10,12 @@ from fake_gpu import FakeGpu
 from tiny_device_model import exact_steps, rounded_steps
 
 from yakvrt.cuda.backend import CudaBackend
+from yakvrt.cuda.device import Device
 
 
 @pytest.fixture
 def backend(gpu: FakeGpu, fake_cubins: Path) -> Iterator[CudaBackend]:
-    opened = CudaBackend(fake_cubins)
+    opened = CudaBackend(Device(), fake_cubins)
     yield opened
     opened.close()
     assert not gpu.failures

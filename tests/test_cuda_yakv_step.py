@@ -14,6 +14,7 @@ from fake_cubins import write_fake_cubin
 from fake_gpu import FakeGpu
 
 from yakvrt.cuda.backend import CudaBackend
+from yakvrt.cuda.device import Device
 from yakvrt.cuda.recorder import Launch
 from yakvrt.cuda.yakv_pools import RowPool, YakvPools, YakvRows, check_yakv
 from yakvrt.higgs_grids import load_grid
@@ -140,7 +141,7 @@ def pool_codes(backend: CudaBackend, pool: RowPool) -> np.ndarray:
 @pytest.fixture
 def backend(gpu: FakeGpu, tmp_path: Path) -> Iterator[CudaBackend]:
     (tmp_path / "sm_90a").mkdir()
-    made = CudaBackend(tmp_path)
+    made = CudaBackend(Device(), tmp_path)
     yield made
     made.close()
 
@@ -178,7 +179,7 @@ def test_step(
     step.batch.slots[:3], step.batch.n_rows[0] = list(lengths), 3
     step.batch.positions[:3] = [n - 1 for n in lengths.values()]
     step.run()
-    found = backend.fetch(out, 3).reshape(queries.shape)
+    found = backend.read(out, 0, 3).reshape(queries.shape)
     if gpu.failures:
         raise gpu.failures[0]
     for row, own in enumerate(heads.values()):

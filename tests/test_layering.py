@@ -23,12 +23,12 @@ LAYERS: tuple[tuple[str, str], ...] = (
         "verbs",
         """generate chat perplexity kl_divergence tokenize models pull plan cuda_kernels
         bench bench_arguments bench_records bench_facts
-        cli_arguments machine_arguments cli_parsing prompt_cache prompt_text terminal""",
+        cli_arguments machine_arguments device_arguments cli_parsing prompt_cache prompt_text terminal""",
     ),
     (
         "text",
         """engine chunk_size session session_origin session_file saved_session
-        sequence sampler memory_plan model_source runner
+        sequence sampler memory_plan model_source runner device cpu_device cuda_device
         tokenizer no_tokenizer tokenizer_files gguf_tokenizer gguf_vocabulary stream_decoder
         chat_template template_budget template_metering template_sandbox""",
     ),

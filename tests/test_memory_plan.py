@@ -10,27 +10,21 @@ from golden_values import tiny_dir
 from tiny_gguf import tiny_config
 
 from yakvrt.config import config_from_json
-from yakvrt.memory_plan import FIXED_BYTES, MemoryPlan, activation_bytes, available_memory
+from yakvrt.memory_plan import MemoryPlan, Place, activation_bytes, available_memory
 
 GIB = 1 << 30
 
 
 def choose(ctx_size: int, available: int) -> int:
-    plan = MemoryPlan(
-        weight_bytes=GIB,
-        workspace_bytes=GIB // 4,
-        kv_bytes=lambda n: 100_000 * n,
-        model_context=131_072,
-        available_bytes=available,
-    )
-    return plan.context(ctx_size)
+    memory = Place("memory", available, GIB, GIB // 4, lambda n: 100_000 * n)
+    return MemoryPlan((memory,), 131_072).context(ctx_size)
 
 
 def test_the_models_context_or_what_fits() -> None:
     assert choose(0, 64 * GIB) == 131_072
     fits = choose(0, 4 * GIB)
     assert fits % 16 == 0
-    assert fits * 100_000 <= 4 * GIB - GIB - GIB // 4 - FIXED_BYTES < (fits + 16) * 100_000
+    assert fits * 100_000 <= 4 * GIB - GIB - GIB // 4 < (fits + 16) * 100_000
     assert choose(fits, 4 * GIB) == fits
     with pytest.raises(ValueError, match=f"largest that fits is --ctx-size {fits}$"):
         choose(fits + 1, 4 * GIB)
@@ -39,6 +33,17 @@ def test_the_models_context_or_what_fits() -> None:
 def test_weights_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match="choose a smaller model"):
         choose(0, GIB)
+
+
+def test_the_scarcer_of_two_places_decides() -> None:
+    gpu = Place("GPU memory", 8 * GIB, GIB, 0, lambda n: 1000 * n)
+    host = Place("host memory", 4 * GIB, 0, GIB, lambda n: 100_000 * n)
+    plan = MemoryPlan((gpu, host), 131_072)
+    assert plan.largest_context == 3 * GIB // 100_000 // 16 * 16
+    with pytest.raises(ValueError, match=r"of host memory for its KV cache beside 0\.00 GiB of weights"):
+        plan.context(100_000)
+    with pytest.raises(ValueError, match=r"9\.00 GiB, the work on them 0\.00 GiB, and 8\.00 GiB of GPU"):
+        MemoryPlan((Place("GPU memory", 8 * GIB, 9 * GIB, 0, lambda n: n), host), 4096).context(0)
 
 
 def test_available_memory_is_a_sane_number() -> None:

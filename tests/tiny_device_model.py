@@ -59,7 +59,7 @@ class TinyModel:
         batch.slots[:n], batch.positions[:n], batch.tokens[:n], batch.n_rows[0] = slots, first, ids, n
         for part in range(len(recorder.parts)):
             step.run(part)
-        return self.backend.fetch(out, n)
+        return self.backend.read(out, 0, n)
 
     def prefill(self, slot: int, ids: list[int], capacity: int) -> np.ndarray:
         """Logits of all tokens of a prompt. Shapes: [len(ids), V]."""

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from .kernel_build.spec import KernelSpec
+from .kernels.yakv_layout import Budget, YakvShape
 from .ops import Batch, Buffer, KvRows, Ops
 
 
@@ -63,10 +64,10 @@ class Backend(Protocol):
     def finish(self, recorder: Any) -> Step:
         """Makes ready to run what one of its recorders recorded."""
 
-    def put(self, x: Buffer, rows: np.ndarray) -> None:
+    def write(self, x: Buffer, rows: np.ndarray) -> None:
         """The first rows of x. Shapes: float32 [n, width]."""
 
-    def fetch(self, x: Buffer, first: int, last: int) -> np.ndarray:
+    def read(self, x: Buffer, first: int, last: int) -> np.ndarray:
         """Rows first to last - 1 of x, once the steps so far have run; valid until the next step.
 
         Shapes: float32 [last - first, width].
@@ -79,5 +80,20 @@ class Backend(Protocol):
         self, n_layers: int, n_slots: int, n_kv_heads: int, n_tokens: int, head_dim: int, kind: str
     ) -> list[KvRows]:
         """Exact KV rows per layer."""
+
+    def yakv_pools(
+        self,
+        n_layers: int,
+        n_slots: int,
+        n_kv_heads: int,
+        n_tokens: int,
+        shape: YakvShape,
+        budget: Budget,
+        staging: KvRows,
+        n_places: int = 0,
+    ) -> Any:
+        """Pools for slots of n_tokens tokens; `staging` are the exact rows of one layer of a prompt, n_places
+        those of a head in the cache of rows.
+        """
 
     def close(self) -> None: ...

@@ -61,7 +61,7 @@ def records_of(setup: Setup, tests: Sequence[Test], args: argparse.Namespace) ->
     from yakvrt.hub import resolve
 
     commit, number = build()
-    n_ubatch = setup.n_ubatch or default_chunk()
+    n_ubatch = setup.n_ubatch or default_chunk("cpu")
     with yakvrt.load(
         setup.model,
         ctx_size=max(test.n_tokens for test in tests),

@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping
 from collections.abc import Sequence as IdSequence
 from dataclasses import fields, replace
 from functools import lru_cache, partial
+from pathlib import Path
 from threading import RLock
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .chunk_size import MAX_CHUNK, default_chunk
-from .memory_plan import plan_memory
+from .chunk_size import MAX_CHUNK
 from .ops import ELEMENT_BYTES
 from .runner import Runner
 from .sampler import SamplingParams
@@ -23,30 +23,31 @@ from .session import Session
 from .session_origin import session_origin
 
 if TYPE_CHECKING:
+    from .backend import Backend
     from .config import ModelConfig
     from .cpu.affinity import Affinity
-    from .cpu.backend import CpuBackend
+    from .device import Device
     from .kvcache.contract import KvMethod
     from .model_source import ModelSource
     from .no_tokenizer import NoTokenizer
     from .tokenizer import Tokenizer
-    from .weights import Weights
 
 LoadProgress = Callable[[str, int, int], None]  # what, done, total
 Message = Mapping[str, Any]
 
 
 class Engine:
-    """A model ready to run. Made by yakvrt.load(); close() ends its threads.
+    """A model ready to run. Made by yakvrt.load(); close() ends its threads, and gives back a GPU's memory.
 
-    Owns: the thread team; weights and KV cache go with the last reference. Calls from several threads take
-    turns.
+    Owns: the device with its threads; weights and KV cache go with the last reference. Calls from several
+    threads take turns.
     """
 
     def __init__(
         self,
         source: ModelSource,
-        backend: CpuBackend,
+        device: Device,
+        backend: Backend,
         runner: Runner,
         kv: KvMethod,
         ctx_size: int,
@@ -61,7 +62,7 @@ class Engine:
         self.ctx_size = ctx_size
         self.load_ms = load_ms
         self.weight_bytes = weight_bytes
-        self._backend, self.runner, self._kv, self._origin = backend, runner, kv, origin
+        self._device, self._backend, self.runner, self._kv, self._origin = device, backend, runner, kv, origin
         self._lock = RLock()
 
     @property
@@ -138,8 +139,8 @@ class Engine:
         return self.tokenizer.encode_chat(turn, **(chat_template_kwargs or {}))
 
     def close(self) -> None:
-        """Ends the threads; what still uses the engine then gets a RuntimeError."""
-        self._backend.close()
+        """Ends the threads and gives a GPU back; what still uses the engine then gets a RuntimeError."""
+        self._device.close()
 
     def __enter__(self) -> Engine:
         return self
@@ -161,6 +162,8 @@ def load(
     kv_args: Mapping[str, str] | None = None,
     n_slots: int = 1,
     ubatch_size: int | None = None,
+    device: str = "cpu",
+    cubins: str | Path | None = None,
     load_format: str = "auto",
     offline: bool = False,
     affinity: Affinity | None = None,
@@ -175,14 +178,16 @@ def load(
     ctx_size 0 takes the model's context, or what fits in memory. threads None takes the physical cores. dtype
     "auto" computes on the stored formats, "f32" is the exact path, "bf16", "q8_0" and "q4_0" convert at load.
     cache_type is the number format of exact KV rows: "f32", "f16" or "bf16". kv names a KV method, kv_args
-    its parameters as text. ubatch_size None takes what suits the CPU. load_format "dummy" makes random
-    weights from the configuration alone. affinity says which CPUs and NUMA nodes the threads run on.
-    tile_cache keeps the repacked weights on disk, as many bytes again as the model, and maps them at the next
-    start (reads them, without mmap). mlock keeps the weights in memory when it gets short.
+    its parameters as text. ubatch_size None takes what suits the device. device is "cpu", or "cuda" or
+    "cuda:1" for a GPU, whose kernels lie in the directory cubins or are compiled. load_format "dummy" makes
+    random weights from the configuration alone. For the CPU: affinity says which CPUs and NUMA nodes the
+    threads run on; tile_cache keeps the repacked weights on disk, as many bytes again as the model, and maps
+    them at the next start (reads them, without mmap); mlock keeps the weights in memory when it gets short.
 
     Raises: ValueError and RuntimeError with a sentence that says what to do.
     """
     from .config import rope_frequencies
+    from .device import gpu_number, open_gpu
     from .kvcache import open_method
     from .kvcache.contract import KvSetting
 
@@ -191,41 +196,46 @@ def load(
         raise ValueError(
             f"KV cache type {cache_type!r} is not known; choose one of {', '.join(ELEMENT_BYTES)}"
         )
-    chunk = default_chunk() if ubatch_size is None else ubatch_size
-    if not 1 <= chunk <= MAX_CHUNK:
-        raise ValueError(f"--ubatch-size {chunk} is out of range; 1 to {MAX_CHUNK}")
+    if ubatch_size is not None and not 1 <= ubatch_size <= MAX_CHUNK:
+        raise ValueError(f"--ubatch-size {ubatch_size} is out of range; 1 to {MAX_CHUNK}")
     if ctx_size < 0 or not 1 <= n_slots <= 4096:
         raise ValueError(f"--ctx-size {ctx_size} with {n_slots} slots is out of range; 0 or more, 1 to 4096")
-    from .cpu.backend import CpuBackend
+    from .cpu_device import CpuDevice
     from .model_source import open_model
     from .weight_shapes import DTYPES
     from .weights import check_tensors
 
     if dtype != "auto" and dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is not known; choose auto, {', '.join(DTYPES)}")
+    number = gpu_number(device)
     started = time.perf_counter()
     with open_model(model, load_format=load_format, offline=offline, progress=download_progress) as source:
         config = source.config
         check_tensors(config, source.tensors)
-        context = plan_memory(
-            config,
-            source.tensors,
-            dtype=dtype,
-            chunk=chunk,
-            pools=lambda n: method.pools(config, parameters, cache_type, n),
-            n_slots=n_slots,
-        ).context(ctx_size)
-        compile_progress = None
-        if progress:
-            report = progress
-
-            def compile_progress(done: int, total: int, symbol: str) -> None:
-                report(f"compiling kernels (first run only): {symbol}", done, total)
-
-        backend = CpuBackend(threads, compile_progress, affinity)
+        opened: Device = (
+            CpuDevice(threads, affinity, tile_cache=tile_cache, mmap=mmap, mlock=mlock)
+            if number is None
+            else open_gpu(number, cubins)
+        )
         try:
-            loading = partial(progress, "loading weights") if progress else None
-            weights = _weights(backend, source, dtype, loading, tile_cache=tile_cache, mmap=mmap, mlock=mlock)
+            chunk = ubatch_size or opened.default_chunk
+            context = opened.plan(
+                config,
+                source.tensors,
+                dtype=dtype,
+                chunk=chunk,
+                pools=lambda n: method.pools(config, parameters, cache_type, n),
+                n_slots=n_slots,
+            ).context(ctx_size)
+            compile_progress = None
+            if progress:
+                report = progress
+
+                def compile_progress(done: int, total: int, symbol: str) -> None:
+                    report(f"compiling kernels (first run only): {symbol}", done, total)
+
+            backend = opened.open(compile_progress)
+            weights = opened.load(source, dtype, partial(progress, "loading weights") if progress else None)
             factors = source.rope_factors()
             rope = rope_frequencies(config, factors)
             setting = KvSetting(backend, config, weights, n_slots, context, cache_type, *rope)
@@ -233,48 +243,9 @@ def load(
             runner = Runner(backend, config, weights, cache, chunk=chunk, rope_factors=factors)
             runner.warm_up()
         except BaseException:
-            backend.close()
+            opened.close()
             raise
         load_ms = (time.perf_counter() - started) * 1e3
         method_name = str(cache.stats()["method"])
         origin = lru_cache(partial(session_origin, source.name, method_name, parameters, setting))
-        return Engine(source, backend, runner, cache, context, load_ms, weights.n_bytes, origin)
-
-
-def _weights(
-    backend: CpuBackend,
-    source: ModelSource,
-    dtype: str,
-    progress: Callable[[int, int], None] | None,
-    *,
-    tile_cache: bool,
-    mmap: bool,
-    mlock: bool,
-) -> Weights:
-    """Repacks the weights, or finds them repacked on disk."""
-    from .cpu.tile_cache import TileCache, files_identity
-    from .cpu.tile_memory import TileMemory
-    from .cpu.tile_store import TileStore, tile_bytes
-    from .weight_shapes import target_matrices
-    from .weights import load_weights
-
-    n_bytes = tile_bytes(target_matrices(source.config, source.tensors, dtype, TileStore.layouts))
-    cache, memory = None, None
-    if tile_cache and source.weight_files:
-        made_of = repr((source.config, dtype, source.interleaved_rope)).encode()
-        cache = TileCache(files_identity(source.weight_files) + made_of, n_bytes)
-        memory = cache.open(mapped=mmap)
-    memory = memory or TileMemory.empty(n_bytes)
-    weights = load_weights(
-        source.config,
-        source.tensors,
-        TileStore(backend, memory),
-        dtype=dtype,
-        interleaved_rope=source.interleaved_rope,
-        progress=progress,
-    )
-    if cache and not memory.filled:
-        cache.keep(memory)
-    if mlock:
-        memory.lock()
-    return weights
+        return Engine(source, opened, backend, runner, cache, context, load_ms, weights.n_bytes, origin)

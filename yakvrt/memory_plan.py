@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_right
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +16,6 @@ from .kernels.pack_size import TILE_PACK
 if TYPE_CHECKING:
     from .config import ModelConfig
     from .kvcache.contract import Pools
-    from .weights import SourceTensor
 
 MAX_CONTEXT = 1 << 31
 FIXED_BYTES = 250 << 20  # interpreter, libraries, kernels, tokenizer, one tensor on its way in
@@ -42,72 +41,67 @@ def activation_bytes(config: ModelConfig, chunk: int) -> int:
     return int(4 * (row * (chunk + logits_chunk) + config.vocab_size * logits_chunk * 2))
 
 
-def kv_bytes(pools: Pools, config: ModelConfig, n_slots: int, n_tokens: int) -> int:
-    """Bytes of all slots and of one prompt of n_tokens under way: what the method needs meanwhile, and the
-    hidden states between two layers.
-    """
-    return n_slots * pools.slot_bytes + sum(pools.transient.values()) + 4 * config.hidden_dim * n_tokens
+def prompt_bytes(pools: Pools, config: ModelConfig, n_tokens: int) -> int:
+    """Bytes of a prompt of n_tokens under way: what the method needs, hidden states between layers."""
+    return sum(pools.transient.values()) + 4 * config.hidden_dim * n_tokens
 
 
 @dataclass(frozen=True, slots=True)
-class MemoryPlan:
-    """What a model takes, in bytes, before any of it is taken; kv_bytes(n) is for a context of n tokens."""
+class Place:
+    """Memory of one kind: its name, what is free of it, and what a model will take of it, in bytes.
 
-    weight_bytes: int
-    workspace_bytes: int
-    kv_bytes: Callable[[int], int]
-    model_context: int
+    kv_bytes(n) is for a context of n tokens.
+    """
+
+    name: str
     available_bytes: int
+    weight_bytes: int
+    work_bytes: int
+    kv_bytes: Callable[[int], int]
 
     @property
     def largest_context(self) -> int:
         """The tokens that fit, in runs of 16."""
-        left = self.available_bytes - self.weight_bytes - self.workspace_bytes - FIXED_BYTES
+        left = self.available_bytes - self.weight_bytes - self.work_bytes
         # memory never falls as the context grows
         return 16 * bisect_right(range(16, MAX_CONTEXT, 16), left, key=self.kv_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """What a model takes of every kind of memory."""
+
+    places: tuple[Place, ...]
+    model_context: int
+
+    @property
+    def scarcest(self) -> Place:
+        return min(self.places, key=lambda place: place.largest_context)
+
+    @property
+    def largest_context(self) -> int:
+        return self.scarcest.largest_context
 
     def context(self, ctx_size: int) -> int:
         """The context in tokens: ctx_size, or for 0 the model's own, or what fits of it.
 
         Raises: ValueError when the weights, or the context asked for, do not fit.
         """
-        largest, free = self.largest_context, gib(self.available_bytes)
+        place, largest = self.scarcest, self.largest_context
+        free = gib(place.available_bytes)
         if largest == 0:
             raise ValueError(
-                f"the weights take {gib(self.weight_bytes)}, the work on them "
-                f"{gib(self.workspace_bytes + FIXED_BYTES)}, and {free} of memory is free; "
-                "choose a smaller model, --dtype q4_0 or a smaller --ubatch-size"
+                f"the weights take {gib(place.weight_bytes)}, the work on them {gib(place.work_bytes)}, "
+                f"and {free} of {place.name} is free; choose a smaller model, --dtype q4_0 or a smaller "
+                "--ubatch-size"
             )
         if ctx_size > largest:
             raise ValueError(
-                f"a context of {ctx_size} tokens needs {gib(self.kv_bytes(ctx_size))} for its KV cache "
-                f"beside {gib(self.weight_bytes)} of weights, {free} is free; "
+                f"a context of {ctx_size} tokens needs {gib(place.kv_bytes(ctx_size))} of {place.name} for "
+                f"its KV cache beside {gib(place.weight_bytes)} of weights, {free} is free; "
                 f"the largest that fits is --ctx-size {largest}"
             )
         return ctx_size or min(self.model_context, largest)
-
-
-def plan_memory(
-    config: ModelConfig,
-    tensors: Mapping[str, SourceTensor],
-    *,
-    dtype: str,
-    chunk: int,
-    pools: Callable[[int], Pools],
-    n_slots: int,
-) -> MemoryPlan:
-    """The plan of a model on this machine; pools(n) are those of a slot of n tokens."""
-    from .cpu.tile_store import TileStore, tile_bytes
-    from .weight_shapes import target_matrices, vector_bytes
-
-    matrices = target_matrices(config, tensors, dtype, TileStore.layouts)
-    return MemoryPlan(
-        weight_bytes=tile_bytes(matrices) + vector_bytes(config),
-        workspace_bytes=activation_bytes(config, chunk),
-        kv_bytes=lambda n: kv_bytes(pools(n), config, n_slots, n),
-        model_context=config.context_len,
-        available_bytes=available_memory(),
-    )
 
 
 def gib(n_bytes: int) -> str:

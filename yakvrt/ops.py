@@ -35,10 +35,17 @@ class Batch:
 
     @classmethod
     def empty(cls, capacity: int) -> Batch:
-        def array(n: int) -> np.ndarray:
-            return np.zeros(n, np.int64)
+        return cls.over(np.zeros(cls.length(capacity), np.int64), capacity)
 
-        return cls(array(capacity), array(capacity), array(capacity), array(1))
+    @classmethod
+    def over(cls, numbers: np.ndarray, capacity: int) -> Batch:
+        """In one piece of memory, int64 [length(capacity)]."""
+        tokens, positions, slots = numbers[: 3 * capacity].reshape(3, capacity)
+        return cls(tokens, positions, slots, numbers[3 * capacity :])
+
+    @staticmethod
+    def length(capacity: int) -> int:
+        return 3 * capacity + 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,8 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _plan(args: argparse.Namespace) -> int:
+    from yakvrt.device_arguments import chosen_device
     from yakvrt.kvcache import open_method
-    from yakvrt.memory_plan import plan_memory
     from yakvrt.model_source import open_model
     from yakvrt.weights import check_tensors
 
@@ -44,7 +44,8 @@ def _plan(args: argparse.Namespace) -> int:
     with open_model(args.model, load_format=args.load_format, offline=args.offline, progress=True) as source:
         config = source.config
         check_tensors(config, source.tensors)
-        plan = plan_memory(
+        device = chosen_device(args)
+        plan = device.plan(
             config,
             source.tensors,
             dtype=args.dtype,
@@ -52,6 +53,7 @@ def _plan(args: argparse.Namespace) -> int:
             pools=lambda n: method.pools(config, parameters, kind, n),
             n_slots=args.slots,
         )
+        device.close()
         n_tokens = args.ctx_size or plan.context(0)
         record = _record(plan, config, method.pools(config, parameters, kind, n_tokens), args, n_tokens)
         record = {"model": source.name, **record}
@@ -62,21 +64,25 @@ def _plan(args: argparse.Namespace) -> int:
 def _record(
     plan: MemoryPlan, config: ModelConfig, pools: Pools, args: argparse.Namespace, n_tokens: int
 ) -> dict[str, Any]:
-    from yakvrt.memory_plan import FIXED_BYTES
-
     transient = {**pools.transient, "hidden states": 4 * config.hidden_dim * n_tokens}
     return {
         "kv": args.kv,
         "kv_args": args.kv_args,
         "n_tokens": n_tokens,
         "n_slots": args.slots,
-        "weight_bytes": plan.weight_bytes,
-        "workspace_bytes": plan.workspace_bytes + FIXED_BYTES,
+        "weight_bytes": sum(place.weight_bytes for place in plan.places),
+        "workspace_bytes": sum(place.work_bytes for place in plan.places),
         "slot_device_bytes": dict(pools.device),
         "slot_host_bytes": dict(pools.host),
         "prompt_bytes": transient,
-        "total_bytes": plan.weight_bytes + plan.workspace_bytes + FIXED_BYTES + plan.kv_bytes(n_tokens),
-        "available_bytes": plan.available_bytes,
+        "places": [
+            {
+                "name": place.name,
+                "total_bytes": place.weight_bytes + place.work_bytes + place.kv_bytes(n_tokens),
+                "available_bytes": place.available_bytes,
+            }
+            for place in plan.places
+        ],
         "largest_context": plan.largest_context,
         "model_context": config.context_len,
         "fits": n_tokens <= plan.largest_context,
@@ -101,7 +107,9 @@ def _text(record: dict[str, Any]) -> str:
             remark = f"  {n_bytes / n_tokens:.0f} bytes a token"
             lines.append(line(f"{place}: {what}", n_slots * n_bytes, remark))
     lines += [line(f"while a prompt is read: {what}", n) for what, n in record["prompt_bytes"].items()]
-    lines.append(line("total", record["total_bytes"], f"  of {record['available_bytes'] / 1e6:.1f} MB free"))
+    for place in record["places"]:
+        remark = f"  of {place['available_bytes'] / 1e6:.1f} MB free"
+        lines.append(line(f"total of {place['name']}", place["total_bytes"], remark))
     largest = f"the largest context that fits is {record['largest_context']} tokens"
     trained = f"the model was trained for {record['model_context']}"
     lines.append(f"{'fits' if record['fits'] else 'DOES NOT FIT'}; {largest}, {trained}")

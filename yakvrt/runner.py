@@ -82,7 +82,7 @@ class Runner:
             if part == n_layers:
                 wanted = max(0, len(ids) - n_last - first)
                 if wanted < n:
-                    found.append(self._backend.fetch(x, wanted, n).copy())
+                    found.append(self._backend.read(x, wanted, n).copy())
             elif states:
                 states.keep(first, x, n)
 
@@ -110,7 +110,7 @@ class Runner:
         n = len(hidden)
         step, x, logits = self._step("head", 1 if n == 1 else self.logits_chunk)
         step.batch.n_rows[0] = n
-        self._backend.put(x, hidden)
+        self._backend.write(x, hidden)
         step.run()
         return self._rows(logits, n)
 
@@ -125,7 +125,7 @@ class Runner:
         return self._rows(logits, n)
 
     def _rows(self, logits: Buffer, n: int) -> np.ndarray:
-        return self._backend.fetch(logits, 0, n)
+        return self._backend.read(logits, 0, n)
 
     def _step(self, phase: str, capacity: int) -> tuple[Step, Buffer, Buffer]:
         key = (phase, capacity)

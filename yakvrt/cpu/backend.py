@@ -93,10 +93,10 @@ class CpuBackend:
     def decode_rows(self, n: int) -> int:
         return n
 
-    def put(self, x: Buffer, rows: np.ndarray) -> None:
+    def write(self, x: Buffer, rows: np.ndarray) -> None:
         x.data[: len(rows), : x.width] = rows
 
-    def fetch(self, x: Buffer, first: int, last: int) -> np.ndarray:
+    def read(self, x: Buffer, first: int, last: int) -> np.ndarray:
         rows: np.ndarray = x.data[first:last, : x.width]
         return rows
 

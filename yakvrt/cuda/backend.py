@@ -3,68 +3,62 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from ..kernel_build.compilers import Progress
+from ..kernel_build.spec import KernelSpec
 from ..ops import ELEMENT_BYTES, Buffer, KvRows
-from .arguments import Arguments
 from .device import Device
 from .device_array import DeviceArray
-from .loaded_kernel import KernelDirectory, LoadedKernel
+from .device_kernels import built_kernels, compiled_kernels
 from .memory import PinnedMemory
-from .recorder import CudaRecorder, Launch
+from .recorder import CudaRecorder
+from .step import CudaStep
 from .stream import Stream
 
 
-class CudaStep:
-    """A recorded step: fill `batch`, then run its parts."""
+class DeviceStates:
+    """The hidden states of a whole prompt between two layers."""
 
-    def __init__(self, recorder: CudaRecorder, kernels: KernelDirectory, stream: Stream) -> None:
-        """Raises: DeviceError, and ValueError for a kernel that the directory lacks."""
-        self.batch = recorder.batch
-        self._on_device, self._stream = recorder.device_batch, stream
-        self._parts = []
-        for part in recorder.parts:
-            pieces: list[object] = []
-            for piece in part:
-                if isinstance(piece, Launch):
-                    loaded = kernels.load(piece.kernel)
-                    pieces.append((loaded, piece.grid, loaded.arguments(*piece.arguments)))
-                else:
-                    pieces.append(piece)
-            self._parts.append(pieces)
+    def __init__(self, n_rows: int, width: int, stream: Stream) -> None:
+        """Raises: DeviceError."""
+        self._rows, self._stream = DeviceArray((n_rows, width), np.float32), stream
 
-    def run(self, part: int = 0) -> None:
-        """Asks the stream for the step; a piece of plain Python waits for what comes before it."""
-        for name in self.batch.__slots__:
-            getattr(self._on_device, name).put(getattr(self.batch, name), self._stream)
-        for piece in self._parts[part]:
-            if isinstance(piece, tuple):
-                loaded, grid, arguments = piece
-                assert isinstance(loaded, LoadedKernel)
-                assert isinstance(arguments, Arguments)
-                loaded.launch(self._stream, grid, arguments)
-            else:
-                assert callable(piece)
-                self._stream.synchronise()
-                piece()
+    def keep(self, first: int, x: Buffer, n: int) -> None:
+        self._rows.copy_rows(first, x.data, 0, n, self._stream)
+
+    def give(self, first: int, x: Buffer, n: int) -> None:
+        held: DeviceArray = x.data
+        held.copy_rows(0, self._rows, first, n, self._stream)
+
+    def free(self) -> None:
+        self._rows.free()
 
 
 class CudaBackend:
     """Owns a device, a stream, the loaded kernels and all memory that it hands out; close() gives it back."""
 
-    def __init__(self, cubins: Path, number: int = 0) -> None:
-        """cubins: what `yakvrt kernels build` made. Raises: DeviceError."""
-        self.device = Device(number)
-        self._kernels = KernelDirectory(self.device, cubins)
+    n_threads = 1  # of the host's
+
+    def __init__(self, device: Device, cubins: Path | None, progress: Progress | None = None) -> None:
+        """cubins: what `yakvrt kernels build` made, None compiles what is needed. Raises: DeviceError."""
+        self.device = device
+        self._kernels = built_kernels(self.device, cubins) if cubins else compiled_kernels(self.device)
+        self._progress = progress
         self.stream = Stream()
         self._arrays: list[DeviceArray] = []
         self._pinned: list[PinnedMemory] = []
+        self._steps: list[CudaStep] = []
+        self._fetched: PinnedMemory | None = None
 
     def close(self) -> None:
         self.stream.synchronise()
+        while self._steps:
+            self._steps.pop().close()
         while self._arrays:
             self._arrays.pop().free()
         while self._pinned:
@@ -72,6 +66,14 @@ class CudaBackend:
         self.stream.close()
         self._kernels.close()
         self.device.close()
+
+    def decode_rows(self, n: int) -> int:
+        """A power of two: every number of rows is a graph of its own."""
+        return 1 << (n - 1).bit_length()
+
+    def prepare(self, specs: Iterable[KernelSpec]) -> None:
+        """Raises: RuntimeError where a kernel does not compile."""
+        self._kernels.prepare(specs, self._progress)
 
     def array(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> DeviceArray:
         """Device memory that holds anything at first. Raises: DeviceError."""
@@ -91,10 +93,25 @@ class CudaBackend:
         array.put(values, self.stream)
         return array
 
-    def fetch(self, buffer: Buffer, n_rows: int) -> np.ndarray:
-        """The first rows of a buffer, once what was asked before is done. Shapes: float32 [n_rows, width]."""
-        held: DeviceArray = buffer.data
-        return held.get(n_rows, self.stream)
+    def write(self, x: Buffer, rows: np.ndarray) -> None:
+        held: DeviceArray = x.data
+        held.put(rows, self.stream)
+
+    def read(self, x: Buffer, first: int, last: int) -> np.ndarray:
+        """Through pinned memory, which the next call uses again. Raises: DeviceError."""
+        held: DeviceArray = x.data
+        shape = last - first, *held.shape[1:]
+        n_bytes = math.prod(shape) * held.dtype.itemsize
+        if self._fetched is None or self._fetched.n_bytes < n_bytes:
+            self._fetched = self.pinned((n_bytes,), np.uint8)
+        rows: np.ndarray = self._fetched.array[:n_bytes].view(held.dtype).reshape(shape)
+        held.download(first, rows, self.stream)
+        self.stream.synchronise()
+        return rows
+
+    def hidden_states(self, n_rows: int, x: Buffer) -> DeviceStates:
+        """Raises: DeviceError."""
+        return DeviceStates(n_rows, x.width, self.stream)
 
     def kv_rows(
         self, n_layers: int, n_slots: int, n_kv_heads: int, n_tokens: int, head_dim: int, kind: str
@@ -126,5 +143,8 @@ class CudaBackend:
         return CudaRecorder(self, capacity, inv_freq, rope_scale, heads)
 
     def finish(self, recorder: CudaRecorder) -> CudaStep:
-        """Loads what was recorded. Raises: as CudaStep."""
-        return CudaStep(recorder, self._kernels, self.stream)
+        """Loads what was recorded. Raises: as prepare(), and as CudaStep."""
+        self.prepare(recorder.specs)
+        step = CudaStep(recorder, self._kernels, self.stream)
+        self._steps.append(step)
+        return step

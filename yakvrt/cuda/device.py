@@ -2,10 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
 from .driver import DeviceError, call, constant
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A GPU that this process may use."""
+
+    number: int
+    name: str
+    memory_bytes: int
+    free_bytes: int
+
+
+def list_devices() -> list[Listed]:
+    """Raises: DeviceError without a driver or a GPU."""
+    call("cuInit", 0)
+    found = []
+    for number in range(call("cuDeviceGetCount")):
+        with Device(number) as device:
+            found.append(Listed(number, device.name, device.memory_bytes, device.free_bytes()))
+    return found
 
 
 class Device:

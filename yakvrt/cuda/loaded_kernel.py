@@ -1,15 +1,12 @@
-"""Kernels of cubins on a device, and launching them."""
+"""A kernel of a cubin on a device, and launching it."""
 
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
-from ..kernel_build.spec import KernelSpec
-from .architecture import architectures_for
 from .arguments import Argument, Arguments
-from .cubin import Cubin, Manifest, load_cubin
+from .cubin import Cubin, Manifest
 from .device import Device
 from .driver import DeviceError, call, constant
 from .stream import Stream
@@ -73,35 +70,3 @@ def check_driver(device: Device, manifest: Manifest) -> None:
             f"the NVIDIA driver knows CUDA {major}.{minor}, and the cubins are of CUDA {made_by[1]}: update"
             " the driver to 580 or newer"
         )
-
-
-class KernelDirectory:
-    """The cubins for a device that `yakvrt kernels build` made, loaded when first asked for."""
-
-    def __init__(self, device: Device, directory: Path) -> None:
-        """Raises: DeviceError for a directory without cubins for this GPU."""
-        fitting = architectures_for(device.capability)
-        held = [arch for arch in fitting if (directory / arch).is_dir()]
-        if not held:
-            major, minor = device.capability
-            remedy = (
-                f"run python -m yakvrt kernels build --arch {fitting[0]} -o {directory}" if fitting else ""
-            )
-            raise DeviceError(
-                f"{directory} holds no cubins for {device.name} (compute capability {major}.{minor}): "
-                + (remedy or "yakvrt has no kernels for it")
-            )
-        self.arch = held[0]
-        self._device, self.directory = device, directory
-        self._loaded: dict[KernelSpec, LoadedKernel] = {}
-
-    def load(self, spec: KernelSpec) -> LoadedKernel:
-        """Raises: ValueError as load_cubin does, DeviceError."""
-        if spec not in self._loaded:
-            cubin = load_cubin(self.directory, spec, self.arch)
-            self._loaded[spec] = LoadedKernel(self._device, cubin)
-        return self._loaded[spec]
-
-    def close(self) -> None:
-        while self._loaded:
-            self._loaded.popitem()[1].close()

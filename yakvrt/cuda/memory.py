@@ -33,24 +33,31 @@ class DeviceMemory:
                 " free: take a smaller model, context or batch"
             ) from None
 
-    def upload(self, array: np.ndarray, stream: Stream) -> None:
-        call("cuMemcpyHtoDAsync", self.address, *self._host(array), stream.handle)
+    def upload(self, array: np.ndarray, stream: Stream, first: int = 0) -> None:
+        """To byte `first` and the next."""
+        source = self._host(array, first)
+        call("cuMemcpyHtoDAsync", self.address + first, source, array.nbytes, stream.handle)
 
-    def download(self, array: np.ndarray, stream: Stream) -> None:
-        call("cuMemcpyDtoHAsync", self._host(array)[0], self.address, array.nbytes, stream.handle)
+    def download(self, array: np.ndarray, stream: Stream, first: int = 0) -> None:
+        to = self._host(array, first)
+        call("cuMemcpyDtoHAsync", to, self.address + first, array.nbytes, stream.handle)
 
-    def copy_from(self, other: DeviceMemory, stream: Stream) -> None:
-        if other.n_bytes > self.n_bytes:
-            raise ValueError(f"{other.n_bytes} bytes do not fit into {self.n_bytes} of device memory")
-        call("cuMemcpyDtoDAsync", self.address, other.address, other.n_bytes, stream.handle)
+    def copy_from(self, address: int, n_bytes: int, stream: Stream, first: int = 0) -> None:
+        """From elsewhere on the device."""
+        self._check(n_bytes, first)
+        call("cuMemcpyDtoDAsync", self.address + first, address, n_bytes, stream.handle)
 
-    def _host(self, array: np.ndarray) -> tuple[int, int]:
-        if not array.flags.c_contiguous or array.nbytes > self.n_bytes:
+    def _host(self, array: np.ndarray, first: int) -> int:
+        if not array.flags.c_contiguous:
+            raise ValueError("an array that is not contiguous cannot be copied at once: make it so")
+        self._check(array.nbytes, first)
+        return array.ctypes.data
+
+    def _check(self, n_bytes: int, first: int) -> None:
+        if not 0 <= first <= first + n_bytes <= self.n_bytes:
             raise ValueError(
-                f"an array of {array.nbytes} bytes cannot be copied at once to or from {self.n_bytes} bytes"
-                " of device memory: take one that is contiguous and fits"
+                f"{n_bytes} bytes from byte {first} on do not fit into {self.n_bytes} of device memory"
             )
-        return array.ctypes.data, array.nbytes
 
     def free(self) -> None:
         address, self.address = self.address, 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -35,6 +35,21 @@ class Launch:
 Piece = Launch | Callable[[], None]
 
 
+class DeviceBatch(NamedTuple):
+    """ops.Batch where kernels read it."""
+
+    tokens: DeviceArray
+    positions: DeviceArray
+    slots: DeviceArray
+    n_rows: DeviceArray
+
+    @classmethod
+    def over(cls, numbers: DeviceArray, capacity: int) -> DeviceBatch:
+        """In one piece of memory, as Batch.over() lays it out."""
+        tokens, positions, slots = (numbers.part(i * capacity, capacity) for i in range(3))
+        return cls(tokens, positions, slots, numbers.part(3 * capacity, 1))
+
+
 def blocks(n: int, per_block: int) -> int:
     return -(-n // per_block)
 
@@ -57,16 +72,21 @@ class CudaRecorder:
         self.parts: list[list[Piece]] = []
         self.capacity = capacity
         self.n_heads, self.n_kv_heads, self.head_dim = heads
-        self.batch = Batch.empty(capacity)
         self._backend = backend
-        self.device_batch = Batch(
-            *(backend.array((n,), np.int64) for n in (capacity, capacity, capacity, 1))  # type: ignore[arg-type]
-        )
+        self.batch_numbers = np.zeros(Batch.length(capacity), np.int64)
+        self.batch = Batch.over(self.batch_numbers, capacity)
+        self.device_numbers = backend.array(self.batch_numbers.shape, np.int64)
+        self.device_batch = DeviceBatch.over(self.device_numbers, capacity)
         self.zeros = backend.put(np.zeros(capacity, np.int64))
         self._scratch: dict[str, DeviceArray] = {}
         self._inv_freq, self._rope_scale = backend.put(inv_freq.astype(np.float32)), rope_scale
         self._rope_table = backend.array((capacity, self.head_dim), np.float32)
         self.next_part()
+
+    @property
+    def specs(self) -> list[KernelSpec]:
+        """The kernels of all parts."""
+        return [piece.kernel for part in self.parts for piece in part if isinstance(piece, Launch)]
 
     @property
     def n_rows(self) -> Any:

@@ -15,8 +15,8 @@ import numpy as np
 from ..ops import Buffer, KvRows, Ops
 
 if TYPE_CHECKING:
+    from ..backend import Backend
     from ..config import ModelConfig
-    from ..cpu.backend import CpuBackend
     from ..weights import Weights
 
 
@@ -27,7 +27,7 @@ class KvSetting:
     RoPE turns pair i by position * inv_freq[i], and scales by rope_scale.
     """
 
-    backend: CpuBackend
+    backend: Backend
     config: ModelConfig
     weights: Weights
     n_slots: int

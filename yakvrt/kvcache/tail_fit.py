@@ -16,8 +16,7 @@ from ..ops import Buffer, KvRows, Ops, YakvRows
 from .contract import AttentionInput, KvSetting
 
 if TYPE_CHECKING:
-    from ..cpu.backend import Step
-    from ..cpu.recorder import Recorder
+    from ..backend import Recording, Step
 
 FIT_TOKENS = 24
 
@@ -72,7 +71,7 @@ class TailFit:
             decode.run(layer)
         return best_parts(self._errors)
 
-    def _recorder(self, capacity: int) -> Recorder:
+    def _recorder(self, capacity: int) -> Recording:
         setting, config = self._setting, self._setting.config
         return setting.backend.record(
             capacity,

@@ -1,0 +1,40 @@
+"""Small arrays on their way to the device, while the host already writes the next ones."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .device_array import DeviceArray
+from .memory import PinnedMemory
+from .stream import Event, Stream
+
+PLACES = 16  # uploads under way at a time
+
+
+class UploadRing:
+    """Pinned copies of an array: the stream reads the oldest while the host fills the newest."""
+
+    def __init__(self, target: DeviceArray, stream: Stream) -> None:
+        """Raises: DeviceError."""
+        self._target, self._stream = target, stream
+        self._memory = PinnedMemory(PLACES * target.nbytes)
+        self._places: np.ndarray = self._memory.array.view(target.dtype).reshape(PLACES, *target.shape)
+        self._read = [Event() for _ in range(PLACES)]
+        self._n_uploads = 0
+
+    def upload(self, values: np.ndarray) -> None:
+        """Asks the stream to put the values into the target; they may change at once. Waits where all places
+        are still to be read.
+        """
+        place = self._n_uploads % PLACES
+        if self._n_uploads >= PLACES:
+            self._read[place].synchronise()
+        self._n_uploads += 1
+        self._places[place] = values
+        self._target.upload(self._places[place], self._stream)
+        self._stream.record(self._read[place])
+
+    def free(self) -> None:
+        for event in self._read:
+            event.close()
+        self._memory.free()

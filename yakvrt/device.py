@@ -1,0 +1,69 @@
+"""What runs a model: the CPU, or a GPU by its number."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from .backend import Backend
+    from .config import ModelConfig
+    from .kernel_build.compilers import Progress
+    from .kvcache.contract import Pools
+    from .memory_plan import MemoryPlan
+    from .model_source import ModelSource
+    from .weights import SourceTensor, Weights
+
+GPU = re.compile(r"cuda:?(\d{1,4})?", re.IGNORECASE)
+
+
+class Device(Protocol):
+    """One of them, chosen. close() gives back what open() and load() took."""
+
+    @property
+    def default_chunk(self) -> int:
+        """Prompt tokens that it computes best at once."""
+
+    def plan(
+        self,
+        config: ModelConfig,
+        tensors: Mapping[str, SourceTensor],
+        *,
+        dtype: str,
+        chunk: int,
+        pools: Callable[[int], Pools],
+        n_slots: int,
+    ) -> MemoryPlan:
+        """What a model will take; pools(n) are those of a slot of n tokens."""
+
+    def open(self, progress: Progress | None) -> Backend: ...
+
+    def load(
+        self, source: ModelSource, dtype: str, progress: Callable[[int, int], None] | None
+    ) -> Weights: ...
+
+    def close(self) -> None: ...
+
+
+def gpu_number(name: str) -> int | None:
+    """Of cuda, cuda:1, or CUDA1 as llama.cpp writes it; None for the CPU.
+
+    Raises: ValueError for another name.
+    """
+    if name.lower() in ("cpu", "none"):
+        return None
+    found = GPU.fullmatch(name)
+    if not found:
+        raise ValueError(f"device {name!r} is not known; choose cpu, cuda or cuda:N")
+    return int(found[1] or 0)
+
+
+def open_gpu(number: int, cubins: str | Path | None) -> Device:
+    """Raises: DeviceError without a driver or a GPU of this number, ValueError for what is no directory."""
+    from .cuda_device import CudaDevice
+
+    if cubins is not None and not Path(cubins).is_dir():
+        raise ValueError(f"{cubins} is no directory; name one that python -m yakvrt kernels build -o made")
+    return CudaDevice(number, None if cubins is None else Path(cubins))
