@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -10,8 +9,6 @@ from fake_gpu import FakeGpu
 from golden_values import tiny_cases, tiny_dir
 
 import yakvrt
-from yakvrt import generate, plan
-from yakvrt.cuda.driver import DeviceError
 
 
 @pytest.mark.parametrize("family", ["llama3", "qwen3-moe"])

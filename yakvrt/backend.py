@@ -44,6 +44,41 @@ class HiddenStates(Protocol):
     def free(self) -> None: ...
 
 
+class SlotValues(Protocol):
+    """Values of a slot, as much of an array as it takes to save and restore them: np.asarray() of it, and
+    values[...] = x.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+
+    @property
+    def itemsize(self) -> int: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def __array__(self) -> np.ndarray: ...
+
+    def __setitem__(self, key: Any, values: Any, /) -> None: ...
+
+
+class SlotRows(Protocol):
+    """The exact rows of one slot and layer. Shapes: k and v float32 [Hk, n, D]."""
+
+    def read(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
+        """K and V of positions first to last - 1."""
+
+    def write(self, first: int, k: np.ndarray, v: np.ndarray) -> None:
+        """Lays rows down from position `first`."""
+
+    def state(self, n_held: int) -> tuple[SlotValues, SlotValues]:
+        """Keys and values of the first n_held positions as they rest."""
+
+
 class Backend(Protocol):
     """Kernels, and memory where they compute. close() gives all of it back."""
 
@@ -80,6 +115,12 @@ class Backend(Protocol):
         self, n_layers: int, n_slots: int, n_kv_heads: int, n_tokens: int, head_dim: int, kind: str
     ) -> list[KvRows]:
         """Exact KV rows per layer."""
+
+    def sample(self, weight: Any) -> bytes:
+        """What tells a matrix or vector from another: its shape, and pieces or all of it."""
+
+    def slot_rows(self, rows: KvRows, slot: int, n_kv_heads: int, head_dim: int) -> SlotRows:
+        """One slot of them, for the host."""
 
     def yakv_pools(
         self,

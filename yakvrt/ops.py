@@ -21,6 +21,16 @@ YakvRows = Any
 Matrix = Any
 
 
+def element_type(kind: str) -> np.dtype[Any]:
+    """The NumPy type of a number format of exact rows."""
+    if kind == "bf16":
+        import ml_dtypes
+
+        wide: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+        return wide
+    return np.dtype({"f16": np.float16, "f32": np.float32}[kind])
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """The rows of one step: row i is token tokens[i] at positions[i] of KV slot slots[i].
@@ -79,6 +89,12 @@ class Ops(Protocol):
 
     def call(self, function: Callable[[], None]) -> None:
         """Runs plain Python between the ops: what a method does not do in kernels."""
+
+    def read(self, x: Buffer, n: int) -> np.ndarray:
+        """For such a function: the first n rows. Shapes: float32 [n, width]; not to be written to."""
+
+    def write(self, x: Buffer, rows: np.ndarray) -> None:
+        """For such a function: rows in place of the first ones of x."""
 
     def embed(self, out: Buffer, table: Matrix) -> None: ...
 

@@ -18,6 +18,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from .backend import SlotValues
 from .kvcache.contract import StateArray
 from .session_file import FORMAT_VERSION, PREFIX, TOKENS, header_entries
 
@@ -77,7 +78,7 @@ class SavedSession:
                 first = first // mmap.PAGESIZE * mmap.PAGESIZE
                 self._mapping.madvise(mmap.MADV_DONTNEED, first, last - first)
 
-    def _read(self, name: str, like: np.ndarray) -> np.ndarray:
+    def _read(self, name: str, like: SlotValues) -> np.ndarray:
         """A view of the file."""
         first, last = self._place(name)
         data: np.ndarray = np.frombuffer(self._mapping, np.uint8)[first:last]

@@ -17,6 +17,7 @@ import numpy as np
 
 from gguf_tools.output_path import output_path
 
+from .backend import SlotValues
 from .kvcache.contract import StateArray
 
 FORMAT_VERSION = "1"  # of names, order and meaning of what is in the file
@@ -44,8 +45,8 @@ def header_entries(ids: Sequence[int], state: Mapping[str, StateArray]) -> tuple
     return entries, end
 
 
-def _arrays(ids: Sequence[int], state: Mapping[str, StateArray]) -> dict[str, np.ndarray]:
-    arrays = {PREFIX + name: part.values for name, part in state.items()}
+def _arrays(ids: Sequence[int], state: Mapping[str, StateArray]) -> dict[str, SlotValues]:
+    arrays: dict[str, SlotValues] = {PREFIX + name: part.values for name, part in state.items()}
     return {**arrays, TOKENS: np.array(ids, np.int32)}
 
 
@@ -65,7 +66,7 @@ def save_session(
     with _temporary(path) as (file, target):
         file.write(len(header).to_bytes(8, "little") + header)
         for name in entries:
-            for run in _runs(arrays[name]):
+            for run in _runs(np.asarray(arrays[name])):
                 file.write(run.reshape(-1).view(np.uint8).data)
         file.flush()
         os.fsync(file.fileno())

@@ -7,18 +7,13 @@ from collections.abc import Iterator
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from yakvrt import __version__
 
-from .cpu.tiled_matrix import TiledMatrix
-
 if TYPE_CHECKING:
+    from .backend import Backend
     from .config import ModelConfig
     from .kvcache.contract import KvSetting
     from .weights import Weights
-
-PIECE_BYTES, N_PIECES = 256, 16  # of a matrix
 
 
 def session_origin(model: str, method: str, parameters: Any, setting: KvSetting) -> dict[str, str]:
@@ -27,7 +22,7 @@ def session_origin(model: str, method: str, parameters: Any, setting: KvSetting)
     return {
         "yakvrt_version": __version__,
         "model_name": model,
-        "model": fingerprint(setting.config, setting.weights),
+        "model": fingerprint(setting.backend, setting.config, setting.weights),
         "rope": f"base {setting.config.rope_theta:g}, frequencies {turned[:16]}",
         "kv": method,
         "kv_args": ",".join(
@@ -44,23 +39,18 @@ def _text(value: Any, type_name: Any) -> str:
     return repr(float(value)).removesuffix(".0") if type_name == "float" else str(value)
 
 
-def fingerprint(config: ModelConfig, weights: Weights) -> str:
+def fingerprint(backend: Backend, config: ModelConfig, weights: Weights) -> str:
     """Tells models apart by what they compute with, wherever their files lie: the configuration, all vectors
     and pieces of every matrix as it rests in memory.
     """
     digest = hashlib.sha256(repr(config).encode())
     for part in _parts(weights):
-        if isinstance(part, TiledMatrix):
-            digest.update(repr((part.format, part.n_rows, part.n_cols, part.n_experts)).encode())
-            first = np.linspace(0, max(0, part.n_bytes - PIECE_BYTES), N_PIECES).astype(np.int64)
-            for at in first:
-                digest.update(part.tiles[at : at + PIECE_BYTES].tobytes())
-            part = part.bias
-        digest.update(b"" if part is None else part.tobytes())
+        if part is not None:
+            digest.update(backend.sample(part))
     return digest.hexdigest()
 
 
-def _parts(weights: Weights) -> Iterator[TiledMatrix | np.ndarray | None]:
+def _parts(weights: Weights) -> Iterator[Any]:
     yield weights.token_embd
     for layer in weights.layers:
         for name in layer.__slots__:

@@ -19,6 +19,7 @@ from .recorder import Piece, Recorder
 from .tape import Tape
 from .team import Team, check_threads
 from .tiled_matrix import TiledMatrix
+from .tiled_rows import TiledRows
 from .topology import machine_topology
 from .yakv_pools import YakvPools
 
@@ -145,6 +146,9 @@ class CpuBackend:
         out[: len(values)] = values
         return out
 
+    def sample(self, weight: TiledMatrix | np.ndarray) -> bytes:
+        return weight.sample() if isinstance(weight, TiledMatrix) else weight.tobytes()
+
     def kv_rows(
         self, n_layers: int, n_slots: int, n_kv_heads: int, n_tokens: int, head_dim: int, kind: str
     ) -> list[KvRows]:
@@ -155,6 +159,9 @@ class CpuBackend:
         shape = (n_layers, n_slots, n_kv_heads, head_bytes)
         k, v = reserved(shape), reserved(shape)
         return [KvRows(k[i], v[i], n_kv_heads * head_bytes, head_bytes, kind) for i in range(n_layers)]
+
+    def slot_rows(self, rows: KvRows, slot: int, n_kv_heads: int, head_dim: int) -> TiledRows:
+        return TiledRows(rows, slot, n_kv_heads, head_dim)
 
     def yakv_pools(
         self,

@@ -74,9 +74,8 @@ class Recorder:
     @property
     def specs(self) -> list[KernelSpec]:
         """The kernels of all parts."""
-        return [
-            spec for part in self.parts for piece in part if isinstance(piece, Tape) for spec in piece.specs
-        ]
+        tapes = [piece for part in self.parts for piece in part if isinstance(piece, Tape)]
+        return [spec for tape in tapes for spec in tape.specs]
 
     def next_part(self) -> None:
         """What follows is recorded into a part of its own."""
@@ -100,6 +99,12 @@ class Recorder:
     def pack_size(self, capacity: int) -> int:
         """How many of so many rows share one pass over the weights."""
         return pack_size(capacity, self.prefill_pack)
+
+    def read(self, x: Buffer, n: int) -> np.ndarray:
+        return x.data[:n, : x.width]  # type: ignore[no-any-return]
+
+    def write(self, x: Buffer, rows: np.ndarray) -> None:
+        x.data[: len(rows), : x.width] = rows
 
     def buffer(self, width: int) -> Buffer:
         rows = padded(self.capacity, self.pack_size(self.capacity))

@@ -9,6 +9,8 @@ import numpy as np
 from ..kernels.tile_layout import LAYOUTS, ROWS
 from .memory import ROW_FLOATS, padded
 
+PIECE_BYTES, N_PIECES = 256, 16  # that tell a matrix from another
+
 
 @dataclass(frozen=True, slots=True)
 class TiledMatrix:
@@ -32,6 +34,13 @@ class TiledMatrix:
     @property
     def n_bytes(self) -> int:
         return self.tiles.nbytes
+
+    def sample(self) -> bytes:
+        """Format and shape, pieces from all over, and the bias."""
+        first = np.linspace(0, max(0, self.n_bytes - PIECE_BYTES), N_PIECES).astype(np.int64)
+        pieces = b"".join(self.tiles[at : at + PIECE_BYTES].tobytes() for at in first)
+        shape = repr((self.format, self.n_rows, self.n_cols, self.n_experts)).encode()
+        return shape + pieces + (b"" if self.bias is None else self.bias.tobytes())
 
 
 def tiled_bytes(format_name: str, n_rows: int, n_cols: int, n_experts: int = 1) -> int:

@@ -15,6 +15,8 @@ from ..ops import ELEMENT_BYTES, Buffer, KvRows
 from .device import Device
 from .device_array import DeviceArray
 from .device_kernels import built_kernels, compiled_kernels
+from .device_matrix import DeviceMatrix
+from .device_rows import DeviceRows
 from .memory import PinnedMemory
 from .recorder import CudaRecorder
 from .step import CudaStep
@@ -113,6 +115,11 @@ class CudaBackend:
         """Raises: DeviceError."""
         return DeviceStates(n_rows, x.width, self.stream)
 
+    def sample(self, weight: DeviceMatrix | DeviceArray) -> bytes:
+        if isinstance(weight, DeviceMatrix):
+            return weight.sample(self.stream)
+        return weight.get(len(weight), self.stream).tobytes()
+
     def kv_rows(
         self, n_layers: int, n_slots: int, n_kv_heads: int, n_tokens: int, head_dim: int, kind: str
     ) -> list[KvRows]:
@@ -130,6 +137,9 @@ class CudaBackend:
             )
             for _ in range(n_layers)
         ]
+
+    def slot_rows(self, rows: KvRows, slot: int, n_kv_heads: int, head_dim: int) -> DeviceRows:
+        return DeviceRows(rows, slot, n_kv_heads, head_dim, self.stream)
 
     def record(
         self,

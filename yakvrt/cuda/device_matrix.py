@@ -13,6 +13,9 @@ from .device_array import DeviceArray
 
 if TYPE_CHECKING:
     from .backend import CudaBackend
+    from .stream import Stream
+
+SAMPLED_ROWS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,17 @@ class DeviceMatrix:
     @property
     def n_bytes(self) -> int:
         return sum(plane.nbytes for plane in self.planes if plane)
+
+    def sample(self, stream: Stream) -> bytes:
+        """Format and shape, rows from all over, and the bias."""
+        parts = [repr((self.format, self.n_rows, self.n_cols, self.n_experts)).encode()]
+        for plane in self.planes:
+            if plane:
+                rows = np.linspace(0, len(plane) - 1, SAMPLED_ROWS).astype(int).tolist()
+                parts += [plane.part(row, 1).get(1, stream).tobytes() for row in rows]
+        if self.bias:
+            parts.append(self.bias.get(len(self.bias), stream).tobytes())
+        return b"".join(parts)
 
 
 class PlaneStore:

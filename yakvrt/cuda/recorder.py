@@ -109,6 +109,12 @@ class CudaRecorder:
     def call(self, function: Callable[[], None]) -> None:
         self.parts[-1].append(function)
 
+    def read(self, x: Buffer, n: int) -> np.ndarray:
+        return self._backend.read(x, 0, n).copy()  # the next read uses the same memory
+
+    def write(self, x: Buffer, rows: np.ndarray) -> None:
+        self._backend.write(x, rows)
+
     def buffer(self, width: int) -> Buffer:
         return self.rows_buffer(self.capacity, width, self.n_rows)
 

@@ -15,7 +15,7 @@ import numpy as np
 from ..ops import Buffer, KvRows, Ops
 
 if TYPE_CHECKING:
-    from ..backend import Backend
+    from ..backend import Backend, SlotValues
     from ..config import ModelConfig
     from ..weights import Weights
 
@@ -53,11 +53,11 @@ class Pools:
 
 
 class StateArray(NamedTuple):
-    """A part of a slot's state: a view of it, to read and to write. Whole numbers that place something lie
+    """A part of a slot's state, to read and to write. Whole numbers that place something lie
     within `limits`, both included.
     """
 
-    values: np.ndarray
+    values: SlotValues
     limits: tuple[int, int] | None = None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..ops import ELEMENT_BYTES, Buffer, KvRows, Ops
 from .contract import AttentionInput, KvSetting, StateArray
 from .counters import Counters
-from .slot_state import tiled_state
+from .slot_state import exact_state
 
 
 class DenseLayers:
@@ -14,7 +14,7 @@ class DenseLayers:
     def __init__(self, setting: KvSetting, n: int, counters: Counters, *, on_host: bool) -> None:
         config = setting.config
         self.n = min(n, config.n_layers)
-        self._config, self._counters, self._on_host = config, counters, on_host
+        self._setting, self._counters, self._on_host = setting, counters, on_host
         self._row_bytes = 2 * config.head_dim * ELEMENT_BYTES[setting.kind]
         self._layers: list[KvRows] = []
         if self.n:
@@ -32,18 +32,17 @@ class DenseLayers:
         return self._layers[layer]
 
     def state(self, slot: int, n_held: int) -> dict[str, StateArray]:
-        config = self._config
-        return tiled_state(self._layers, slot, config.n_kv_heads, config.head_dim, n_held)
+        return exact_state(self._setting, self._layers, slot, n_held)
 
     def decode(self, ops: Ops, layer: int, attention: AttentionInput, out: Buffer) -> None:
         """The output goes through a buffer of its own: in the other layers plain Python writes `out`."""
         attended = ops.buffer(out.width)
         ops.attend_decode(attended, attention.q, attention.k, attention.v, self._layers[layer])
-        batch, heads = ops.batch, self._config.n_kv_heads
+        batch, heads = ops.batch, self._setting.config.n_kv_heads
 
         def run() -> None:
             n = int(batch.n_rows[0])
-            out.data[:n, : out.width] = attended.data[:n, : out.width]
+            ops.write(out, ops.read(attended, n))
             for position in batch.positions[:n]:
                 asked = heads * int(position) if self._on_host else 0
                 read = heads * (int(position) + 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..cpu.memory import reserved
-from .staging import element_type
+from ..ops import element_type
 
 
 class ExactRows:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..ops import ELEMENT_BYTES, Buffer, KvRows, Ops
 from .contract import AttentionInput, KvSetting, Pools, StateArray
-from .slot_state import tiled_state
+from .slot_state import exact_state
 from .slots import SlotList
 
 if TYPE_CHECKING:
@@ -67,8 +67,7 @@ class FullKv:
         return n
 
     def state(self, slot: int, n_held: int) -> Mapping[str, StateArray]:
-        config = self._setting.config
-        return tiled_state(self._layers, slot, config.n_kv_heads, config.head_dim, n_held)
+        return exact_state(self._setting, self._layers, slot, n_held)
 
     def release(self, slot: int) -> None:
         self._slots.give_back(slot)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..ops import element_type
 from .rows import top
-from .staging import element_type
 
 
 @dataclass(frozen=True, slots=True)

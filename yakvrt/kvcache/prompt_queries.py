@@ -24,7 +24,7 @@ class PromptQueries:
 
         def run() -> None:
             n, first = int(batch.n_rows[0]), int(batch.positions[0])
-            self._rows[first : first + n] = q.data[:n, : q.width]
+            self._rows[first : first + n] = ops.read(q, n)
 
         ops.call(run)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..cpu.memory import reserved
-from ..ops import ELEMENT_BYTES, Buffer, KvRows, Ops
+from ..ops import ELEMENT_BYTES, Buffer, KvRows, Ops, element_type
 from .budget import budget_tokens, check_budget, check_choice, check_range
 from .contract import AttentionInput, KvSetting, Pools, StateArray
 from .counters import Counters, method_stats
@@ -23,7 +23,7 @@ from .digests import page_digests, page_rows, page_scores
 from .exact_rows import ExactRows
 from .rows import RULES, attend_each, attend_rows, group_weights, top
 from .slots import SlotList
-from .staging import Staging, element_type, staging_bytes
+from .staging import Staging, staging_bytes
 
 if TYPE_CHECKING:
     from ..config import ModelConfig

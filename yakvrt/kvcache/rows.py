@@ -31,15 +31,15 @@ def attend_each(
     batch = ops.batch
 
     def run() -> None:
-        for row in range(int(batch.n_rows[0])):
-            q, *further = (
-                each.data[row, : heads * group * dim].reshape(heads, group, dim)
-                for each in (attention.q, *queries)
-            )
-            k = attention.k.data[row, : heads * dim].reshape(heads, dim)
-            v = attention.v.data[row, : heads * dim].reshape(heads, dim)
-            result = attend(int(batch.slots[row]), int(batch.positions[row]), q, k, v, *further)
-            out.data[row, : result.size] = result.reshape(-1)
+        n = int(batch.n_rows[0])
+        asked = [ops.read(each, n).reshape(n, heads, group, dim) for each in (attention.q, *queries)]
+        k, v = (ops.read(each, n).reshape(n, heads, dim) for each in (attention.k, attention.v))
+        found = np.empty((n, heads * group * dim), np.float32)
+        for row in range(n):
+            q, *further = (each[row] for each in asked)
+            slot, position = int(batch.slots[row]), int(batch.positions[row])
+            found[row] = attend(slot, position, q, k[row], v[row], *further).reshape(-1)
+        ops.write(out, found)
 
     ops.call(run)
 

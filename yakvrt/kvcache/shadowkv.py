@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..cpu.memory import reserved
-from ..ops import ELEMENT_BYTES, Buffer, KvRows, Ops
+from ..ops import ELEMENT_BYTES, Buffer, KvRows, Ops, element_type
 from .budget import budget_tokens, check_budget, check_choice, check_range
 from .contract import AttentionInput, KvSetting, Pools, StateArray
 from .counters import Counters, method_stats
@@ -29,7 +29,7 @@ from .low_rank_keys import LowRankKeys, outlier_chunks
 from .rope_table import RopeTable
 from .rows import RULES, attend_each, attend_rows, group_weights, logits, replace_missing, top
 from .slots import SlotList
-from .staging import Staging, element_type, staging_bytes
+from .staging import Staging, staging_bytes
 
 if TYPE_CHECKING:
     from ..config import ModelConfig

@@ -1,23 +1,22 @@
-"""What slots consist of, for methods of any kind: exact rows in tiles, and copies of slots."""
+"""What slots consist of, for methods of any kind: exact rows, and copies of slots."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from ..ops import KvRows
-from .contract import KvMethod, StateArray
-from .staging import TILE, row_views
+from .contract import KvMethod, KvSetting, StateArray
 
 
-def tiled_state(
-    layers: Sequence[KvRows], slot: int, n_kv_heads: int, head_dim: int, n_held: int
+def exact_state(
+    setting: KvSetting, layers: Sequence[KvRows], slot: int, n_held: int
 ) -> dict[str, StateArray]:
-    """The exact rows of a slot by layer: whole tiles of keys, and values."""
-    found = {}
+    """The exact rows of a slot by layer, keys and values."""
+    found, config = {}, setting.config
     for layer, rows in enumerate(layers):
-        k, v = row_views(rows, slot, n_kv_heads, head_dim)
-        found[f"k.{layer}"] = StateArray(k[:, : -(-n_held // TILE)])
-        found[f"v.{layer}"] = StateArray(v[:, :n_held])
+        held = setting.backend.slot_rows(rows, slot, config.n_kv_heads, config.head_dim)
+        for name, values in zip("kv", held.state(n_held), strict=True):
+            found[f"{name}.{layer}"] = StateArray(values)
     return found
 
 
