@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from yakvrt.backend import Backend, Step
 from yakvrt.config import ModelConfig, rope_frequencies
-from yakvrt.cpu.backend import CpuBackend, Step
+from yakvrt.cpu.backend import CpuBackend
 from yakvrt.kvcache import open_method
 from yakvrt.kvcache.contract import AttentionInput, KvSetting
 
@@ -24,7 +25,7 @@ class _Recorded:
 
 
 class KvSlots:
-    """Takes in prompts and decodes, layer by layer, as Runner does.
+    """Takes in prompts and decodes, layer by layer, as Runner does, on the CPU or a backend given.
 
     Shapes: q [n, Hq, D], k and v [n, Hk, D].
     """
@@ -39,6 +40,7 @@ class KvSlots:
         ctx_size: int = 512,
         kind: str = "f32",
         weights: Any = None,
+        backend: Any = None,
     ) -> None:
         n_heads, n_kv_heads, head_dim = heads
         self.config = ModelConfig(
@@ -54,7 +56,7 @@ class KvSlots:
             norm_eps=1e-5,
             rope_theta=10000.0,
         )
-        self.backend = CpuBackend(1)
+        self.backend: Backend = backend or CpuBackend(1)
         self.inv_freq, self.scale = rope_frequencies(self.config)
         method, self.parameters = open_method(name, args)
         made: Any = weights(self.backend) if weights else None
@@ -113,10 +115,9 @@ class KvSlots:
         """One token: q [Hq, D], k and v [Hk, D] -> [Hq, D]."""
         recorded = self._decode[layer]
         if h is not None:
-            recorded.attention.h.data[0, : len(h)] = h
+            self.backend.write(recorded.attention.h, np.pad(h, (0, 64 - len(h)))[None])
         self._run(recorded, slot, position, q[None], k[None], v[None], layer)
-        out: np.ndarray = recorded.out.data[0, : q.size].reshape(q.shape).copy()
-        return out
+        return self.backend.read(recorded.out, 0, 1).reshape(q.shape).copy()
 
     def _run(
         self,
@@ -132,5 +133,5 @@ class KvSlots:
         batch.n_rows[0], batch.slots[:n] = n, slot
         batch.positions[:n] = np.arange(position, position + n)
         for buffer, rows in ((recorded.attention.q, q), (recorded.attention.k, k), (recorded.attention.v, v)):
-            buffer.data[:n, : buffer.width] = rows.reshape(n, -1)
+            self.backend.write(buffer, rows.reshape(n, -1))
         recorded.step.run(part)

@@ -12,8 +12,8 @@ from test_kernel_matmul import gates, pack, stored_rows, tile
 
 from gguf_tools.dequantize import dequantize
 from yakvrt.cpu.features import host_features
+from yakvrt.cpu.matmul_choice import activation_form
 from yakvrt.cpu.memory import aligned, padded
-from yakvrt.cpu.recorder import activation_form
 from yakvrt.kernels.matmul import ADD, GATE, WRITE, matmul_ref
 from yakvrt.kernels.matmul_bf16 import WIDE_COLUMNS, matmul_bf16_ref, widened_bytes
 from yakvrt.kernels.pack_size import PREFILL_PACK, TILE_PACK

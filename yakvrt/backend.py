@@ -99,6 +99,9 @@ class Backend(Protocol):
     def finish(self, recorder: Any) -> Step:
         """Makes ready to run what one of its recorders recorded."""
 
+    def buffer(self, n_rows: int, width: int) -> Buffer:
+        """Memory for rows of no step."""
+
     def write(self, x: Buffer, rows: np.ndarray) -> None:
         """The first rows of x. Shapes: float32 [n, width]."""
 

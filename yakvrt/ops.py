@@ -139,8 +139,13 @@ class Ops(Protocol):
         """Appends the row of every slot, then attends over its exact rows, the selected ones and the tail."""
 
     def yakv_tail_errors(
-        self, errors: Any, exact: Buffer, q: Buffer, k: Buffer, v: Buffer, rows: YakvRows
+        self, errors: Buffer, exact: Buffer, q: Buffer, k: Buffer, v: Buffer, rows: YakvRows
     ) -> None:
         """As attend_yakv, but in place of an output it adds to errors [Hq, parts] how far it would be from
         `exact` with every part of the tail (kernels/yakv_fit.py).
+        """
+
+    def keep_rows(self, kept: Buffer, x: Buffer) -> None:
+        """The row of position p of a prompt becomes row p % n of `kept`, of the backend's own n rows, for the
+        last n positions so far.
         """

@@ -27,6 +27,7 @@ _TYPES = {
     "float16": "F16",
     "bfloat16": "BF16",
     "uint8": "U8",
+    "uint32": "U32",
     "int32": "I32",
     "int64": "I64",
 }

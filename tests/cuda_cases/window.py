@@ -109,5 +109,9 @@ def small() -> list[Sized]:
 def real() -> list[Sized]:
     return [
         sized("lengths", lengths, Budget(1 << 15, 1, 0)),
-        *(sized(f"leave the window {size}", leave, size, "bf16", True, 8, 128) for size in HEAD_DIMS),
+        *(
+            sized(f"leave the window {size} {kind}", leave, size, kind, True, 8, 128)
+            for size in HEAD_DIMS
+            for kind in ("f16", "bf16")
+        ),
     ]

@@ -94,6 +94,9 @@ class CpuBackend:
     def decode_rows(self, n: int) -> int:
         return n
 
+    def buffer(self, n_rows: int, width: int) -> Buffer:
+        return Buffer(np.zeros((n_rows, width), np.float32), width, np.full(1, n_rows, np.int64))
+
     def write(self, x: Buffer, rows: np.ndarray) -> None:
         x.data[: len(rows), : x.width] = rows
 

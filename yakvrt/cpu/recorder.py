@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..kernel_build.spec import KernelSpec, kernel
+from ..kernels.keep_rows import keep_rows_ref
 from ..kernels.matmul import ADD, GATE, WRITE
 from ..kernels.matmul_bf16 import widened_bytes
 from ..kernels.pack_activations import CODE_BYTES, TERM_BYTES
 from ..kernels.pack_size import DECODE_PACKS, PREFILL_PACK, TILE_PACK, pack_size
-from ..kernels.tile_layout import BLOCK, LAYOUTS
 from ..ops import Batch, Buffer, KvRows
 from .features import host_features
+from .matmul_choice import activation_form, matmul_kernel
 from .memory import ALIGNMENT, aligned_array, padded
 from .record_attention import record_decode_attention, record_prefill_attention
 from .record_experts import record_experts
@@ -28,23 +29,6 @@ if TYPE_CHECKING:
 
 
 Piece = Tape | Callable[[], None]
-
-
-def activation_form(matrix: TiledMatrix, pack: int) -> str:
-    """What a matrix multiplies. Packs for matrix registers are bfloat16, and those of 16-bit weights where
-    dot products of bfloat16 are fast; float32 weights stay exact.
-    """
-    is_float = LAYOUTS[matrix.format].is_float
-    fast = pack == TILE_PACK or (pack == PREFILL_PACK and is_float and host_features().fast_bf16_dots)
-    if fast and matrix.format != "F32" and matrix.n_cols % BLOCK == 0:
-        return "bf16"
-    return "f32" if is_float else "int8"
-
-
-def _matmul_kernel(matrix: TiledMatrix, form: str, pack: int, mode: int) -> KernelSpec:
-    if form == "bf16":
-        return kernel("matmul_bf16", "matmul_bf16_cpu", matrix.format, pack, mode == GATE)
-    return kernel("matmul", "matmul_cpu", matrix.format, pack)
 
 
 class Recorder:
@@ -73,7 +57,6 @@ class Recorder:
 
     @property
     def specs(self) -> list[KernelSpec]:
-        """The kernels of all parts."""
         tapes = [piece for part in self.parts for piece in part if isinstance(piece, Tape)]
         return [spec for tape in tapes for spec in tape.specs]
 
@@ -105,6 +88,13 @@ class Recorder:
 
     def write(self, x: Buffer, rows: np.ndarray) -> None:
         x.data[: len(rows), : x.width] = rows
+
+    def keep_rows(self, kept: Buffer, x: Buffer) -> None:
+        def run() -> None:
+            n = int(self.batch.n_rows[0])
+            keep_rows_ref(kept.data, self.read(x, n), self.batch.positions[:n])
+
+        self.call(run)
 
     def buffer(self, width: int) -> Buffer:
         rows = padded(self.capacity, self.pack_size(self.capacity))
@@ -219,7 +209,7 @@ class Recorder:
             for i, (out, matrix, mode) in enumerate(siblings):
                 self.memory.write_shared(out)
                 self.tape.add(
-                    _matmul_kernel(matrix, form, pack, mode),
+                    matmul_kernel(matrix, form, pack, mode),
                     out.data,
                     out.data.strides[0],
                     matrix.tiles,
@@ -295,6 +285,6 @@ class Recorder:
         record_yakv(self, out, q, k, v, rows)
 
     def yakv_tail_errors(
-        self, errors: np.ndarray, exact: Buffer, q: Buffer, k: Buffer, v: Buffer, rows: YakvRows
+        self, errors: Buffer, exact: Buffer, q: Buffer, k: Buffer, v: Buffer, rows: YakvRows
     ) -> None:
-        record_tail_errors(self, errors, exact, q, k, v, rows)
+        record_tail_errors(self, errors.data, exact, q, k, v, rows)

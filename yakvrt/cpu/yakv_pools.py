@@ -18,6 +18,7 @@ from ..ops import ELEMENT_BYTES, KvRows
 from .memory import aligned, padded, reserved
 from .tape import Tape
 
+_COUNTERS = [POOL_WORDS.index(name) for name in ("rows_read", "hits", "steps")]
 _ROW_WORDS = tuple(f"{name}{suffix}" for name in ("rows", "scales") for suffix in ("", "_slot", "_head"))
 
 
@@ -31,21 +32,6 @@ class YakvRows:
     budget: Budget
     n_blocks: int  # of the longest slot
     n_places: int  # of the cache of rows; 0: none
-
-    @property
-    def rows_read(self) -> int:
-        """Selected rows of all heads since the start."""
-        return int(self.table[POOL_WORDS.index("rows_read")])
-
-    @property
-    def hits(self) -> int:
-        """How many of them were in the cache."""
-        return int(self.table[POOL_WORDS.index("hits")])
-
-    @property
-    def steps(self) -> int:
-        """Tokens decoded since the start."""
-        return int(self.table[POOL_WORDS.index("steps")])
 
 
 def pool_bytes(shape: YakvShape, n_blocks: int, n_places: int) -> dict[str, int]:
@@ -171,18 +157,27 @@ class YakvPools:
     def uncounted(self, layer: int) -> Iterator[None]:
         """Steps that the layer runs meanwhile are in no statistics."""
         table = self.layers[layer].table
-        words = [POOL_WORDS.index(name) for name in ("rows_read", "hits", "steps")]
-        before = table[words]
+        before = table[_COUNTERS]
         try:
             yield
         finally:
-            table[words] = before
+            table[_COUNTERS] = before
 
-    def tail_parts(self, layer: int | slice, slot: int) -> np.ndarray:
-        """How much of the tail counts for every query head, a view. Shapes: float32 [Hk, G], [L, Hk, G] of a
-        slice.
-        """
-        return self._pools["tail_parts"].view(np.float32)[layer, slot, ..., : self._shape.group]
+    def counted(self) -> tuple[int, int, int]:
+        """Since the start: selected rows of all heads, how many of them were cached, tokens decoded."""
+        each = np.array([rows.table[_COUNTERS] for rows in self.layers])
+        return int(each[:, 0].sum()), int(each[:, 1].sum()), int(each[0, 2])
+
+    def tail_parts(self, layer: int, slot: int) -> np.ndarray:
+        """How much of the tail counts for every query head. Shapes: float32 [Hk, G]."""
+        return self._tail_parts(layer, slot).copy()
+
+    def set_tail_parts(self, layer: int, slot: int, parts: np.ndarray | float) -> None:
+        """Shapes: [Hk, G], or one number for all."""
+        self._tail_parts(layer, slot)[:] = parts
+
+    def _tail_parts(self, layer: int, slot: int) -> np.ndarray:
+        return self._pools["tail_parts"].view(np.float32)[layer, slot, :, : self._shape.group]
 
     def _set(self, **values: int) -> None:
         for name, value in values.items():

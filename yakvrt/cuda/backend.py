@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..kernel_build.compilers import Progress
 from ..kernel_build.spec import KernelSpec
+from ..kernels.yakv_layout import Budget, YakvShape
 from ..ops import ELEMENT_BYTES, Buffer, KvRows
 from .device import Device
 from .device_array import DeviceArray
@@ -21,6 +23,9 @@ from .memory import PinnedMemory
 from .recorder import CudaRecorder
 from .step import CudaStep
 from .stream import Stream
+from .upload_ring import UploadRing
+from .yakv_pools import YakvPools
+from .yakv_slots import YakvSlots
 
 
 class DeviceStates:
@@ -46,21 +51,33 @@ class CudaBackend:
 
     n_threads = 1  # of the host's
 
-    def __init__(self, device: Device, cubins: Path | None, progress: Progress | None = None) -> None:
-        """cubins: what `yakvrt kernels build` made, None compiles what is needed. Raises: DeviceError."""
-        self.device = device
+    def __init__(
+        self,
+        device: Device,
+        cubins: Path | None,
+        progress: Progress | None = None,
+        *,
+        kv_on_host: bool = False,
+    ) -> None:
+        """cubins: what `yakvrt kernels build` made, None compiles what is needed. kv_on_host: rows that a KV
+        method keeps on the host rest in pinned memory. Raises: DeviceError.
+        """
+        self.device, self.kv_on_host = device, kv_on_host
         self._kernels = built_kernels(self.device, cubins) if cubins else compiled_kernels(self.device)
         self._progress = progress
         self.stream = Stream()
         self._arrays: list[DeviceArray] = []
         self._pinned: list[PinnedMemory] = []
         self._steps: list[CudaStep] = []
+        self._rings: list[UploadRing] = []
         self._fetched: PinnedMemory | None = None
 
     def close(self) -> None:
         self.stream.synchronise()
         while self._steps:
             self._steps.pop().close()
+        while self._rings:
+            self._rings.pop().free()
         while self._arrays:
             self._arrays.pop().free()
         while self._pinned:
@@ -94,6 +111,22 @@ class CudaBackend:
         array = self.array(values.shape, values.dtype)
         array.put(values, self.stream)
         return array
+
+    def buffer(self, n_rows: int, width: int) -> Buffer:
+        """Raises: DeviceError."""
+        return Buffer(self.array((n_rows, width), np.float32), width, np.full(1, n_rows, np.int64))
+
+    def launch(self, spec: KernelSpec, grid: tuple[int, int], *arguments: Any) -> None:
+        """Asks the stream for a launch outside of any step. Raises: as prepare(), and Kernels.load()."""
+        self.prepare([spec])
+        loaded = self._kernels.load(spec)
+        loaded.launch(self.stream, grid, loaded.arguments(*arguments))
+
+    def upload_ring(self, target: DeviceArray) -> UploadRing:
+        """A way for small arrays to the device that waits for nothing. Raises: DeviceError."""
+        ring = UploadRing(target, self.stream)
+        self._rings.append(ring)
+        return ring
 
     def write(self, x: Buffer, rows: np.ndarray) -> None:
         held: DeviceArray = x.data
@@ -140,6 +173,24 @@ class CudaBackend:
 
     def slot_rows(self, rows: KvRows, slot: int, n_kv_heads: int, head_dim: int) -> DeviceRows:
         return DeviceRows(rows, slot, n_kv_heads, head_dim, self.stream)
+
+    def yakv_pools(
+        self,
+        n_layers: int,
+        n_slots: int,
+        n_kv_heads: int,
+        n_tokens: int,
+        shape: YakvShape,
+        budget: Budget,
+        staging: KvRows,
+        n_places: int = 0,
+    ) -> YakvSlots:
+        """Pools for slots of n_tokens tokens; `staging` are the exact rows of one layer of a prompt, n_places
+        those of a head in the cache of rows that rest on the host. Raises: ValueError, DeviceError.
+        """
+        sizes = n_layers, n_slots, n_kv_heads, n_tokens
+        pools = YakvPools(self, *sizes, shape, budget, on_host=self.kv_on_host, n_places=n_places)
+        return YakvSlots(self, pools, n_kv_heads, staging)
 
     def record(
         self,

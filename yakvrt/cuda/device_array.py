@@ -7,6 +7,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
+from .driver import call
 from .memory import DeviceMemory
 from .stream import Stream
 
@@ -42,6 +43,10 @@ class DeviceArray:
     def download(self, first: int, out: np.ndarray, stream: Stream) -> None:
         """Asks for rows first, first + 1, ... Shapes: out [n, ...]."""
         self._memory.download(out, stream, self._first_byte + first * self._row_bytes)
+
+    def clear(self, stream: Stream) -> None:
+        """Asks for zeros."""
+        call("cuMemsetD8Async", self.address, 0, self.nbytes, stream.handle)
 
     def copy_rows(self, at: int, other: DeviceArray, first: int, n: int, stream: Stream) -> None:
         """Asks for rows first, first + 1, ... of another array of such rows at rows at, at + 1, ..."""

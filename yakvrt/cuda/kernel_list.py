@@ -91,9 +91,21 @@ def all_kernels() -> list[KernelSpec]:
         *(kernel("yakv_tail_cuda", "yakv_tail_cuda", group, size) for size, group in HEADS),
         *(kernel("sample_cuda", "sample_cuda", most) for most in (64, 1024)),
         kernel("yakv_leave_cuda", "yakv_lengths_cuda"),
-        *(kernel("yakv_leave_cuda", "yakv_leave_cuda", size, "bf16", True) for size in HEAD_DIMS),
+        *(
+            kernel(*named, size, kind, *centred)
+            for *named, centred in (
+                ("yakv_leave_cuda", "yakv_leave_cuda", (True,)),
+                ("yakv_prompt_cuda", "yakv_widen_cuda", ()),
+                ("yakv_prompt_cuda", "yakv_mean_key_cuda", ()),
+            )
+            for size in HEAD_DIMS
+            for kind in ("f16", "bf16")
+        ),
+        kernel("keep_rows", "keep_rows_cuda"),
+        *(kernel("yakv_fit", "tail_errors_cuda", size) for size in HEAD_DIMS),
         kernel("yakv_fetch_cuda", "yakv_fetch_cuda"),
         kernel("yakv_fetch_cuda", "yakv_forget_cuda"),
+        kernel("yakv_fetch_cuda", "yakv_count_cuda"),
         *(kernel("yakv_gather_cuda", "yakv_gather_cuda", size, False) for size in ROW_SIZES),
         *(kernel("attend_plain_cuda", "attend_plain_cuda", *shape) for shape in PLAIN_ATTENTION),
         *(

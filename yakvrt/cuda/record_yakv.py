@@ -10,15 +10,15 @@ import numpy as np
 
 from ..kernel_build.spec import kernel
 from ..kernels.attend_fragments import head_blocks
-from ..kernels.higgs_encode_cuda import rows_of_a_block
-from ..kernels.higgs_layout import BLOCK_TOKENS, ROW_FORMATS, SELECTORS, row_bytes
+from ..kernels.higgs_layout import BLOCK_TOKENS, SELECTORS, row_bytes
 from ..kernels.higgs_query_cuda import query_words
 from ..kernels.rotate import rotation_lanes
 from ..kernels.select_topk_cuda import candidates_stride
 from ..kernels.yakv_tail_cuda import BLOCKS
 from ..ops import Buffer
 from .kernel_choice import GATHER_BLOCKS, SCORE_TOKENS, decode_splits
-from .yakv_pools import Grid, RowPool, YakvRows
+from .record_codes import BlockRows, pool_words, record_codes
+from .yakv_pools import RowPool, YakvRows
 
 if TYPE_CHECKING:
     from .recorder import CudaRecorder
@@ -26,7 +26,14 @@ if TYPE_CHECKING:
 
 def record_yakv(recorder: CudaRecorder, out: Buffer, q: Buffer, k: Buffer, v: Buffer, rows: YakvRows) -> None:
     """See Ops.attend_yakv."""
-    _Step(recorder, rows).record(out, q, k, v)
+    _Step(recorder, rows).merge(out, q, k, v)
+
+
+def record_tail_errors(
+    recorder: CudaRecorder, errors: Any, exact: Buffer, q: Buffer, k: Buffer, v: Buffer, rows: YakvRows
+) -> None:
+    """See Ops.yakv_tail_errors."""
+    _Step(recorder, rows).tail_errors(errors, exact, q, k, v)
 
 
 class _Step:
@@ -59,23 +66,44 @@ class _Step:
     def _scratch(self, name: str, n: int, dtype: type[np.generic]) -> Any:
         return self.recorder.scratch(f"yakv_{name}", n, dtype)
 
-    def record(self, out: Buffer, q: Buffer, k: Buffer, v: Buffer) -> None:
-        self._measure()
-        self._attend_ring(q, k, v)
-        self._score(q)
-        self._select()
-        places, held = self.ids, self.rows.rows
-        if self.rows.cached:
-            places, held = self._fetch(self.rows.cached), self.rows.cached
-        self._attend_selected(q, places, held)
-        if self.n_tail_parts:
-            self._add_tail()
+    def merge(self, out: Buffer, q: Buffer, k: Buffer, v: Buffer) -> None:
+        self._partials(q, k, v)
         self.recorder.launch(
             kernel("merge_partials", "merge_partials_cuda", self.head_dim),
             (self.n_heads, self.capacity),
             *(out.data, out.width, self.sums, self.stats, self.n_partials, self.n_heads, q.n_rows),
         )
         self._encode()
+
+    def tail_errors(self, errors: Any, exact: Buffer, q: Buffer, k: Buffer, v: Buffer) -> None:
+        self._partials(q, k, v)
+        first_tail = self.n_partials - self.n_tail_parts
+        self.recorder.launch(
+            kernel("yakv_fit", "tail_errors_cuda", self.head_dim),
+            (self.n_heads, 1),
+            *(errors, exact.data, exact.width, self.sums, self.stats, first_tail, self.n_partials),
+            *(self.n_heads, q.n_rows),
+        )
+        self._encode()
+
+    def _partials(self, q: Buffer, k: Buffer, v: Buffer) -> None:
+        self._measure()
+        self._attend_ring(q, k, v)
+        self._score(q)
+        self._select()
+        places, held, n_missing = self.ids, self.rows.rows, None
+        if self.rows.cached:
+            places, n_missing = self._fetch(self.rows.cached)
+            held = self.rows.cached
+        self.recorder.launch(
+            kernel("yakv_fetch_cuda", "yakv_count_cuda"),
+            (1, 1),
+            *(self.rows.counters, self.counts, n_missing, int(n_missing is not None), self.n_kv_heads),
+            q.n_rows,
+        )
+        self._attend_selected(q, places, held)
+        if self.n_tail_parts:
+            self._add_tail()
 
     def _measure(self) -> None:
         budget, shape = self.rows.budget, self.shape
@@ -160,13 +188,12 @@ class _Step:
         return directory, self.n_kv_heads * head, head, rows.cached.n_rows, self.batch.slots, self.n_kv_heads
 
     def _pool(self, pool: RowPool) -> tuple[Any, ...]:
-        """Codes and scales, each with its strides in words."""
-        head = pool.n_rows * (row_bytes(self.head_dim, self.shape.k_format, self.shape.v_format) // 4)
-        codes = (pool.codes, self.n_kv_heads * head, head)
-        return (*codes, pool.scales, self.n_kv_heads * pool.n_rows, pool.n_rows)
+        return pool_words(self.rows, pool, self.n_kv_heads)
 
-    def _fetch(self, cached: RowPool) -> Any:
-        """Brings what is missing into the cache. Returns: where every selected row lies."""
+    def _fetch(self, cached: RowPool) -> tuple[Any, Any]:
+        """Brings what is missing into the cache. Returns: where every selected row lies, and how many were
+        missing.
+        """
         n_rows, segments = self.batch.n_rows, self.n_segments
         places, missing, targets = (
             self._scratch(name, segments * self.most, np.int32) for name in ("places", "missing", "targets")
@@ -182,10 +209,15 @@ class _Step:
         self.recorder.launch(
             kernel("yakv_gather_cuda", "yakv_gather_cuda", size, False),
             (GATHER_BLOCKS, 1),
-            *(*self._pool(cached), *self._pool(self.rows.rows), self.batch.slots, self.n_kv_heads),
+            *(
+                *self._pool(cached),
+                *self._pool(self.rows.rows),
+                self.batch.slots,
+                self.n_kv_heads,
+            ),
             *(missing, targets, self.most, n_missing, n_rows),
         )
-        return places
+        return places, n_missing
 
     def _attend_selected(self, q: Buffer, places: Any, held: RowPool) -> None:
         rows, shape = self.rows, self.shape
@@ -193,7 +225,16 @@ class _Step:
         self.recorder.launch(
             kernel("yakv_attend_cuda", "yakv_attend_cuda", self.head_dim, *formats),
             (self.n_kv_heads * self.n_splits * head_blocks(self.group), self.capacity),
-            *(self.sums, self.stats, 1, self.n_partials, self.n_splits, q.data, q.width, *self._pool(held)),
+            *(
+                self.sums,
+                self.stats,
+                1,
+                self.n_partials,
+                self.n_splits,
+                q.data,
+                q.width,
+                *self._pool(held),
+            ),
             *(rows.k_grid.address("halves"), rows.v_grid.address("halves")),
             *(rows.means, self.n_kv_heads * self.head_dim, self.head_dim, self.logits, self.n_tokens),
             *(self.ids, places, self.most, self.counts, self.batch.slots, q.n_rows, self.n_kv_heads),
@@ -237,51 +278,18 @@ class _Step:
                 (self.n_segments, 1),
                 *(*self._directory(), self.firsts, self.lasts, n_rows),
             )
-        grid, block_bytes = rows.selector_grid, SELECTORS[shape.selector].block_bytes(head_dim)
-        head = rows.n_blocks * block_bytes
-        own_codes = (rows.selectors, heads * head // 4, head // 4, block_bytes // 4)
-        own_scales = (rows.selectors, heads * head // 2, head // 2, 1)
-        self._encode_rows("blocks", shape.centred, own_codes, own_scales, rows.k_block, grid)
-        k_format = ROW_FORMATS[shape.k_format]
-        if k_format.residual:
-            self._subtract_estimates()
-        codes, codes_slot, codes_head, scales, scales_slot, scales_head = self._pool(rows.rows)
-        row_words = row_bytes(head_dim, shape.k_format, shape.v_format) // 4
-        keys = (k_format, shape.centred and not k_format.residual, rows.k_block, rows.k_grid)
-        values = (ROW_FORMATS[shape.v_format], False, rows.v_block, rows.v_grid)
-        offset = 0
-        for i, (row_format, centred, block_rows, grid) in enumerate((keys, values)):
-            layout = "sixes" if row_format.sixes else "bytes"
-            own_codes = (codes.address + offset, codes_slot, codes_head, row_words)
-            own_scales = (scales.address + 2 * i, 2 * scales_slot, 2 * scales_head, 2)
-            self._encode_rows(layout, centred, own_codes, own_scales, block_rows, grid)
-            offset += row_format.n_bytes(head_dim)
-
-    def _subtract_estimates(self) -> None:
-        """The block's keys become what its selector codes leave of them."""
-        rows, shape, batch = self.rows, self.shape, self.batch
-        head_dim, heads = self.head_dim, self.n_kv_heads
-        block_head = BLOCK_TOKENS * head_dim
-        head = rows.n_blocks * SELECTORS[shape.selector].block_bytes(head_dim) // 4
-        self.recorder.launch(
-            kernel("higgs_residual_cuda", "higgs_residual_cuda", shape.selector, head_dim, shape.centred),
-            (-(-BLOCK_TOKENS // (128 // rotation_lanes(head_dim))), self.n_segments),
-            *(rows.k_block, heads * block_head, block_head, rows.selectors, heads * head, head),
-            *(rows.selector_grid.address("words8"), rows.selector_grid.byte_step, rows.means),
-            *(heads * head_dim, batch.slots, heads, self.firsts, self.lasts, self.recorder.zeros),
-            batch.n_rows,
+        block = BLOCK_TOKENS * head_dim
+        blocks = BlockRows(
+            rows.k_block,
+            rows.v_block,
+            slot_stride=heads * block,
+            head_stride=block,
+            n_rows_each=BLOCK_TOKENS,
+            n_batch=self.capacity,
+            slots=batch.slots,
+            firsts=self.firsts,
+            lasts=self.lasts,
+            sources=self.recorder.zeros,
+            n_rows=n_rows,
         )
-
-    def _encode_rows(
-        self, layout: str, centred: bool, codes: Any, scales: Any, block: Any, grid: Grid
-    ) -> None:
-        heads, head_dim, batch = self.n_kv_heads, self.head_dim, self.batch
-        head = BLOCK_TOKENS * head_dim
-        spec = (grid.dim, grid.n_points, layout, head_dim, "norm", centred, False)
-        sources = self.recorder.zeros
-        self.recorder.launch(
-            kernel("higgs_encode_cuda", "higgs_encode_cuda", *spec),
-            (-(-BLOCK_TOKENS // rows_of_a_block(head_dim)), self.n_segments),
-            *(*codes, *scales, block, heads * head, head, self.rows.means, heads * head_dim),
-            *(grid.memory, batch.slots, heads, self.firsts, self.lasts, sources, batch.n_rows),
-        )
+        record_codes(self.recorder.launch, rows, heads, blocks)

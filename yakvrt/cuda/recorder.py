@@ -16,7 +16,7 @@ from .device_matrix import DeviceMatrix
 from .record_attention import append_rows, record_decode_attention, record_prefill_attention
 from .record_experts import record_experts
 from .record_matmul import record_matmul
-from .record_yakv import record_yakv
+from .record_yakv import record_tail_errors, record_yakv
 from .yakv_pools import YakvRows
 
 if TYPE_CHECKING:
@@ -194,3 +194,16 @@ class CudaRecorder:
 
     def attend_yakv(self, out: Buffer, q: Buffer, k: Buffer, v: Buffer, rows: YakvRows) -> None:
         record_yakv(self, out, q, k, v, rows)
+
+    def yakv_tail_errors(
+        self, errors: Buffer, exact: Buffer, q: Buffer, k: Buffer, v: Buffer, rows: YakvRows
+    ) -> None:
+        record_tail_errors(self, errors.data, exact, q, k, v, rows)
+
+    def keep_rows(self, kept: Buffer, x: Buffer) -> None:
+        held: DeviceArray = kept.data
+        self.launch(
+            kernel("keep_rows", "keep_rows_cuda"),
+            (blocks(kept.width, 256), self.capacity),
+            *(held, len(held), kept.width, x.data, x.width, self.device_batch.positions, x.n_rows),
+        )

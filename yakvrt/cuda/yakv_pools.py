@@ -22,8 +22,8 @@ from ..kernels.yakv_fetch_cuda import directory_words
 from ..kernels.yakv_layout import Budget, YakvShape
 from ..kernels.yakv_select import budget_of
 from ..ops import ELEMENT_BYTES
-from .arguments import Addressed
 from .device_array import DeviceArray
+from .memory import PinnedMemory
 
 if TYPE_CHECKING:
     from .backend import CudaBackend
@@ -36,8 +36,8 @@ class RowPool:
     Shapes: codes uint32 [slots, Hk, n_rows, row words], scales uint32 [slots, Hk, n_rows].
     """
 
-    codes: Addressed
-    scales: Addressed
+    codes: DeviceArray | PinnedMemory
+    scales: DeviceArray | PinnedMemory
     n_rows: int
 
 
@@ -61,8 +61,9 @@ class YakvRows:
 
     Shapes: ring_k, ring_v 16-bit numbers in pairs [slots, Hk, sinks + window + 64, D], selectors uint32
     [slots, Hk, blocks of 64 tokens], values uint32 (float16 pairs) [slots, Hk, blocks, D / 2], means float32
-    [slots, Hk, D], tail_parts float32 [slots, Hk, G]; k_block and v_block float32 [slots, Hk, 64, D], of a
-    block that is encoded, shared by all layers. With a cache, `cached` are the rows on the device.
+    [slots, Hk, D], tail_parts float32 [slots, Hk, G]; counters int64 [3], of yakv_count_cuda; k_block and
+    v_block float32 [slots, Hk, 64, D], of a block that is encoded, shared by all layers. With a cache,
+    `cached` are the rows on the device.
     """
 
     shape: YakvShape
@@ -75,6 +76,7 @@ class YakvRows:
     values: DeviceArray
     means: DeviceArray
     tail_parts: DeviceArray
+    counters: DeviceArray
     k_block: DeviceArray
     v_block: DeviceArray
     rows: RowPool
@@ -83,6 +85,13 @@ class YakvRows:
     selector_grid: Grid
     k_grid: Grid
     v_grid: Grid
+
+    @property
+    def rows_shape(self) -> tuple[int, int, int, int]:
+        """Of the codes of `rows`, in words."""
+        shape = self.shape
+        words = row_bytes(shape.head_dim, shape.k_format, shape.v_format) // 4
+        return self.n_slots, self.means.shape[1], self.rows.n_rows, words
 
     @property
     def ring_places(self) -> int:
@@ -107,6 +116,8 @@ def check_yakv(shape: YakvShape) -> None:
         )
     if shape.selector != "2bit":
         raise ValueError("on a GPU, YAKV's selector has 2 bits: take selector=2bit")
+    if shape.kind == "f32":
+        raise ValueError("on a GPU, YAKV's exact rows are f16 or bf16: take -ctk f16 or bf16")
     if shape.rule != "sum":
         raise ValueError("on a GPU, YAKV ranks by the sum over a group: take rule=sum")
 
@@ -166,6 +177,7 @@ class YakvPools:
                 values=backend.array((*heads, n_blocks, head_dim // 2), np.uint32),
                 means=backend.array((*heads, head_dim), np.float32),
                 tail_parts=backend.array((*heads, shape.group), np.float32),
+                counters=backend.put(np.zeros(3, np.int64)),
                 k_block=k_block,
                 v_block=v_block,
                 rows=rows_pool(n_rows, on_host),
@@ -180,5 +192,5 @@ class YakvPools:
         if on_host and n_places < self.layers[0].most_selected:
             raise ValueError(
                 f"a cache of {n_places} rows a head cannot hold the {self.layers[0].most_selected} that a"
-                " step selects: make it larger, or the budget smaller"
+                " step selects: give slot_cache=1 or more, or a smaller sparse_budget"
             )

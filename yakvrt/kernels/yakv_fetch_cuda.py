@@ -228,3 +228,33 @@ def yakv_forget_cuda(g: Any) -> CudaKernel:
         opcodes=("ATOMS", "SHFL"),
         work=Work("place", 16, 4),
     )
+
+
+def yakv_count_cuda(g: Any) -> CudaKernel:
+    """Adds a step to a layer's counters: selected rows of all heads, how many of them were resident, tokens.
+
+    Grid: one block. Shapes: counters int64 [3]; counts and n_missing int64 [rows of the batch * Hk]. With
+    `cached` 0 no row was resident, and n_missing is not read.
+    """
+    threads, warps = 256, 8
+    n_held = 2 * warps
+
+    def kernel(counters, counts, n_missing, cached, n_heads, n_rows):  # type: ignore[no-untyped-def]
+        thread, held, n = g.thread(), g.shared_i32(n_held), g.int32(n_rows[0] * n_heads)
+        read, hits = g.int32(0), g.int32(0)
+        for i in range(thread, n, g.int32(threads)):
+            read += g.int32(counts[i])
+            if cached > 0:
+                hits += g.int32(counts[i] - n_missing[i])
+        read, hits = g.int32(g.warp_sum(read)), g.int32(g.warp_sum(hits))
+        if thread % 32 == 0:
+            held[thread // 32], held[warps + thread // 32] = read, hits
+        g.sync_threads()
+        if thread == 0:
+            for i in range(1, warps):
+                read, hits = g.int32(read + held[i]), g.int32(hits + held[warps + i])
+            counters[0] += read
+            counters[1] += hits
+            counters[2] += n_rows[0]
+
+    return CudaKernel(kernel, "i64* i64* i64* i32 i32 i64*", threads, work=Work("segment", 16, 2))

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from .attend_fragments import LEAST
+from .cuda_kernel import CudaKernel, Work
 from .yakv_layout import FIRST_RUN, MAX_PARTIALS, run_len
 
 TAIL = 1  # the partial result of the tail
@@ -37,6 +39,77 @@ def best_parts(errors: np.ndarray) -> np.ndarray:
     """The part nearest to exact attention. Shapes: [Hq, STEPS + 1] -> [Hq]."""
     parts: np.ndarray = errors.argmin(axis=1) / STEPS
     return parts
+
+
+def tail_errors_cuda(g: Any, head_dim: int) -> CudaKernel:
+    """Adds tail_errors_ref of the partial results of a step to errors; those from `first_tail` on are of the
+    tail.
+
+    Shapes: errors float32 [Hq, STEPS + 1], exact float32 [rows, stride], sums and stats as in
+    merge_partials_cuda.
+    Grid: x, query heads.
+    """
+    threads, n_warps, steps, least, no_mass = 128, 4, STEPS, LEAST, 1e-30
+    n_held = 3 * n_warps
+
+    def kernel(  # type: ignore[no-untyped-def]
+        errors, exact, stride, sums, stats, first_tail, n_partials, n_heads, n_rows
+    ):
+        head, thread, held = g.block(), g.thread(), g.shared_f32(n_held)
+        lane, warp = g.int32(thread % 32), g.int32(thread // 32)
+        for row in range(g.int32(n_rows[0])):
+            unit = g.int64(row) * n_heads + head
+            own_sums = g.shifted(sums, unit * n_partials * head_dim)
+            own_stats = g.shifted(stats, unit * n_partials * 2)
+            largest = g.float32(least)
+            for i in range(lane, n_partials, g.int32(32)):
+                if own_stats[2 * i + 1] > g.float32(0):
+                    largest = max(largest, own_stats[2 * i])
+            largest = g.warp_max(largest)
+            read, rest = g.float32(0), g.float32(0)
+            rr, rs, ss = g.float32(0), g.float32(0), g.float32(0)
+            for d in range(thread, g.int32(head_dim), g.int32(threads)):
+                wanted = exact[g.int64(row) * stride + head * head_dim + d]
+                r, s = g.float32(0), g.float32(0)
+                for i in range(g.int32(0), n_partials, g.int32(1)):
+                    weight = own_stats[2 * i + 1]
+                    if weight > g.float32(0):
+                        factor = g.exp2(own_stats[2 * i] - largest)
+                        off = factor * (own_sums[i * head_dim + d] - weight * wanted)
+                        if i < first_tail:
+                            r += off
+                        else:
+                            s += off
+                rr, rs, ss = rr + r * r, rs + r * s, ss + s * s
+            for i in range(g.int32(0), n_partials, g.int32(1)):
+                weight = own_stats[2 * i + 1]
+                if weight > g.float32(0):
+                    mass = weight * g.exp2(own_stats[2 * i] - largest)
+                    if i < first_tail:
+                        read += mass
+                    else:
+                        rest += mass
+            rr, rs, ss = g.warp_sum(rr), g.warp_sum(rs), g.warp_sum(ss)
+            g.sync_threads()  # others may still read what the row before left
+            if lane == 0:
+                held[3 * warp], held[3 * warp + 1], held[3 * warp + 2] = rr, rs, ss
+            g.sync_threads()
+            if thread <= steps:
+                rr, rs, ss = g.float32(0), g.float32(0), g.float32(0)
+                for i in range(n_warps):
+                    rr, rs, ss = rr + held[3 * i], rs + held[3 * i + 1], ss + held[3 * i + 2]
+                part = g.float32(thread) * g.float32(1 / steps)
+                mass = max(read + part * rest, g.float32(no_mass))
+                distance = rr + part * (g.float32(2) * rs + part * ss)
+                errors[head * (steps + 1) + thread] += g.divide(distance, mass * mass)
+
+    return CudaKernel(
+        kernel,
+        "f32* f32* i32 f32* f32* i32 i32 i32 i64*",
+        threads,
+        opcodes=("MUFU.EX2",),
+        work=Work("partial", 4 * head_dim + 8, 4 * head_dim),
+    )
 
 
 def tail_errors_cpu(group: int, head_dim: int) -> Any:

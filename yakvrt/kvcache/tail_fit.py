@@ -7,12 +7,12 @@ hand, since a prompt's attention is exact. The part that brings a head nearest t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..kernels.yakv_fit import STEPS, best_parts
-from ..ops import Buffer, KvRows, Ops, YakvRows
+from ..ops import Buffer, KvRows, Ops
 from .contract import AttentionInput, KvSetting
 
 if TYPE_CHECKING:
@@ -27,26 +27,18 @@ class TailFit:
     Bytes: those of a decode step's scratch, and 4 * D * (4 Hq + 2 Hk) * FIT_TOKENS.
     """
 
-    def __init__(self, setting: KvSetting, staging: KvRows, layers: Sequence[YakvRows]) -> None:
+    def __init__(self, setting: KvSetting, staging: KvRows, layers: Sequence[Any]) -> None:
         self._setting, self._staging, self._layers = setting, staging, layers
-        config = setting.config
+        config, backend = setting.config, setting.backend
         widths = [heads * config.head_dim for heads in (config.n_heads, config.n_kv_heads, config.n_kv_heads)]
-        self._last = [np.zeros((FIT_TOKENS, width), np.float32) for width in widths]  # q, k, v
-        self._errors = np.zeros((config.n_heads, STEPS + 1), np.float32)
+        self._last = [backend.buffer(FIT_TOKENS, width) for width in widths]  # q, k, v
+        self._errors = backend.buffer(config.n_heads, STEPS + 1)
         self._steps: tuple[Step, Step] | None = None
 
     def keep(self, ops: Ops, attention: AttentionInput) -> None:
         """Records: keep the last tokens of a chunk."""
-        batch, sources = ops.batch, (attention.q, attention.k, attention.v)
-
-        def run() -> None:
-            n = min(int(batch.n_rows[0]), FIT_TOKENS)
-            first = int(batch.n_rows[0]) - n
-            for kept, source in zip(self._last, sources, strict=True):
-                kept[: FIT_TOKENS - n] = kept[n:]
-                kept[FIT_TOKENS - n :] = source.data[first : first + n, : source.width]
-
-        ops.call(run)
+        for kept, source in zip(self._last, (attention.q, attention.k, attention.v), strict=True):
+            ops.keep_rows(kept, source)
 
     def take_in(self, layer: int, slot: int, first: int) -> np.ndarray:
         """Takes the tokens kept, at positions `first` and on, into a slot that holds those before, all of
@@ -56,20 +48,22 @@ class TailFit:
         """
         if self._steps is None:
             self._steps = self._record_exact(), self._record_decode()
-        exact, decode = self._steps
+        (exact, decode), backend = self._steps, self._setting.backend
+        positions = np.arange(first, first + FIT_TOKENS)
+        last = [backend.read(kept, 0, FIT_TOKENS)[positions % FIT_TOKENS] for kept in self._last]
         exact.batch.n_rows[0] = FIT_TOKENS
-        exact.batch.positions[:] = np.arange(first, first + FIT_TOKENS)
-        self._q.data[:FIT_TOKENS, : self._q.width] = self._last[0]
+        exact.batch.positions[:] = positions
+        backend.write(self._q, last[0])
         exact.run()
-        self._errors[:] = 0
+        last.append(backend.read(self._exact, 0, FIT_TOKENS).copy())
+        backend.write(self._errors, np.zeros((self._errors.data.shape[0], STEPS + 1), np.float32))
         decode.batch.n_rows[0], decode.batch.slots[0] = 1, slot
-        for i in range(FIT_TOKENS):
-            decode.batch.positions[0] = first + i
-            self._token[0].data[0, : self._token[0].width] = self._exact.data[i, : self._exact.width]
-            for buffer, rows in zip(self._token[1:], self._last, strict=True):
-                buffer.data[0, : buffer.width] = rows[i]
+        for i, position in enumerate(positions):
+            decode.batch.positions[0] = position
+            for buffer, rows in zip(self._token, last, strict=True):
+                backend.write(buffer, rows[i : i + 1])
             decode.run(layer)
-        return best_parts(self._errors)
+        return best_parts(backend.read(self._errors, 0, self._errors.data.shape[0]))
 
     def _recorder(self, capacity: int) -> Recording:
         setting, config = self._setting, self._setting.config
@@ -82,7 +76,7 @@ class TailFit:
 
     def _record_exact(self) -> Step:
         """Exact attention of the tokens kept."""
-        recorder, width = self._recorder(FIT_TOKENS), self._last[0].shape[1]
+        recorder, width = self._recorder(FIT_TOKENS), self._last[0].width
         self._q, self._exact = recorder.buffer(width), recorder.buffer(width)
         recorder.attend_prefill(self._exact, self._q, self._staging)
         return self._setting.backend.finish(recorder)
@@ -90,9 +84,9 @@ class TailFit:
     def _record_decode(self) -> Step:
         """One of them; a part for every layer."""
         recorder = self._recorder(1)
-        q, k, v = (recorder.buffer(rows.shape[1]) for rows in self._last)
+        q, k, v = (recorder.buffer(kept.width) for kept in self._last)
         exact: Buffer = recorder.buffer(q.width)
-        self._token = exact, q, k, v
+        self._token = q, k, v, exact
         for i, rows in enumerate(self._layers):
             if i:
                 recorder.next_part()

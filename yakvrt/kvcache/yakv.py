@@ -243,14 +243,13 @@ class YakvKv:
 
     def _take_in_and_fit(self, fit: TailFit, layer: int, slot: int, first: int) -> None:
         """The prompt's last tokens, from position `first` on. If interrupted, the parts stay as they were."""
-        parts = self._pools.tail_parts(layer, slot)
-        found = parts.copy()
-        parts[:] = 1
+        found = self._pools.tail_parts(layer, slot)
+        self._pools.set_tail_parts(layer, slot, 1)
         try:
             with self._pools.uncounted(layer):
-                found = fit.take_in(layer, slot, first).reshape(parts.shape)
+                found = fit.take_in(layer, slot, first).reshape(found.shape)
         finally:
-            parts[:] = found
+            self._pools.set_tail_parts(layer, slot, found)
 
     def _leaves_out(self, n: int) -> bool:
         """Whether a step at position n selects fewer rows than are indexed."""
@@ -259,7 +258,8 @@ class YakvKv:
         return budget_of(n + 1, n_indexed, budget.ratio, budget.at_least, budget.min_len) < n_indexed
 
     def _forget_tail_parts(self, slot: int) -> None:
-        self._pools.tail_parts(slice(None), slot)[:] = self._parameters.tail_part
+        for layer in range(len(self._pools.layers)):
+            self._pools.set_tail_parts(layer, slot, self._parameters.tail_part)
 
     def stats(self) -> Mapping[str, float | str]:
         setting, shape = self._setting, self._shape
@@ -267,8 +267,7 @@ class YakvKv:
         heads = setting.config.n_layers * setting.config.n_kv_heads
         row = row_bytes(shape.head_dim, shape.k_format, shape.v_format) + 4
         block = SELECTORS[shape.selector].block_bytes(shape.head_dim) + 2 * shape.head_dim
-        rows_read = sum(layer.rows_read for layer in self._pools.layers)
-        hits = sum(layer.hits for layer in self._pools.layers)
+        rows_read, hits, steps = self._pools.counted()
         return {
             "method": "yakv",
             "type": setting.kind,
@@ -281,5 +280,5 @@ class YakvKv:
             "hit_rate": hits / max(1, rows_read),
             "device_bytes_per_token": heads * block / 64,
             "host_bytes_per_token": heads * row,
-            "steps": self._pools.layers[0].steps,
+            "steps": steps,
         }

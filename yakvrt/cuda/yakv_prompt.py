@@ -1,0 +1,131 @@
+"""Moves rows between a prompt's exact rows and YAKV's pools on a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..kernel_build.spec import kernel
+from ..kernels.higgs_layout import BLOCK_TOKENS
+from ..kernels.yakv_layout import indexed_end, ring_place
+from ..ops import KvRows
+from .device_array import DeviceArray
+from .record_codes import BlockRows, record_codes
+from .yakv_decode import decoded_rows
+from .yakv_pools import YakvRows
+
+if TYPE_CHECKING:
+    from .backend import CudaBackend
+
+PIECE = 16 * BLOCK_TOKENS  # rows that are encoded at once
+
+
+class YakvPrompt:
+    """One layer of one slot at a time. `staging` are the exact rows of the prompt under way."""
+
+    def __init__(
+        self, backend: CudaBackend, layers: Sequence[YakvRows], n_kv_heads: int, staging: KvRows
+    ) -> None:
+        """Raises: DeviceError."""
+        shape = layers[0].shape
+        self._backend, self._layers, self._heads, self._shape = backend, layers, n_kv_heads, shape
+        self._staging = staging
+        self._spans = backend.array((6,), np.int64)  # slot, first and last row, tokens, 0, 1
+        self._ring = backend.upload_ring(self._spans)
+        rows = (n_kv_heads, PIECE, shape.head_dim)
+        k_rows, v_rows = backend.array(rows, np.float32), backend.array(rows, np.float32)
+        self._blocks = BlockRows(
+            k_rows,
+            v_rows,
+            slot_stride=0,
+            head_stride=PIECE * shape.head_dim,
+            n_rows_each=PIECE,
+            n_batch=1,
+            slots=self._spans.part(0, 1),
+            firsts=self._spans.part(1, 1),
+            lasts=self._spans.part(2, 1),
+            sources=self._spans.part(4, 1),
+            n_rows=self._spans.part(5, 1),
+        )
+
+    def store(self, layer: int, slot: int, n_held: int, n_tokens: int) -> None:
+        """Takes over the exact rows at positions n_held .. n_tokens - 1, and those of the window."""
+        rows, sinks = self._layers[layer], self._shape.n_sinks
+        begin, end = (indexed_end(n, sinks, self._shape.window) for n in (n_held, n_tokens))
+        if begin == sinks < end and self._shape.centred:
+            self._ring.upload(np.array([slot, 0, 0, n_tokens, 0, 1]))
+            self._mean_key(rows)
+        for first in range(begin - sinks, end - sinks, PIECE):
+            last = min(first + PIECE, end - sinks)
+            self._ring.upload(np.array([slot, first, last, n_tokens, 0, 1]))
+            self._widen(rows)
+            record_codes(self._backend.launch, rows, self._heads, self._blocks)
+        if rows.directory and begin < end:
+            rows.directory.part(slot, 1).clear(self._backend.stream)
+        self._copy(rows, slot, min(n_held, sinks), min(n_tokens, sinks), to_ring=True)
+        self._copy(rows, slot, max(end, sinks), n_tokens, to_ring=True)
+
+    def restore(self, layer: int, slot: int, n_held: int) -> None:
+        """Writes the first n_held rows where a prompt's exact rows lie. The host decodes indexed ones."""
+        rows, sinks = self._layers[layer], self._shape.n_sinks
+        end = indexed_end(n_held, sinks, self._shape.window)
+        self._copy(rows, slot, 0, min(n_held, sinks), to_ring=False)
+        self._copy(rows, slot, max(end, sinks), n_held, to_ring=False)
+        if sinks < end:
+            k, v = decoded_rows(rows, slot, 0, end - sinks, self._backend.stream)
+            held = self._backend.slot_rows(self._staging, 0, self._heads, self._shape.head_dim)
+            held.write(sinks, k, v)
+
+    def refill(self, layer: int, slot: int, n_held: int, first: int, last: int) -> None:
+        """Indexed positions first .. last - 1 of a slot return to the ring."""
+        rows, sinks, dim = self._layers[layer], self._shape.n_sinks, self._shape.head_dim
+        k, v = decoded_rows(rows, slot, first - sinks, last - sinks, self._backend.stream)
+        staged = self._backend.slot_rows(self._staging, 0, self._heads, dim)
+        staged.write(first, k, v)
+        self._copy(rows, slot, first, last, to_ring=True)
+
+    def _widen(self, rows: YakvRows) -> None:
+        dim, blocks = self._shape.head_dim, self._blocks
+        head = rows.n_blocks * dim // 2
+        self._backend.launch(
+            kernel("yakv_prompt_cuda", "yakv_widen_cuda", dim, self._shape.kind),
+            (PIECE // BLOCK_TOKENS, self._heads),
+            *(blocks.k, blocks.v, blocks.head_stride, rows.values, self._heads * head, head),
+            *(self._staging.k, self._staging.v, self._staging.head_bytes // 4, self._spans),
+            self._shape.n_sinks,
+        )
+
+    def _mean_key(self, rows: YakvRows) -> None:
+        dim = self._shape.head_dim
+        self._backend.launch(
+            kernel("yakv_prompt_cuda", "yakv_mean_key_cuda", dim, self._shape.kind),
+            (self._heads, 1),
+            *(rows.means, self._heads * dim, self._staging.k, self._staging.head_bytes // 4, self._spans),
+            self._shape.n_sinks,
+        )
+
+    def _copy(self, rows: YakvRows, slot: int, first: int, last: int, *, to_ring: bool) -> None:
+        """Exact positions between the staged rows and the ring, run by run: it wraps around."""
+        shape, words = self._shape, self._shape.head_dim // 2
+        ring_len = shape.window + BLOCK_TOKENS
+        while first < last:
+            place = ring_place(first, shape.n_sinks, shape.n_sinks, ring_len)
+            end = shape.n_sinks if first < shape.n_sinks else rows.ring_places
+            n = min(last - first, end - place)
+            for staged, ring in ((self._staging.k, rows.ring_k), (self._staging.v, rows.ring_v)):
+                for head in range(self._heads):
+                    here = (head * self._staging.head_bytes // 4 // words) + first
+                    there = (slot * self._heads + head) * rows.ring_places + place
+                    self._copy_run(staged, ring, words, here, there, n, to_ring)
+            first += n
+
+    def _copy_run(
+        self, staged: DeviceArray, ring: DeviceArray, words: int, here: int, there: int, n: int, to_ring: bool
+    ) -> None:
+        held, rows = (x.reshaped((x.nbytes // 4 // words, words)) for x in (staged, ring))
+        if to_ring:
+            rows.copy_rows(there, held, here, n, self._backend.stream)
+        else:
+            held.copy_rows(here, rows, there, n, self._backend.stream)

@@ -1,0 +1,99 @@
+"""What a KV method asks of YAKV's pools on a GPU, slot by slot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..kernels.higgs_layout import BLOCK_TOKENS
+from ..kernels.yakv_layout import indexed_end
+from ..ops import KvRows
+from .device_array import DeviceArray
+from .device_rows import DeviceValues
+from .yakv_decode import of_slot
+from .yakv_pools import YakvPools, YakvRows
+from .yakv_prompt import YakvPrompt
+
+if TYPE_CHECKING:
+    from ..backend import SlotValues
+    from .backend import CudaBackend
+
+
+class YakvSlots:
+    """The slots of all layers; `staging` are the exact rows of one layer of the prompt under way."""
+
+    def __init__(self, backend: CudaBackend, pools: YakvPools, n_kv_heads: int, staging: KvRows) -> None:
+        """Raises: DeviceError."""
+        self.layers, self._heads, self._stream = pools.layers, n_kv_heads, backend.stream
+        self._shape = pools.layers[0].shape
+        prompt = YakvPrompt(backend, pools.layers, n_kv_heads, staging)
+        self.store, self.restore, self.refill = prompt.store, prompt.restore, prompt.refill
+
+    def counted(self) -> tuple[int, int, int]:
+        """Since the start: selected rows of all heads, how many of them were resident, tokens decoded."""
+        each = np.array([rows.counters.get(3, self._stream) for rows in self.layers])
+        return int(each[:, 0].sum()), int(each[:, 1].sum()), int(each[0, 2])
+
+    @contextmanager
+    def uncounted(self, layer: int) -> Iterator[None]:
+        """Steps that the layer runs meanwhile are in no statistics."""
+        counters = self.layers[layer].counters
+        before = counters.get(3, self._stream)
+        try:
+            yield
+        finally:
+            counters.put(before, self._stream)
+
+    def tail_parts(self, layer: int, slot: int) -> np.ndarray:
+        """How much of the tail counts for every query head. Shapes: float32 [Hk, G]."""
+        parts: np.ndarray = self.layers[layer].tail_parts.part(slot, 1).get(1, self._stream)[0]
+        return parts
+
+    def set_tail_parts(self, layer: int, slot: int, parts: np.ndarray | float) -> None:
+        """Shapes: [Hk, G], or one number for all."""
+        held = self.layers[layer].tail_parts
+        shape = 1, *held.shape[1:]
+        held.part(slot, 1).put(np.broadcast_to(np.float32(parts), shape), self._stream)
+
+    def state(self, slot: int, n_held: int) -> dict[str, SlotValues]:
+        """What n_held tokens of a slot occupy, by pool and layer.
+
+        Whoever gets it may write it, so the slot's cache of rows is emptied.
+        """
+        found: dict[str, SlotValues] = {}
+        for layer, rows in enumerate(self.layers):
+            if rows.directory:
+                rows.directory.part(slot, 1).clear(self._stream)
+            for name, values in self._layer_state(rows, slot, n_held).items():
+                found[f"{name}.{layer}"] = values
+        return found
+
+    def _layer_state(self, rows: YakvRows, slot: int, n_held: int) -> dict[str, SlotValues]:
+        shape = self._shape
+        n = indexed_end(n_held, shape.n_sinks, shape.window) - shape.n_sinks
+        n_blocks = n // BLOCK_TOKENS
+
+        def on_device(array: DeviceArray, n_first: int) -> SlotValues:
+            """The first ones of every head."""
+            stride = array.nbytes // (array.shape[0] * self._heads)
+            kept = (self._heads, n_first, *array.shape[3:])
+            return DeviceValues(array, slot * self._heads * stride, stride, kept, array.dtype, self._stream)
+
+        def pooled(memory: object, pool_shape: tuple[int, ...]) -> SlotValues:
+            if isinstance(memory, DeviceArray):
+                return on_device(memory, n)
+            return of_slot(memory, pool_shape, slot, self._stream)[:, :n]  # type: ignore[arg-type]
+
+        return {
+            "ring_k": on_device(rows.ring_k, rows.ring_places),
+            "ring_v": on_device(rows.ring_v, rows.ring_places),
+            "selectors": on_device(rows.selectors, n_blocks),
+            "values": on_device(rows.values, n_blocks),
+            "means": on_device(rows.means, shape.head_dim),
+            "tail_parts": on_device(rows.tail_parts, shape.group),
+            "rows": pooled(rows.rows.codes, rows.rows_shape),
+            "scales": pooled(rows.rows.scales, rows.rows_shape[:3]),
+        }
