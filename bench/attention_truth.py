@@ -8,7 +8,7 @@ from prompt_capture import PromptRows
 
 from yakvrt.kvcache.contract import KvSetting
 from yakvrt.kvcache.rows import softmax
-from yakvrt.kvcache.staging import element_type
+from yakvrt.ops import element_type
 
 
 class AttentionTruth:

@@ -31,7 +31,7 @@ import yakvrt
 from yakvrt.engine import Engine
 from yakvrt.kvcache import open_method
 from yakvrt.kvcache.contract import KvSetting
-from yakvrt.kvcache.staging import element_type
+from yakvrt.ops import element_type
 from yakvrt.runner import Runner
 
 

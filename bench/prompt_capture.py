@@ -10,8 +10,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from yakvrt.kvcache.contract import AttentionInput, KvMethod, KvSetting
-from yakvrt.kvcache.staging import element_type
-from yakvrt.ops import Buffer, KvRows, Ops
+from yakvrt.ops import Buffer, KvRows, Ops, element_type
 
 CHUNK = 256
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from yakvrt.kvcache.contract import KvSetting
-from yakvrt.kvcache.staging import element_type
+from yakvrt.ops import element_type
 
 FACTOR = 0x9E3779B1  # odd, hence with an inverse modulo powers of two
 
