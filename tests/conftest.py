@@ -8,9 +8,17 @@ import pytest
 from kernel_team import KernelTeam
 
 from yakvrt import hub
+from yakvrt.kernel_build.compilers import kept_helpers
 
 if TYPE_CHECKING:
     from fake_gpu import FakeGpu
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _kept_helpers() -> Iterator[None]:
+    """Most tests ask for their kernels one by one."""
+    with kept_helpers():
+        yield
 
 
 @pytest.fixture(scope="session")
