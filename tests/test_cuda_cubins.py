@@ -6,6 +6,8 @@ import dataclasses
 import json
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +30,9 @@ SPEC = kernel("rms_norm", "rms_norm_cuda")
 
 
 @pytest.fixture(scope="session")
-def cubins() -> dict[str, list[Cubin]]:
-    return compile_missing(all_kernels(), ARCHITECTURES, cache_path())
+def cubins(alone: Callable[[str], AbstractContextManager[None]]) -> dict[str, list[Cubin]]:
+    with alone("cubins"):
+        return compile_missing(all_kernels(), ARCHITECTURES, cache_path())
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
