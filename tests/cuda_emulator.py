@@ -11,7 +11,8 @@ from __future__ import annotations
 import contextvars
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,40 +28,48 @@ OWN_FILES = {str(path) for path in Path(__file__).parent.glob("cuda_emulat*.py")
 
 def call_site() -> tuple[Any, int]:
     """The place in the kernel, or in a function it calls, that uses the op now running."""
-    frame = sys._getframe(1)
-    while frame.f_code.co_filename in OWN_FILES:
+    frame = sys._getframe(3)  # behind the op and what it called
+    while (code := frame.f_code).co_filename in OWN_FILES:
         assert frame.f_back is not None
         frame = frame.f_back
-    return frame.f_code, frame.f_lasti
+    return code, frame.f_lasti
 
 
-class Waiting:
-    """What a thread waits for: all lanes of its warp, or all threads of its block."""
-
-    __slots__ = ("combine", "name", "site", "value", "whole_block")
-
-    def __init__(self, name: str, value: Any, combine: Callable[[list[Any]], list[Any]] | None) -> None:
-        self.name, self.value, self.combine = name, value, combine
-        self.whole_block = combine is None
-        self.site = call_site()
-
-    def line(self) -> str:
-        code, instruction = self.site
-        lines = [line for start, end, line in code.co_lines() if start <= instruction < end]
-        return f"{self.name} in line {lines[0] if lines else '?'}"
+def line_of(name: str, site: tuple[Any, int]) -> str:
+    code, instruction = site
+    lines = [line for start, end, line in code.co_lines() if start <= instruction < end]
+    return f"{name} in line {lines[0] if lines else '?'}"
 
 
 class Thread:
-    """One CUDA thread. `copies` are asynchronous copies under way: groups, the last of them still open."""
+    """One CUDA thread. `copies` are asynchronous copies under way: groups, the last of them still open.
+    `waits_for`: the name of an op where it waits for all lanes of its warp or all threads of its block.
+    """
 
-    def __init__(self, block: Block, number: int) -> None:
+    __slots__ = (
+        "block",
+        "combine",
+        "copies",
+        "greenlet",
+        "lane",
+        "number",
+        "result",
+        "site",
+        "stamp",
+        "value",
+        "waits_for",
+        "warp",
+    )
+
+    def __init__(self, block: Block, number: int, body: Callable[[], None]) -> None:
         self.block, self.number = block, number
         self.warp, self.lane = divmod(number, WARP)
         self.stamp = (0, number, self.warp, 0)
-        self.waiting: Waiting | None = None
+        self.waits_for, self.value, self.site = "", None, (None, 0)
+        self.combine: Callable[[list[Any]], list[Any]] | None = None
         self.result: Any = None
         self.copies: list[list[Callable[[], None]]] = [[]]
-        self.greenlet: Any = None
+        self.greenlet = greenlet(body)
 
     @property
     def ended(self) -> bool:
@@ -74,8 +83,17 @@ class Thread:
         self, name: str, value: Any = None, combine: Callable[[list[Any]], list[Any]] | None = None
     ) -> Any:
         """Waits for the warp, whose 32 values `combine` turns into 32 results; without it for the block."""
-        self.waiting = Waiting(name, value, combine)
-        self.block.scheduler.switch()
+        self.waits_for, self.value, self.combine = name, value, combine
+        self.site = call_site()
+        block = self.block
+        if combine is not None:
+            block.lanes_waiting[self.warp] += 1
+        # the next one goes on at once: returning to the scheduler in between would double the switches
+        for thread in block.ready:
+            Running.thread = thread
+            thread.greenlet.switch()
+            return self.result
+        block.scheduler.switch()
         return self.result
 
     def passed_warp_barrier(self) -> None:
@@ -86,17 +104,23 @@ class Thread:
 class Block:
     """The threads of one block and what they share."""
 
-    def __init__(self, index: tuple[int, int], grid: tuple[int, int], kernel: CudaKernel) -> None:
+    def __init__(
+        self, index: tuple[int, int], grid: tuple[int, int], kernel: CudaKernel, arguments: tuple[Any, ...]
+    ) -> None:
         self.index, self.grid = index, grid
         self.scheduler = getcurrent()
-        self.threads = [Thread(self, number) for number in range(kernel.threads)]
+        body = partial(kernel.function, *arguments)
+        self.threads = [Thread(self, number, body) for number in range(kernel.threads)]
         self.warps = [self.threads[i : i + WARP] for i in range(0, kernel.threads, WARP)]
+        self.ready: Iterator[Thread] = iter(())  # whose turn it is in this round
+        self.lanes_waiting = [0] * len(self.warps)  # for the rest of their warp
         self._arrays: dict[Any, Memory] = {}
         self._dynamic = poison(np.empty(kernel.shared_bytes, np.uint8))
 
     def shared(self, n: int, number: type[np.generic]) -> Pointer:
         """The array of one place in the kernel."""
-        site = call_site()
+        code, instruction = call_site()
+        site = (id(code), instruction)  # hashing code takes long
         if site not in self._arrays:
             array = poison(np.empty(n, number))
             self._arrays[site] = Memory(f"shared array {len(self._arrays)}", array, watched=True)
@@ -112,43 +136,44 @@ class Block:
             raise Running.thread.error(f"takes dynamic memory at byte {offset}, which is no multiple of 16")
         return Pointer(self._arrays[number], offset // size)
 
-    def run(
-        self, function: Callable[..., None], arguments: tuple[Any, ...], rng: random.Random | None
-    ) -> None:
+    def run(self, rng: random.Random | None) -> None:
         context = contextvars.copy_context()  # numpy keeps there what it does about overflows
         for thread in self.threads:
-            thread.greenlet = greenlet(function)
             thread.greenlet.gr_context = context.copy()
-        ready = list(self.threads)
-        started: set[int] = set()
-        while ready:
+        round_, started = list(self.threads), False
+        while round_:
             if rng:
-                rng.shuffle(ready)
-            for thread in ready:
+                rng.shuffle(round_)
+            turns = iter(round_)
+            # threads start here, one beside the other, not one inside the other
+            self.ready = turns if started else iter(())
+            for thread in turns:
                 Running.thread = thread
-                thread.waiting = None
-                first = thread.number not in started
-                started.add(thread.number)
-                thread.greenlet.switch(*(arguments if first else ()))
-            ready = [thread for warp in self.warps for thread in self._released_warp(warp)]
-            if not ready and not all(thread.ended for thread in self.threads):
-                ready = self._released_block()
+                thread.greenlet.switch()
+            started = True
+            round_ = [
+                thread
+                for warp, n_waiting in enumerate(self.lanes_waiting)
+                if n_waiting
+                for thread in self._released_warp(warp)
+            ]
+            if not round_ and not all(thread.ended for thread in self.threads):
+                round_ = self._released_block()
 
-    def _released_warp(self, warp: list[Thread]) -> list[Thread]:
+    def _released_warp(self, number: int) -> list[Thread]:
         """The lanes, where all of them have come to the same op."""
-        waiting = [thread.waiting for thread in warp if thread.waiting and not thread.ended]
-        if not any(not w.whole_block for w in waiting):
-            return []
-        if ended := [thread for thread in warp if thread.ended]:
-            lanes = ", ".join(str(thread.lane) for thread in ended)
-            raise self._stuck(warp, f"lanes {lanes} have ended")
-        first = waiting[0]
-        if any(w.whole_block for w in waiting):
+        warp = self.warps[number]
+        first = warp[0]
+        if self.lanes_waiting[number] < WARP:
+            if ended := [thread for thread in warp if thread.ended]:
+                lanes = ", ".join(str(thread.lane) for thread in ended)
+                raise self._stuck(warp, f"lanes {lanes} have ended")
             raise self._stuck(warp, "deadlock")
-        if any(w.site != first.site for w in waiting):
+        self.lanes_waiting[number] = 0
+        if not all(thread.site == first.site for thread in warp):
             raise self._stuck(warp, "the lanes of a warp diverge")
         assert first.combine is not None
-        for thread, result in zip(warp, first.combine([w.value for w in waiting]), strict=True):
+        for thread, result in zip(warp, first.combine([thread.value for thread in warp]), strict=True):
             thread.result = result
         return warp
 
@@ -156,8 +181,8 @@ class Block:
         """All threads, where they have come to the same barrier."""
         if any(thread.ended for thread in self.threads):
             raise self._stuck(self.threads, "some threads have ended")
-        sites = {thread.waiting.site for thread in self.threads if thread.waiting}
-        if len(sites) > 1:
+        first = self.threads[0]
+        if not all(thread.site == first.site for thread in self.threads):
             raise self._stuck(self.threads, "divergent barriers")
         for thread in self.threads:
             barriers, number, warp, passed = thread.stamp
@@ -167,8 +192,8 @@ class Block:
     def _stuck(self, threads: list[Thread], why: str) -> EmulationError:
         places: dict[str, list[int]] = {}
         for thread in threads:
-            if thread.waiting and not thread.ended:
-                places.setdefault(thread.waiting.line(), []).append(thread.number)
+            if not thread.ended:
+                places.setdefault(line_of(thread.waits_for, thread.site), []).append(thread.number)
         shown = "; ".join(f"{len(numbers)} from {numbers[0]} wait at {p}" for p, numbers in places.items())
         return EmulationError(f"block {self.index}: {why}; threads: {shown}")
 
@@ -192,7 +217,7 @@ def launch(kernel: CudaKernel, grid: int | tuple[int, int], *arguments: Any, see
         rng.shuffle(blocks)
     with np.errstate(all="ignore"):
         for index in blocks:
-            Block(index, (n_x, n_y), kernel).run(kernel.function, values, rng)
+            Block(index, (n_x, n_y), kernel, values).run(rng)
 
 
 def _argument(name: str, word: str, value: Any) -> Any:

@@ -6,6 +6,8 @@ import dataclasses
 import json
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from yakvrt.cuda.architecture import architectures
 from yakvrt.cuda.compile import compile_cubins, make_ptx, read_resources
 from yakvrt.cuda.compilers import cache_path, compile_missing
 from yakvrt.cuda.cubin import Cubin, load_cubin, read_cubin, write_cubin
+from yakvrt.cuda.disassembly import count_instructions, machine_code
 from yakvrt.cuda.kernel_list import all_kernels
 from yakvrt.cuda.resource_report import occupancy, report_row
 from yakvrt.cuda_kernels import main
@@ -27,8 +30,9 @@ SPEC = kernel("rms_norm", "rms_norm_cuda")
 
 
 @pytest.fixture(scope="session")
-def cubins() -> dict[str, list[Cubin]]:
-    return compile_missing(all_kernels(), ARCHITECTURES, cache_path())
+def cubins(alone: Callable[[str], AbstractContextManager[None]]) -> dict[str, list[Cubin]]:
+    with alone("cubins"):
+        return compile_missing(all_kernels(), ARCHITECTURES, cache_path())
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -110,6 +114,16 @@ compile_missing([kernel("rms_norm", "rms_norm_cuda")], ["sm_80"], Path({str(tmp_
     assert [process.wait(timeout=120) for process in running] == [0, 0, 0]
     assert load_cubin(tmp_path, SPEC, "sm_80").code[:4] == b"\x7fELF"
     assert sorted(path.name for path in (tmp_path / "sm_80").iterdir()) == ["rms_norm.cubin", "rms_norm.json"]
+
+
+def test_instructions_of_many_kernels_are_told_apart(cubins: dict[str, list[Cubin]]) -> None:
+    some = cubins["sm_90a"][:3]
+    together = count_instructions([cubin.code for cubin in some], "sm_90a")
+    alone = [count_instructions([cubin.code], "sm_90a") for cubin in some]
+    assert together == [counts[0] for counts in alone if counts]
+    assert together == [cubin.manifest.instructions for cubin in some]
+    for cubin, counts in zip(some, together or [], strict=True):
+        assert 16 * sum(counts.values()) == len(machine_code(cubin.code))
 
 
 def test_cubins_of_another_version_or_architecture_are_refused(

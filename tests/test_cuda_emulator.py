@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import re
 from collections.abc import Callable
 from typing import Any
@@ -108,6 +109,34 @@ def test_reaching_beyond_an_array_is_found(index: int) -> None:
     for kernel in (read, write, shifted, wide):
         with pytest.raises(EmulationError, match=r"thread 0 of block \(0, 0\) reaches element"):
             run(kernel, "f32*", np.zeros(THREADS, np.float32))
+
+
+@pytest.mark.parametrize("index", [-1, 4])
+@pytest.mark.parametrize("kind", ["f32", "u32", "i32"])
+def test_reaching_beyond_a_local_array_is_found(kind: str, index: int) -> None:
+    def read(out: Any) -> None:
+        out[0] = g.float32(getattr(g, f"local_{kind}")(4)[index])
+
+    def write(out: Any) -> None:
+        getattr(g, f"local_{kind}")(4)[index] = 1
+
+    for kernel in (read, write):
+        with pytest.raises(EmulationError, match=f"reaches element {index} of a local array, which has 4"):
+            run(kernel, "f32*", np.zeros(1, np.float32))
+
+
+def test_local_arrays_start_as_poison_and_hold_what_their_type_holds() -> None:
+    found: list[Any] = []
+
+    def kernel() -> None:
+        floats, words, numbers = g.local_f32(2), g.local_u32(2), g.local_i32(2)
+        floats[1], words[1], numbers[1] = 0.1, -1, 2**31
+        found[:] = [floats[0], floats[1], words[0], words[1], numbers[0], numbers[1]]
+
+    run(kernel, "")
+    assert np.isnan(found[0])
+    assert (type(found[1]), found[1]) == (np.float32, np.float32(0.1))
+    assert found[2:] == [0xCDCDCDCD, 2**32 - 1, 0xCDCDCDCD - 2**32, -(2**31)]
 
 
 def test_the_last_wide_access_must_fit_and_be_aligned() -> None:
@@ -254,6 +283,18 @@ def test_integers_wrap_as_in_c() -> None:
 def test_products_of_signed_bytes() -> None:
     assert g.dot4_i8(0x80FF017F, 0x8002037F, -5) == 127 * 127 + 3 - 2 + 128 * 128 - 5
     assert g.dot4_i8(0x7F, 1, 2**31 - 1) == -(2**31) + 126
+
+
+def test_a_fused_product_is_rounded_once() -> None:
+    special = [0.0, -0.0, 1.0, -1.0, np.inf, np.nan, 3e38, 1e-45, 1.0000001, 16777217.0]
+    values = [np.float32(value) for value in special]
+    for a, b, c in itertools.product(values, repeat=3):
+        with np.errstate(all="ignore"):
+            expected = np.float32(np.float64(a) * np.float64(b) + np.float64(c))
+            found = g.fma(a, b, c)
+        assert type(found) is np.float32
+        np.testing.assert_array_equal(found, expected)
+        assert np.isnan(found) or np.signbit(found) == np.signbit(expected)
 
 
 def test_halves_are_rounded_as_numpy_and_ml_dtypes_do() -> None:

@@ -157,7 +157,8 @@ def test_the_machine_code_uses_tensor_cores(arch: str) -> None:
         code, log = assemble(make_ptx(built, "small_matmul"), arch)
         resources = read_resources(log)
         assert resources.spill_bytes == resources.stack_bytes == 0
-        counted = count_instructions(code)
-        assert counted
+        counts = count_instructions([code], arch)
+        assert counts
+        (counted,) = counts
         for promised in built.opcodes:
             assert any(name.startswith(promised) for name in counted), f"no {promised} in {counted}"

@@ -16,6 +16,8 @@ from take_rows import TAKE_ROWS
 from yakvrt.cpu.kernel_cache import KernelCache
 from yakvrt.cpu.tape import Tape
 from yakvrt.cpu.team import Team
+from yakvrt.kernel_build import compilers
+from yakvrt.kernel_build.compilers import kept_helpers
 from yakvrt.kernel_build.files import read_object, write_object
 from yakvrt.kernel_build.spec import kernel
 
@@ -171,6 +173,23 @@ def test_damaged_kernels_are_compiled_again(tmp_path) -> None:  # type: ignore[n
         assert read_object(file) is None
         KernelCache(tmp_path).load([spec])
         assert read_object(file) is not None
+
+
+def test_helpers_are_kept_replaced_and_ended(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    spec = kernel("timestamp", "timestamp_cpu")
+    helpers = []
+    with kept_helpers():
+        for number in range(3):
+            assert KernelCache(tmp_path / str(number)).load([spec])[spec]
+            (held,) = compilers._kept["yakvrt.cpu.compile"]  # type: ignore[index]
+            helpers.append(held)
+            if number == 1:
+                held.kill()
+                held.wait()
+    first, second, third = helpers
+    assert first is second
+    assert third is not second
+    assert third.returncode is not None
 
 
 def test_objects_are_written_whole(tmp_path) -> None:  # type: ignore[no-untyped-def]

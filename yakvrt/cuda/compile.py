@@ -19,7 +19,6 @@ from ..kernel_build.spec import KernelSpec
 from .architecture import OLDEST
 from .compilers import compiler_versions
 from .cubin import Cubin, Manifest, Resources, kernel_sources, write_cubin
-from .disassembly import count_instructions
 
 
 def compile_cubins(spec: KernelSpec, archs: Iterable[str]) -> Iterator[Cubin]:
@@ -45,7 +44,7 @@ def compile_cubins(spec: KernelSpec, archs: Iterable[str]) -> Iterator[Cubin]:
             list(kernel.opcodes),
             asdict(kernel.work) if kernel.work else None,
             read_resources(log),
-            count_instructions(code),
+            None,  # counted for many at once (compilers.py)
             kernel_sources(),
             compiler_versions(),
             hashlib.sha256(code).hexdigest(),

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from ..kernel_build.compilers import Progress, compile_in_helpers
 from ..kernel_build.directory import content_directory
 from ..kernel_build.spec import KernelSpec
-from .cubin import SOURCES, Cubin, kernel_sources, read_cubin
+from .cubin import SOURCES, Cubin, kernel_sources, read_cubin, write_cubin
+from .disassembly import count_instructions
 
 PACKAGES = (
     "numba-cuda",
@@ -91,4 +93,22 @@ def compile_missing(
             if cubin is None:
                 raise RuntimeError(f"kernel {spec.symbol} was compiled but is not in {directory / arch}")
             found[arch].append(cubin)
+        found[arch] = _counted(found[arch], arch, directory)
+    return found
+
+
+def _counted(cubins: list[Cubin], arch: str, directory: Path) -> list[Cubin]:
+    """With their instructions, where a disassembler is installed."""
+    uncounted = [cubin for cubin in cubins if cubin.manifest.instructions is None]
+    counts = count_instructions([cubin.code for cubin in uncounted], arch) if uncounted else None
+    if counts is None:
+        return cubins
+    told = dict(zip((cubin.manifest.symbol for cubin in uncounted), counts, strict=True))
+    found = []
+    for cubin in cubins:
+        if cubin.manifest.symbol in told:
+            manifest = replace(cubin.manifest, instructions=told[cubin.manifest.symbol])
+            cubin = Cubin(manifest, cubin.code)
+            write_cubin(directory / arch, cubin)
+        found.append(cubin)
     return found

@@ -10,7 +10,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from threading import Thread
 from typing import Any
 
@@ -55,20 +56,43 @@ def compile_in_helpers(
             if progress:
                 progress(len(done), len(requests), request["symbol"])
 
-    workers = [_start(helper) for _ in range(min(len(requests), n_processes, MAX_COMPILERS))]
+    workers = [_take(helper) for _ in range(min(len(requests), n_processes, MAX_COMPILERS))]
     threads = [Thread(target=drive, args=(worker,)) for worker in workers]
+    ready_for_more = False
     try:
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
+        ready_for_more = not failures
     finally:  # also when interrupted
         queue.clear()
-        for worker in workers:
-            worker.kill()
-            worker.communicate()
+        if ready_for_more and _kept is not None:
+            _kept.setdefault(helper, []).extend(workers)
+        else:
+            _end(workers)
     if failures:
         raise RuntimeError(failures[0])
+
+
+# idle helpers; None where they end with the call that started them
+_kept: dict[str, list[subprocess.Popen[str]]] | None = None
+
+
+@contextmanager
+def kept_helpers() -> Iterator[None]:
+    """Within, helpers wait for the next call instead of ending: for kernels that are asked for one by one,
+    since a helper's start takes as long as a kernel.
+    """
+    global _kept
+    own: dict[str, list[subprocess.Popen[str]]] = {}
+    outer, _kept = _kept, own
+    try:
+        yield
+    finally:
+        _kept = outer
+        for workers in own.values():
+            _end(workers)
 
 
 def answer_requests(compile_one: Callable[[dict[str, Any]], None]) -> None:
@@ -84,6 +108,21 @@ def answer_requests(compile_one: Callable[[dict[str, Any]], None]) -> None:
         except Exception as error:  # the parent reports it and stops
             answer["error"] = f"{type(error).__name__}: {error}"
         print(json.dumps(answer), flush=True)
+
+
+def _take(helper: str) -> subprocess.Popen[str]:
+    while _kept and (idle := _kept.get(helper)):
+        worker = idle.pop()
+        if worker.poll() is None:
+            return worker
+        _end([worker])
+    return _start(helper)
+
+
+def _end(workers: Iterable[subprocess.Popen[str]]) -> None:
+    for worker in workers:
+        worker.kill()
+        worker.communicate()
 
 
 def _start(helper: str) -> subprocess.Popen[str]:
