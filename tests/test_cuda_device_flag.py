@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_gpu import FakeGpu
 from golden_values import tiny_cases, tiny_dir
 
 import yakvrt
+from yakvrt import generate, plan
+from yakvrt.cuda.driver import DeviceError
 
 
 @pytest.mark.parametrize("family", ["llama3", "qwen3-moe"])
@@ -29,3 +33,75 @@ def test_greedy_tokens_are_the_golden_ones(family: str, gpu: FakeGpu, fake_cubin
     assert not gpu.device
     assert not gpu.pinned
     assert gpu.calls.count("cuGraphLaunch") >= 3
+
+
+def test_a_method_that_cannot_be_built_gives_all_back(gpu: FakeGpu, fake_cubins: Path) -> None:
+    with pytest.raises(ValueError, match="rows of 16 numbers cannot be stored in 3 or 4 bits"):
+        yakvrt.load(str(tiny_dir("llama3")), device="cuda", cubins=fake_cubins, kv="yakv", ctx_size=32)
+    assert not gpu.device
+    assert not gpu.pinned
+
+
+def test_the_plan_names_both_memories(gpu: FakeGpu, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["-m", str(tiny_dir("qwen3")), "-dev", "cuda", "--kv", "yakv", "--json"]
+
+    def record(*more: str) -> dict[str, Any]:
+        assert plan.main([*flags, *more]) == 0
+        found: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return found
+
+    on_gpu, on_host = (record("-c", "2000", "--kv-device", where)["places"] for where in ("gpu", "cpu"))
+    assert [place["name"] for place in on_gpu] == ["GPU memory", "host memory"]
+    moved = on_gpu[0]["total_bytes"] - on_host[0]["total_bytes"]
+    assert moved == on_host[1]["total_bytes"] - on_gpu[1]["total_bytes"] > 0
+    assert record("-c", "2000")["places"] == on_gpu
+    gpu.memory_bytes = on_host[0]["total_bytes"] + moved // 2
+    assert record("-c", "2000")["places"][0]["total_bytes"] == on_host[0]["total_bytes"]
+    assert not gpu.device
+
+
+def test_devices_are_listed(gpu: FakeGpu, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        generate.main(["--list-devices"])
+    assert ended.value.code == 0
+    assert "  CUDA0: Fake GPU (1024 MiB, 1024 MiB free)\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "told"),
+    [
+        (["-dev", "cuda:3"], 1, "there is no GPU 3: this process may use 1, from 0 on"),
+        (["-dev", "rocm"], 2, "'rocm' is not cpu, cuda or cuda:N"),
+        (["-dev", "cuda", "--mlock"], 2, "--mlock is for the CPU, not for --device cuda"),
+        (["-dev", "cuda", "--cubins", "nowhere"], 1, "nowhere is no directory"),
+        (["-dev", "cuda", "-c", "2000000000"], 1, "of GPU memory for its KV cache"),
+    ],
+)
+def test_one_sentence(
+    gpu: FakeGpu,
+    fake_cubins: Path,
+    capsys: pytest.CaptureFixture[str],
+    flags: list[str],
+    code: int,
+    told: str,
+) -> None:
+    cubins = [] if "--cubins" in flags else ["--cubins", str(fake_cubins)]
+    argv = ["-m", str(tiny_dir("llama3")), "--prompt-ids", "1,2", "--json", *cubins, *flags]
+    try:
+        assert generate.main(argv) == code
+    except SystemExit as ended:
+        assert ended.code == code
+    assert told in capsys.readouterr().err
+    assert not gpu.device
+
+
+def test_memory_that_runs_out_while_loading(gpu: FakeGpu, fake_cubins: Path) -> None:
+    gpu.faults["cuMemAlloc"] = 2
+    with pytest.raises(DeviceError, match=r"MB of device memory were asked for and .* take a smaller model"):
+        yakvrt.load(str(tiny_dir("llama3")), device="cuda", cubins=fake_cubins, ctx_size=32)
+    assert not gpu.device
+
+
+def test_without_a_driver_nothing_is_fetched(capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate.main(["-m", "llama3.2-3b", "-dev", "cuda", "-p", "hi"]) == 1
+    assert "there is no NVIDIA" in capsys.readouterr().err

@@ -15,8 +15,10 @@ from yakvrt.cuda import device_kernels
 from yakvrt.cuda.backend import CudaBackend
 from yakvrt.cuda.device import Device
 from yakvrt.kernel_build.spec import KernelSpec
+from yakvrt.kvcache import tail_fit, yakv
+from yakvrt.kvcache.slot_state import copy_slot
 
-HEADS, CTX = (4, 2, 64), 384
+HEADS, CTX = (2, 1, 64), 384
 YAKV = {"sparse_budget": "0.1", "min_seqlen_to_prune": "0"}
 Rows = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -42,9 +44,8 @@ def open_backend(
 def rows(n: int) -> Rows:
     rng = np.random.default_rng(11)
     n_heads, n_kv_heads, dim = HEADS
-    q, k, v = (
-        rng.standard_normal((CTX, heads, dim)).astype(np.float32) for heads in (n_heads, *[n_kv_heads] * 2)
-    )
+    sizes = n_heads, n_kv_heads, n_kv_heads
+    q, k, v = (rng.standard_normal((CTX, heads, dim)).astype(np.float32) for heads in sizes)
     return q[:n], k[:n] + 0.5, v[:n]
 
 
@@ -75,8 +76,8 @@ def test_yakv_is_that_of_the_cpu(open_backend: Callable[..., CudaBackend], k_bit
             slots.kv.open(CTX)
             slot = slots.kv.open(CTX)
             slots.prefill(slot, 0, *part(0, 258))
-            outs = [decoded(slots, slot, 258, 3)]
-            slots.prefill(slot, 261, *part(261, 300))
+            outs = [decoded(slots, slot, 258, 2)]
+            slots.prefill(slot, 260, *part(260, 300))
             outs.append(decoded(slots, slot, 300, 1))
             assert slots.kv.truncate(slot, 301, 230) == 230
             outs.append(decoded(slots, slot, 230, 1))
@@ -88,3 +89,49 @@ def test_yakv_is_that_of_the_cpu(open_backend: Callable[..., CudaBackend], k_bit
     assert error(gpu, cpu) < 5e-3
     np.testing.assert_array_equal(host, gpu)
     assert cpu_counts == gpu_counts == host_counts
+
+
+def test_the_tail_is_fitted(
+    open_backend: Callable[..., CudaBackend], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tail_fit, "FIT_TOKENS", 2)
+    monkeypatch.setattr(yakv, "FIT_TOKENS", 2)
+    parts = []
+    for backend in (None, open_backend()):
+        with KvSlots("yakv", YAKV, heads=HEADS, ctx_size=CTX, kind="f16", backend=backend) as slots:
+            slot = slots.kv.open(CTX)
+            slots.prefill(slot, 0, *part(0, 200))
+            state = slots.kv.state(slot, 200)
+            held = state["tail_parts" if backend is None else "tail_parts.0"].values
+            parts.append(np.ascontiguousarray(held).view(np.float32).reshape(-1))
+            assert slots.kv.stats()["steps"] == 0
+    np.testing.assert_allclose(parts[1], parts[0], atol=1.01 / 32)
+    assert not (parts[1] == yakv.UNFITTED_PART).all()
+
+
+def test_a_copied_slot_goes_on_alike(open_backend: Callable[..., CudaBackend]) -> None:
+    """Rows on the host, of which some are resident."""
+    args = {**YAKV, "tail": "0.25", "slot_cache": "1.5"}
+    backend = open_backend(kv_on_host=True)
+    with KvSlots("yakv", args, heads=HEADS, ctx_size=CTX, kind="bf16", backend=backend) as slots:
+        first, second = slots.kv.open(CTX), slots.kv.open(CTX)
+        slots.prefill(first, 0, *part(0, 200))
+        assert copy_slot(slots.kv, first, 200, second, 200) == 200
+        outs = [decoded(slots, slot, 200, 1) for slot in (first, second)]
+        np.testing.assert_array_equal(*outs)
+
+
+@pytest.mark.parametrize(
+    "name", ["full", "yakv-paper", "quest", "arkvale", "shadowkv", "lrqk", "infinigen", "oracle"]
+)
+def test_other_methods_are_those_of_the_cpu(open_backend: Callable[..., CudaBackend], name: str) -> None:
+    """A prompt, a token, a further prompt, and a token."""
+    found = []
+    for backend in (None, open_backend()):
+        with KvSlots(name, {}, heads=HEADS, ctx_size=CTX, kind="f16", backend=backend) as slots:
+            slot = slots.kv.open(CTX)
+            slots.prefill(slot, 0, *part(0, 70))
+            outs = [decoded(slots, slot, 70, 1)]
+            slots.prefill(slot, 71, *part(71, 80))
+            found.append(np.concatenate([*outs, decoded(slots, slot, 80, 1)]))
+    assert error(found[1], found[0]) < 2e-3

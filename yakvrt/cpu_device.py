@@ -49,6 +49,7 @@ class CpuDevice:
         chunk: int,
         pools: Callable[[int], Pools],
         n_slots: int,
+        ctx_size: int = 0,
     ) -> MemoryPlan:
         def kv_bytes(n: int) -> int:
             held = pools(n)

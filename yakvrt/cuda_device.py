@@ -27,10 +27,13 @@ GPU_FIXED_BYTES = 256 << 20  # kernels, graphs, partial results of attention: es
 
 
 class CudaDevice:
-    """device.Device. "Device" pools of a KV method lie in the GPU's memory, "host" pools in pinned memory."""
+    """device.Device. "Device" pools of a KV method lie in the GPU's memory; "host" pools too, or in pinned
+    memory, as kv_device says: "gpu", "cpu", or "auto" for the first that fits.
+    """
 
-    def __init__(self, number: int, cubins: Path | None) -> None:
+    def __init__(self, number: int, cubins: Path | None, kv_device: str) -> None:
         """Raises: DeviceError."""
+        self._kv_device, self._kv_on_host = kv_device, False
         self.default_chunk = default_chunk("cuda")
         self._device, self._cubins = Device(number), cubins
         self._backend: CudaBackend | None = None
@@ -44,32 +47,39 @@ class CudaDevice:
         chunk: int,
         pools: Callable[[int], Pools],
         n_slots: int,
+        ctx_size: int,
     ) -> MemoryPlan:
-        def device_bytes(n: int) -> int:
-            held = pools(n)
-            return n_slots * sum(held.device.values()) + prompt_bytes(held, config, n)
-
+        """Says, with kv_device "auto", where the host's pools go."""
         matrices = target_matrices(config, tensors, dtype, DEVICE_LAYOUTS)
-        gpu = Place(
-            "GPU memory",
-            self._device.free_bytes(),
-            weight_bytes=vector_bytes(config)
-            + sum(prod(shape[:-1]) * DEVICE_LAYOUTS[kind].row_bytes(shape[-1]) for kind, shape in matrices),
-            work_bytes=activation_bytes(config, chunk) + GPU_FIXED_BYTES,
-            kv_bytes=device_bytes,
+        weight_bytes = vector_bytes(config) + sum(
+            prod(shape[:-1]) * DEVICE_LAYOUTS[kind].row_bytes(shape[-1]) for kind, shape in matrices
         )
-        host = Place(
-            "host memory",
-            available_memory(),
-            weight_bytes=0,
-            work_bytes=FIXED_BYTES,
-            kv_bytes=lambda n: n_slots * sum(pools(n).host.values()),
+        free = self._device.free_bytes(), available_memory()
+
+        def plan(on_host: bool) -> MemoryPlan:
+            def host_bytes(n: int) -> int:
+                return n_slots * sum(pools(n).host.values())
+
+            def gpu_bytes(n: int) -> int:
+                held = pools(n)
+                own = n_slots * sum(held.device.values()) + prompt_bytes(held, config, n)
+                return own if on_host else own + host_bytes(n)
+
+            work = activation_bytes(config, chunk) + GPU_FIXED_BYTES
+            gpu = Place("GPU memory", free[0], weight_bytes, work, gpu_bytes)
+            host = Place("host memory", free[1], 0, FIXED_BYTES, host_bytes if on_host else lambda n: 0)
+            return MemoryPlan((gpu, host), config.context_len)
+
+        chosen = plan(on_host=False)
+        wanted = ctx_size or config.context_len
+        self._kv_on_host = self._kv_device == "cpu" or (
+            self._kv_device == "auto" and chosen.largest_context < wanted
         )
-        return MemoryPlan((gpu, host), config.context_len)
+        return plan(on_host=True) if self._kv_on_host else chosen
 
     def open(self, progress: Progress | None) -> CudaBackend:
         """Raises: as CudaBackend."""
-        self._backend = CudaBackend(self._device, self._cubins, progress)
+        self._backend = CudaBackend(self._device, self._cubins, progress, kv_on_host=self._kv_on_host)
         return self._backend
 
     def load(self, source: ModelSource, dtype: str, progress: Callable[[int, int], None] | None) -> Weights:

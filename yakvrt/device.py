@@ -35,8 +35,11 @@ class Device(Protocol):
         chunk: int,
         pools: Callable[[int], Pools],
         n_slots: int,
+        ctx_size: int,
     ) -> MemoryPlan:
-        """What a model will take; pools(n) are those of a slot of n tokens."""
+        """What a model will take; pools(n) are those of a slot of n tokens. ctx_size: the tokens asked for, 0
+        for the model's context.
+        """
 
     def open(self, progress: Progress | None) -> Backend: ...
 
@@ -60,10 +63,17 @@ def gpu_number(name: str) -> int | None:
     return int(found[1] or 0)
 
 
-def open_gpu(number: int, cubins: str | Path | None) -> Device:
-    """Raises: DeviceError without a driver or a GPU of this number, ValueError for what is no directory."""
+KV_DEVICES = ("auto", "cpu", "gpu")
+
+
+def open_gpu(number: int, cubins: str | Path | None, kv_device: str = "auto") -> Device:
+    """Raises: DeviceError without a driver or a GPU of this number, ValueError for another kv_device or for
+    what is no directory.
+    """
     from .cuda_device import CudaDevice
 
     if cubins is not None and not Path(cubins).is_dir():
         raise ValueError(f"{cubins} is no directory; name one that python -m yakvrt kernels build -o made")
-    return CudaDevice(number, None if cubins is None else Path(cubins))
+    if kv_device not in KV_DEVICES:
+        raise ValueError(f"KV device {kv_device!r} is not known; choose one of {', '.join(KV_DEVICES)}")
+    return CudaDevice(number, None if cubins is None else Path(cubins), kv_device)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from yakvrt.cli_parsing import kind
-from yakvrt.device import gpu_number, open_gpu
+from yakvrt.device import KV_DEVICES, gpu_number, open_gpu
 from yakvrt.terminal import UsageError
 
 if TYPE_CHECKING:
@@ -62,6 +62,12 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--list-devices", action=ListDevices, nargs=0, help="print the devices and exit")
     add(
+        "--kv-device",
+        choices=KV_DEVICES,
+        default="auto",
+        help="with a GPU, where a method's rows for the host rest: there, on the GPU if they fit (auto)",
+    )
+    add(
         "--cubins",
         metavar="DIR",
         default=os.environ.get("YAKVRT_CUBINS") or None,
@@ -82,7 +88,7 @@ def on_gpu(args: argparse.Namespace) -> bool:
 def chosen_device(args: argparse.Namespace) -> Device:
     """The device to plan for. Raises: UsageError, DeviceError."""
     if on_gpu(args):
-        return open_gpu(gpu_number(args.device) or 0, args.cubins)
+        return open_gpu(gpu_number(args.device) or 0, args.cubins, args.kv_device)
     from yakvrt.cpu_device import CpuDevice
 
     return CpuDevice()
@@ -90,4 +96,6 @@ def chosen_device(args: argparse.Namespace) -> Device:
 
 def device_keywords(args: argparse.Namespace) -> dict[str, Any]:
     """What the flags mean to yakvrt.load(). Raises: UsageError."""
-    return {"device": args.device, "cubins": args.cubins if on_gpu(args) else None}
+    if not on_gpu(args):
+        return {"device": args.device}
+    return {"device": args.device, "cubins": args.cubins, "kv_device": args.kv_device}

@@ -164,6 +164,7 @@ def load(
     ubatch_size: int | None = None,
     device: str = "cpu",
     cubins: str | Path | None = None,
+    kv_device: str = "auto",
     load_format: str = "auto",
     offline: bool = False,
     affinity: Affinity | None = None,
@@ -179,10 +180,12 @@ def load(
     "auto" computes on the stored formats, "f32" is the exact path, "bf16", "q8_0" and "q4_0" convert at load.
     cache_type is the number format of exact KV rows: "f32", "f16" or "bf16". kv names a KV method, kv_args
     its parameters as text. ubatch_size None takes what suits the device. device is "cpu", or "cuda" or
-    "cuda:1" for a GPU, whose kernels lie in the directory cubins or are compiled. load_format "dummy" makes
-    random weights from the configuration alone. For the CPU: affinity says which CPUs and NUMA nodes the
-    threads run on; tile_cache keeps the repacked weights on disk, as many bytes again as the model, and maps
-    them at the next start (reads them, without mmap); mlock keeps the weights in memory when it gets short.
+    "cuda:1" for a GPU, whose kernels lie in the directory cubins or are compiled; kv_device says where rows
+    rest that a KV method keeps on the host: there ("cpu"), on the GPU ("gpu"), or where they fit ("auto").
+    load_format "dummy" makes random weights from the configuration alone. For the CPU: affinity says which
+    CPUs and NUMA nodes the threads run on; tile_cache keeps the repacked weights on disk, as many bytes again
+    as the model, and maps them at the next start (reads them, without mmap); mlock keeps the weights in
+    memory when it gets short.
 
     Raises: ValueError and RuntimeError with a sentence that says what to do.
     """
@@ -191,7 +194,8 @@ def load(
     from .kvcache import open_method
     from .kvcache.contract import KvSetting
 
-    method, parameters = open_method(kv, kv_args or {})
+    number = gpu_number(device)
+    method, parameters = open_method(kv, kv_args or {}, on_gpu=number is not None)
     if cache_type not in ELEMENT_BYTES:
         raise ValueError(
             f"KV cache type {cache_type!r} is not known; choose one of {', '.join(ELEMENT_BYTES)}"
@@ -207,17 +211,18 @@ def load(
 
     if dtype != "auto" and dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is not known; choose auto, {', '.join(DTYPES)}")
-    number = gpu_number(device)
     started = time.perf_counter()
-    with open_model(model, load_format=load_format, offline=offline, progress=download_progress) as source:
-        config = source.config
-        check_tensors(config, source.tensors)
-        opened: Device = (
-            CpuDevice(threads, affinity, tile_cache=tile_cache, mmap=mmap, mlock=mlock)
-            if number is None
-            else open_gpu(number, cubins)
-        )
-        try:
+    opened: Device = (
+        CpuDevice(threads, affinity, tile_cache=tile_cache, mmap=mmap, mlock=mlock)
+        if number is None
+        else open_gpu(number, cubins, kv_device)
+    )
+    try:
+        with open_model(
+            model, load_format=load_format, offline=offline, progress=download_progress
+        ) as source:
+            config = source.config
+            check_tensors(config, source.tensors)
             chunk = ubatch_size or opened.default_chunk
             context = opened.plan(
                 config,
@@ -226,6 +231,7 @@ def load(
                 chunk=chunk,
                 pools=lambda n: method.pools(config, parameters, cache_type, n),
                 n_slots=n_slots,
+                ctx_size=ctx_size,
             ).context(ctx_size)
             compile_progress = None
             if progress:
@@ -242,10 +248,10 @@ def load(
             cache: KvMethod = method.build(setting, parameters)
             runner = Runner(backend, config, weights, cache, chunk=chunk, rope_factors=factors)
             runner.warm_up()
-        except BaseException:
-            opened.close()
-            raise
-        load_ms = (time.perf_counter() - started) * 1e3
-        method_name = str(cache.stats()["method"])
-        origin = lru_cache(partial(session_origin, source.name, method_name, parameters, setting))
-        return Engine(source, opened, backend, runner, cache, context, load_ms, weights.n_bytes, origin)
+    except BaseException:
+        opened.close()
+        raise
+    load_ms = (time.perf_counter() - started) * 1e3
+    method_name = str(cache.stats()["method"])
+    origin = lru_cache(partial(session_origin, source.name, method_name, parameters, setting))
+    return Engine(source, opened, backend, runner, cache, context, load_ms, weights.n_bytes, origin)

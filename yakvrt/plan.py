@@ -34,12 +34,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _plan(args: argparse.Namespace) -> int:
+    from yakvrt.device import gpu_number
     from yakvrt.device_arguments import chosen_device
     from yakvrt.kvcache import open_method
     from yakvrt.model_source import open_model
     from yakvrt.weights import check_tensors
 
-    method, parameters = open_method(args.kv, args.kv_args)
+    on_gpu = gpu_number(args.device) is not None
+    method, parameters = open_method(args.kv, args.kv_args, on_gpu=on_gpu)
     kind = cache_type(args)
     with open_model(args.model, load_format=args.load_format, offline=args.offline, progress=True) as source:
         config = source.config
@@ -52,6 +54,7 @@ def _plan(args: argparse.Namespace) -> int:
             chunk=chunk_of(args),
             pools=lambda n: method.pools(config, parameters, kind, n),
             n_slots=args.slots,
+            ctx_size=args.ctx_size,
         )
         device.close()
         n_tokens = args.ctx_size or plan.context(0)

@@ -23,7 +23,8 @@ class DeviceValues:
         self, words: DeviceArray, first: int, stride: int, shape: tuple[int, ...], dtype: Any, stream: Stream
     ) -> None:
         """first: the byte of the first row of the first head, the next head's lies stride bytes on."""
-        self._words, self._first, self._stride, self._stream = words, first, stride, stream
+        self._words = words.reshaped((words.nbytes // WORD,))
+        self._first, self._stride, self._stream = first, stride, stream
         self.shape = shape
         self.dtype: np.dtype[Any] = np.dtype(dtype)
 

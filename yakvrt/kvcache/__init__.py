@@ -55,8 +55,9 @@ METHODS = {
 }
 
 
-def open_method(name: str, args: Mapping[str, str]) -> tuple[ModuleType, Any]:
-    """The module of a method and its parameters, `args` over the preset's.
+def open_method(name: str, args: Mapping[str, str], *, on_gpu: bool = False) -> tuple[ModuleType, Any]:
+    """The module of a method and its parameters, `args` over the preset's. On a GPU rows from the host pass
+    through a cache of rows, which is twice a selection there if nothing else is asked for.
 
     Raises: ValueError for an unknown method, an unknown parameter, or a value out of range.
     """
@@ -64,4 +65,6 @@ def open_method(name: str, args: Mapping[str, str]) -> tuple[ModuleType, Any]:
         raise ValueError(f"KV method {name!r} is not known; choose one of {', '.join(METHODS)}")
     preset = METHODS[name]
     module = import_module(f".{preset.module}", __name__)
-    return module, fill(module.Parameters, preset.values, args, name)
+    cached = on_gpu and "slot_cache" in module.Parameters.__dataclass_fields__
+    values = {"slot_cache": 2.0, **preset.values} if cached else preset.values
+    return module, fill(module.Parameters, values, args, name)
