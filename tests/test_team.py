@@ -184,12 +184,24 @@ def test_helpers_are_kept_replaced_and_ended(tmp_path) -> None:  # type: ignore[
             (held,) = compilers._kept["yakvrt.cpu.compile"]  # type: ignore[index]
             helpers.append(held)
             if number == 1:
-                held.kill()
-                held.wait()
+                held.process.kill()
+                held.process.wait()
     first, second, third = helpers
     assert first is second
     assert third is not second
-    assert third.returncode is not None
+    assert third.process.returncode is not None
+
+
+def test_a_helper_ends_after_so_many_kernels(  # type: ignore[no-untyped-def]
+    tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compilers, "KEPT_ANSWERS", 2)
+    specs = [kernel("timestamp", "timestamp_cpu"), kernel("rms_norm", "rms_norm_cpu")]
+    with kept_helpers():
+        cache = KernelCache(tmp_path)
+        for spec, kept in zip(specs, (1, 0), strict=True):
+            assert cache.load([spec])[spec]
+            assert len(compilers._kept["yakvrt.cpu.compile"]) == kept  # type: ignore[index]
 
 
 def test_objects_are_written_whole(tmp_path) -> None:  # type: ignore[no-untyped-def]

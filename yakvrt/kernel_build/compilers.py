@@ -10,7 +10,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import Thread
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 Progress = Callable[[int, int, str], None]
 
 MAX_COMPILERS = 8  # processes of about 200 MB each
+KEPT_ANSWERS = 32  # of a helper, until another takes its place: it keeps memory for everything it compiled
 
 
 def compile_in_helpers(
@@ -35,20 +36,13 @@ def compile_in_helpers(
     done: list[str] = []
     failures: list[str] = []
 
-    def drive(worker: subprocess.Popen[str]) -> None:
-        assert worker.stdin is not None
-        assert worker.stdout is not None
+    def drive(worker: _Helper) -> None:
         while not failures:
             try:
                 request = queue.pop()
             except IndexError:
                 return
-            try:
-                worker.stdin.write(json.dumps(request) + "\n")
-                worker.stdin.flush()
-                answer = json.loads(worker.stdout.readline())
-            except (OSError, ValueError):
-                answer = {"error": "the compiler process died; is there enough memory?"}
+            answer = worker.ask(request)
             if "error" in answer:
                 failures.append(f"kernel {request['symbol']} cannot be compiled: {answer['error']}")
                 return
@@ -67,16 +61,48 @@ def compile_in_helpers(
         ready_for_more = not failures
     finally:  # also when interrupted
         queue.clear()
-        if ready_for_more and _kept is not None:
-            _kept.setdefault(helper, []).extend(workers)
-        else:
-            _end(workers)
+        for worker in workers:
+            if ready_for_more and _kept is not None and worker.n_answers < KEPT_ANSWERS:
+                _kept.setdefault(helper, []).append(worker)
+            else:
+                worker.end()
     if failures:
         raise RuntimeError(failures[0])
 
 
+class _Helper:
+    """One process."""
+
+    def __init__(self, module: str) -> None:
+        self.n_answers = 0
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", module],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+            start_new_session=True,  # Ctrl-C is for us; we end it
+        )
+
+    def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.n_answers += 1
+        try:
+            self.process.stdin.write(json.dumps(request) + "\n")
+            self.process.stdin.flush()
+            answer: dict[str, Any] = json.loads(self.process.stdout.readline())
+        except (OSError, ValueError):
+            answer = {"error": "the compiler process died; is there enough memory?"}
+        return answer
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
 # idle helpers; None where they end with the call that started them
-_kept: dict[str, list[subprocess.Popen[str]]] | None = None
+_kept: dict[str, list[_Helper]] | None = None
 
 
 @contextmanager
@@ -85,14 +111,24 @@ def kept_helpers() -> Iterator[None]:
     since a helper's start takes as long as a kernel.
     """
     global _kept
-    own: dict[str, list[subprocess.Popen[str]]] = {}
+    own: dict[str, list[_Helper]] = {}
     outer, _kept = _kept, own
     try:
         yield
     finally:
         _kept = outer
-        for workers in own.values():
-            _end(workers)
+        for helpers in own.values():
+            for worker in helpers:
+                worker.end()
+
+
+def _take(module: str) -> _Helper:
+    while _kept and (idle := _kept.get(module)):
+        worker = idle.pop()
+        if worker.process.poll() is None:
+            return worker
+        worker.end()
+    return _Helper(module)
 
 
 def answer_requests(compile_one: Callable[[dict[str, Any]], None]) -> None:
@@ -108,29 +144,3 @@ def answer_requests(compile_one: Callable[[dict[str, Any]], None]) -> None:
         except Exception as error:  # the parent reports it and stops
             answer["error"] = f"{type(error).__name__}: {error}"
         print(json.dumps(answer), flush=True)
-
-
-def _take(helper: str) -> subprocess.Popen[str]:
-    while _kept and (idle := _kept.get(helper)):
-        worker = idle.pop()
-        if worker.poll() is None:
-            return worker
-        _end([worker])
-    return _start(helper)
-
-
-def _end(workers: Iterable[subprocess.Popen[str]]) -> None:
-    for worker in workers:
-        worker.kill()
-        worker.communicate()
-
-
-def _start(helper: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", helper],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
-        start_new_session=True,  # Ctrl-C is for us; we end it
-    )
