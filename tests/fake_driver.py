@@ -28,6 +28,7 @@ SIGNATURES = {
     "cuDevicePrimaryCtxRetain": "pi",
     "cuDevicePrimaryCtxRelease": "i",
     "cuCtxSetCurrent": "p",
+    "cuCtxGetCurrent": "p",
     "cuCtxSynchronize": "",
     "cuMemGetInfo": "pp",
     "cuMemAlloc": "pp",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from threading import get_ident
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from fake_stream import CAPTURE_UNSUPPORTED, DriverError, FakeEvent, FakeGraph, 
 from yakvrt.kernels.cuda_kernel import CudaKernel
 
 INVALID_VALUE, OUT_OF_MEMORY, INVALID_DEVICE, INVALID_HANDLE, NOT_FOUND, NOT_READY = 1, 2, 101, 400, 500, 600
-NO_DEVICE = 100
+NO_DEVICE, INVALID_CONTEXT = 100, 201
 # attributes of a device; of a function
 MULTIPROCESSORS, MAJOR, MINOR, SHARED_OPTIN = 16, 75, 76, 97
 MAX_DYNAMIC_SHARED = 8
@@ -68,11 +69,17 @@ class FakeGpu:
         self.handles: dict[int, Any] = {}
         self.calls: list[str] = []
         self.eager = False
+        self.current: dict[int, int] = {}  # contexts by thread
 
     def asked(self, name: str) -> None:
         self.calls.append(name)
         if name in UNCAPTURED and self.captures():
             raise DriverError(CAPTURE_UNSUPPORTED)
+        if (
+            not name.startswith(("cuInit", "cuDr", "cuDev", "cuCtxS", "cuCtxG"))
+            and get_ident() not in self.current
+        ):
+            raise DriverError(INVALID_CONTEXT)
         if name in self.faults:
             raise DriverError(self.faults[name])
 
@@ -145,6 +152,10 @@ class FakeGpu:
 
     def cuCtxSetCurrent(self, context: int) -> None:
         self.given(context, str)
+        self.current[get_ident()] = context
+
+    def cuCtxGetCurrent(self, out: int) -> None:
+        put(out, self.current.get(get_ident(), 0))
 
     def cuCtxSynchronize(self) -> None:
         self.run_all()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -114,3 +115,36 @@ def test_streams_of_a_graph_wait_only_where_told(
     assert found == (1 if eager and not forks else 0)
     graph.close()
     second.close()
+
+
+def test_another_thread_takes_its_turn(backend: CudaBackend) -> None:
+    found = []
+
+    def turn() -> None:
+        x = backend.buffer(6, 4)
+        backend.write(x, ROWS)
+        states = backend.hidden_states(6, x)
+        states.free()
+        found.append(backend.read(x, 0, 6).copy())
+
+    thread = Thread(target=turn)
+    thread.start()
+    thread.join()
+    np.testing.assert_array_equal(found, [ROWS])
+    backend.put(ROWS)
+
+
+def test_what_was_given_back_is_refused(gpu: FakeGpu, tmp_path: Path) -> None:
+    (tmp_path / "sm_90a").mkdir()
+    backend = CudaBackend(Device(), tmp_path)
+    x = backend.buffer(6, 4)
+    ring = backend.upload_ring(backend.array((4,), np.int64))
+    backend.close()
+    for use in (
+        lambda: backend.read(x, 0, 1),
+        lambda: backend.write(x, ROWS),
+        lambda: backend.hidden_states(3, x),
+        lambda: ring.upload(np.zeros(4, np.int64)),
+    ):
+        with pytest.raises(RuntimeError, match="the model is closed; load it again"):
+            use()

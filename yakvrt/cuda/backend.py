@@ -96,12 +96,14 @@ class CudaBackend:
 
     def array(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> DeviceArray:
         """Device memory that holds anything at first. Raises: DeviceError."""
+        self.stream.enter()
         array = DeviceArray(shape, dtype)
         self._arrays.append(array)
         return array
 
     def pinned(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> PinnedMemory:
         """Host memory for numbers, which kernels read and write where it lies. Raises: DeviceError."""
+        self.stream.enter()
         memory = PinnedMemory(math.prod(shape) * np.dtype(dtype).itemsize)
         self._pinned.append(memory)
         return memory
@@ -146,6 +148,7 @@ class CudaBackend:
 
     def hidden_states(self, n_rows: int, x: Buffer) -> DeviceStates:
         """Raises: DeviceError."""
+        self.stream.enter()
         return DeviceStates(n_rows, x.width, self.stream)
 
     def sample(self, weight: DeviceMatrix | DeviceArray) -> bytes:

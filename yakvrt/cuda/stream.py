@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from threading import get_ident
 from typing import Any
 
 from .driver import call, constant
@@ -26,10 +27,26 @@ class Event:
 
 
 class Stream:
-    """A queue of copies and launches that waits for no other."""
+    """A queue of copies and launches that waits for no other. Threads may use it in turn."""
 
     def __init__(self) -> None:
-        self.handle: Any = call("cuStreamCreate", constant("CUstream_flags", "CU_STREAM_NON_BLOCKING"))
+        self._context: Any = call("cuCtxGetCurrent")
+        self._thread = get_ident()
+        self._handle: Any = call("cuStreamCreate", constant("CUstream_flags", "CU_STREAM_NON_BLOCKING"))
+
+    def enter(self) -> None:
+        """Makes the stream's context that of the thread that calls. Raises: RuntimeError once closed."""
+        if self._handle is None:
+            raise RuntimeError("the model is closed; load it again")
+        if get_ident() != self._thread:
+            call("cuCtxSetCurrent", self._context)
+            self._thread = get_ident()
+
+    @property
+    def handle(self) -> Any:
+        """For a call of this thread. Raises: RuntimeError once closed."""
+        self.enter()
+        return self._handle
 
     def record(self, event: Event) -> Event:
         """Marks what was asked so far."""
@@ -46,3 +63,4 @@ class Stream:
     def close(self) -> None:
         """What was asked is still done."""
         call("cuStreamDestroy", self.handle)
+        self._handle = None

@@ -26,6 +26,7 @@ class UploadRing:
         """Asks the stream to put the values into the target; they may change at once. Waits where all places
         are still to be read.
         """
+        self._stream.enter()
         place = self._n_uploads % PLACES
         if self._n_uploads >= PLACES:
             self._read[place].synchronise()
