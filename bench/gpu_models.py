@@ -1,4 +1,6 @@
-"""Whole tiny models on a GPU against golden logits; takes safetensors and ml_dtypes, to read them."""
+"""Whole steps on a GPU: tiny models against golden logits, which takes safetensors and ml_dtypes to read
+them, and YAKV's decode step against numpy.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +12,9 @@ from yakvrt.cuda.device import Device
 
 # family, and whether activations and KV are rounded to bfloat16 for tensor cores
 MODELS = (("llama3", False), ("qwen3-moe", False), ("llama3", True), ("qwen3-moe", True))
+
+# YAKV's key rows, whether rows rest in pinned host memory, and whether there is a tail
+YAKV_STEPS = (("r3", False, True), ("r3", True, True), ("q4", False, True), ("q4", True, False))
 
 
 def name_of(family: str, rounded: bool) -> str:
@@ -30,6 +35,26 @@ def examine_model(family: str, rounded: bool, device: Device, run: GpuRun) -> di
     backend = CudaBackend(Device(device.number), run.kernels.directory)
     try:
         error = (rounded_steps if rounded else exact_steps)(backend, family)
+    finally:
+        backend.close()
+    return {"of_allowed": round(error, 4)}
+
+
+def yakv_name_of(k_format: str, on_host: bool, tail: bool) -> str:
+    return f"yakv step {k_format}, rows {'pinned' if on_host else 'on the device'}{', tail' if tail else ''}"
+
+
+def examine_yakv_step(
+    k_format: str, on_host: bool, tail: bool, device: Device, run: GpuRun
+) -> dict[str, Any]:
+    """Raises: Mismatch, DeviceError."""
+    from yakv_device_step import yakv_step
+
+    from yakvrt.cuda.backend import CudaBackend
+
+    backend = CudaBackend(Device(device.number), run.kernels.directory)
+    try:
+        error = yakv_step(backend, k_format, on_host, tail)
     finally:
         backend.close()
     return {"of_allowed": round(error, 4)}

@@ -53,10 +53,15 @@ def case_steps(cases: list[Sized], quick: bool) -> list[Step]:
 
 
 def model_steps() -> list[Step]:
-    return [
+    models = [
         Step(gpu_models.name_of(*model), partial(gpu_models.examine_model, *model))
         for model in gpu_models.MODELS
     ]
+    steps = [
+        Step(gpu_models.yakv_name_of(*step), partial(gpu_models.examine_yakv_step, *step))
+        for step in gpu_models.YAKV_STEPS
+    ]
+    return models + steps
 
 
 def ceilings(device: Device) -> dict[str, float | None]:
