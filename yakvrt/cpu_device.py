@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from .chunk_size import default_chunk
@@ -15,12 +15,11 @@ from .weight_shapes import target_matrices, vector_bytes
 from .weights import load_weights
 
 if TYPE_CHECKING:
-    from .config import ModelConfig
     from .cpu.affinity import Affinity
     from .kernel_build.compilers import Progress
-    from .kvcache.contract import Pools
+    from .memory_plan import Wanted
     from .model_source import ModelSource
-    from .weights import SourceTensor, Weights
+    from .weights import Weights
 
 
 class CpuDevice:
@@ -40,27 +39,19 @@ class CpuDevice:
         self._tile_cache, self._mmap, self._mlock = tile_cache, mmap, mlock
         self._backend: CpuBackend | None = None
 
-    def plan(
-        self,
-        config: ModelConfig,
-        tensors: Mapping[str, SourceTensor],
-        *,
-        dtype: str,
-        chunk: int,
-        pools: Callable[[int], Pools],
-        n_slots: int,
-        ctx_size: int = 0,
-    ) -> MemoryPlan:
-        def kv_bytes(n: int) -> int:
-            held = pools(n)
-            return n_slots * held.slot_bytes + prompt_bytes(held, config, n)
+    def plan(self, wanted: Wanted) -> MemoryPlan:
+        config = wanted.config
 
-        matrices = target_matrices(config, tensors, dtype, TileStore.layouts)
+        def kv_bytes(n: int) -> int:
+            held = wanted.pools(n)
+            return wanted.n_slots * held.slot_bytes + prompt_bytes(held, config, n)
+
+        matrices = target_matrices(config, wanted.tensors, wanted.dtype, TileStore.layouts)
         memory = Place(
             "memory",
             available_memory(),
             weight_bytes=tile_bytes(matrices) + vector_bytes(config),
-            work_bytes=activation_bytes(config, chunk) + FIXED_BYTES,
+            work_bytes=activation_bytes(config, wanted.chunk) + FIXED_BYTES,
             kv_bytes=kv_bytes,
         )
         return MemoryPlan((memory,), config.context_len)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,11 +17,10 @@ from .weight_shapes import target_matrices, vector_bytes
 from .weights import load_weights
 
 if TYPE_CHECKING:
-    from .config import ModelConfig
     from .kernel_build.compilers import Progress
-    from .kvcache.contract import Pools
+    from .memory_plan import Wanted
     from .model_source import ModelSource
-    from .weights import SourceTensor, Weights
+    from .weights import Weights
 
 GPU_FIXED_BYTES = 256 << 20  # kernels, graphs, partial results of attention: estimated
 
@@ -38,19 +37,10 @@ class CudaDevice:
         self._device, self._cubins = Device(number), cubins
         self._backend: CudaBackend | None = None
 
-    def plan(
-        self,
-        config: ModelConfig,
-        tensors: Mapping[str, SourceTensor],
-        *,
-        dtype: str,
-        chunk: int,
-        pools: Callable[[int], Pools],
-        n_slots: int,
-        ctx_size: int,
-    ) -> MemoryPlan:
+    def plan(self, wanted: Wanted) -> MemoryPlan:
         """Says, with kv_device "auto", where the host's pools go."""
-        matrices = target_matrices(config, tensors, dtype, DEVICE_LAYOUTS)
+        config, pools = wanted.config, wanted.pools
+        matrices = target_matrices(config, wanted.tensors, wanted.dtype, DEVICE_LAYOUTS)
         weight_bytes = vector_bytes(config) + sum(
             prod(shape[:-1]) * DEVICE_LAYOUTS[kind].row_bytes(shape[-1]) for kind, shape in matrices
         )
@@ -58,22 +48,22 @@ class CudaDevice:
 
         def plan(on_host: bool) -> MemoryPlan:
             def host_bytes(n: int) -> int:
-                return n_slots * sum(pools(n).host.values())
+                return wanted.n_slots * sum(pools(n).host.values())
 
             def gpu_bytes(n: int) -> int:
                 held = pools(n)
-                own = n_slots * sum(held.device.values()) + prompt_bytes(held, config, n)
+                own = wanted.n_slots * sum(held.device.values()) + prompt_bytes(held, config, n)
                 return own if on_host else own + host_bytes(n)
 
-            work = activation_bytes(config, chunk) + GPU_FIXED_BYTES
+            work = activation_bytes(config, wanted.chunk) + GPU_FIXED_BYTES
             gpu = Place("GPU memory", free[0], weight_bytes, work, gpu_bytes)
             host = Place("host memory", free[1], 0, FIXED_BYTES, host_bytes if on_host else lambda n: 0)
             return MemoryPlan((gpu, host), config.context_len)
 
         chosen = plan(on_host=False)
-        wanted = ctx_size or config.context_len
+        n_tokens = wanted.ctx_size or config.context_len
         self._kv_on_host = self._kv_device == "cpu" or (
-            self._kv_device == "auto" and chosen.largest_context < wanted
+            self._kv_device == "auto" and chosen.largest_context < n_tokens
         )
         return plan(on_host=True) if self._kv_on_host else chosen
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from .backend import Backend
-    from .config import ModelConfig
     from .kernel_build.compilers import Progress
-    from .kvcache.contract import Pools
-    from .memory_plan import MemoryPlan
+    from .memory_plan import MemoryPlan, Wanted
     from .model_source import ModelSource
-    from .weights import SourceTensor, Weights
+    from .weights import Weights
 
 GPU = re.compile(r"cuda:?(\d{1,4})?", re.IGNORECASE)
 
@@ -26,20 +24,8 @@ class Device(Protocol):
     def default_chunk(self) -> int:
         """Prompt tokens that it computes best at once."""
 
-    def plan(
-        self,
-        config: ModelConfig,
-        tensors: Mapping[str, SourceTensor],
-        *,
-        dtype: str,
-        chunk: int,
-        pools: Callable[[int], Pools],
-        n_slots: int,
-        ctx_size: int,
-    ) -> MemoryPlan:
-        """What a model will take; pools(n) are those of a slot of n tokens. ctx_size: the tokens asked for, 0
-        for the model's context.
-        """
+    def plan(self, wanted: Wanted) -> MemoryPlan:
+        """What a model will take of every kind of memory."""
 
     def open(self, progress: Progress | None) -> Backend: ...
 

@@ -193,6 +193,7 @@ def load(
     from .device import gpu_number, open_gpu
     from .kvcache import open_method
     from .kvcache.contract import KvSetting
+    from .memory_plan import Wanted
 
     number = gpu_number(device)
     method, parameters = open_method(kv, kv_args or {}, on_gpu=number is not None)
@@ -224,15 +225,9 @@ def load(
             config = source.config
             check_tensors(config, source.tensors)
             chunk = ubatch_size or opened.default_chunk
-            context = opened.plan(
-                config,
-                source.tensors,
-                dtype=dtype,
-                chunk=chunk,
-                pools=lambda n: method.pools(config, parameters, cache_type, n),
-                n_slots=n_slots,
-                ctx_size=ctx_size,
-            ).context(ctx_size)
+            pools = partial(method.pools, config, parameters, cache_type)
+            wanted = Wanted(config, source.tensors, dtype, chunk, pools, n_slots, ctx_size)
+            context = opened.plan(wanted).context(ctx_size)
             compile_progress = None
             if progress:
                 report = progress

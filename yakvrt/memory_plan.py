@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +16,7 @@ from .kernels.pack_size import TILE_PACK
 if TYPE_CHECKING:
     from .config import ModelConfig
     from .kvcache.contract import Pools
+    from .weights import SourceTensor
 
 MAX_CONTEXT = 1 << 31
 FIXED_BYTES = 250 << 20  # interpreter, libraries, kernels, tokenizer, one tensor on its way in
@@ -44,6 +45,22 @@ def activation_bytes(config: ModelConfig, chunk: int) -> int:
 def prompt_bytes(pools: Pools, config: ModelConfig, n_tokens: int) -> int:
     """Bytes of a prompt of n_tokens under way: what the method needs, hidden states between layers."""
     return sum(pools.transient.values()) + 4 * config.hidden_dim * n_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is to be planned: a model's tensors as `dtype`, prompts in chunks, n_slots slots of ctx_size tokens.
+
+    ctx_size 0: as many as the model or memory takes. pools(n) are those of a slot of n tokens.
+    """
+
+    config: ModelConfig
+    tensors: Mapping[str, SourceTensor]
+    dtype: str
+    chunk: int
+    pools: Callable[[int], Pools]
+    n_slots: int
+    ctx_size: int
 
 
 @dataclass(frozen=True, slots=True)

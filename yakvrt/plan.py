@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from yakvrt import terminal
@@ -37,6 +38,7 @@ def _plan(args: argparse.Namespace) -> int:
     from yakvrt.device import gpu_number
     from yakvrt.device_arguments import chosen_device
     from yakvrt.kvcache import open_method
+    from yakvrt.memory_plan import Wanted
     from yakvrt.model_source import open_model
     from yakvrt.weights import check_tensors
 
@@ -46,19 +48,13 @@ def _plan(args: argparse.Namespace) -> int:
     with open_model(args.model, load_format=args.load_format, offline=args.offline, progress=True) as source:
         config = source.config
         check_tensors(config, source.tensors)
+        pools = partial(method.pools, config, parameters, kind)
+        wanted = Wanted(config, source.tensors, args.dtype, chunk_of(args), pools, args.slots, args.ctx_size)
         device = chosen_device(args)
-        plan = device.plan(
-            config,
-            source.tensors,
-            dtype=args.dtype,
-            chunk=chunk_of(args),
-            pools=lambda n: method.pools(config, parameters, kind, n),
-            n_slots=args.slots,
-            ctx_size=args.ctx_size,
-        )
+        plan = device.plan(wanted)
         device.close()
         n_tokens = args.ctx_size or plan.context(0)
-        record = _record(plan, config, method.pools(config, parameters, kind, n_tokens), args, n_tokens)
+        record = _record(plan, config, pools(n_tokens), args, n_tokens)
         record = {"model": source.name, **record}
     print(json.dumps(record) if args.json else _text(record))
     return 0 if record["fits"] else 1
