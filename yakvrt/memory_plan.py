@@ -49,7 +49,7 @@ def prompt_bytes(pools: Pools, config: ModelConfig, n_tokens: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What is to be planned: a model's tensors as `dtype`, prompts in chunks, n_slots slots of ctx_size tokens.
+    """What is to be planned: tensors as `dtype`, prompts in chunks, n_slots slots of ctx_size tokens.
 
     ctx_size 0: as many as the model or memory takes. pools(n) are those of a slot of n tokens.
     """
