@@ -7,11 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from cuda_cases.case import Mismatch
 from fake_gpu import FakeGpu
 from yakv_device_step import SHAPE, yakv_step
 
 from yakvrt.cuda.backend import CudaBackend
 from yakvrt.cuda.device import Device
+from yakvrt.cuda.driver import DeviceError
+from yakvrt.cuda.recorder import CudaRecorder, Join
+from yakvrt.cuda.stream import Event, Stream
 from yakvrt.cuda.yakv_pools import check_yakv
 
 
@@ -24,11 +28,46 @@ def backend(gpu: FakeGpu, fake_cubins: Path) -> Iterator[CudaBackend]:
 
 
 @pytest.mark.parametrize(
-    ("k_format", "on_host", "tail"),
-    [("r3", False, True), ("r3", True, False), ("q4", False, True), ("q4", True, False)],
+    ("k_format", "on_host", "tail", "eager"),
+    [
+        ("r3", False, True, False),
+        ("r3", True, True, False),
+        ("r3", True, False, True),
+        ("q4", False, True, False),
+        ("q4", True, False, False),
+    ],
 )
-def test_step(backend: CudaBackend, k_format: str, on_host: bool, tail: bool) -> None:
+def test_step(
+    gpu: FakeGpu, backend: CudaBackend, k_format: str, on_host: bool, tail: bool, eager: bool
+) -> None:
+    """Rows from the host come on a stream of their own, as late as waits allow or as early."""
+    gpu.eager = eager
     assert yakv_step(backend, k_format, on_host, tail) <= 1
+
+
+@pytest.mark.parametrize(("left_out", "eager"), [(Join, False), ("fork", True)])
+def test_a_wait_that_is_left_out_shows(
+    gpu: FakeGpu, backend: CudaBackend, monkeypatch: pytest.MonkeyPatch, left_out: object, eager: bool
+) -> None:
+    """Attention that does not wait for the rows, and a fetch that does not wait for the selection."""
+    gpu.eager = eager
+    record = Stream.record
+    if left_out is Join:
+        monkeypatch.setattr(CudaRecorder, "join", lambda self: None)
+    else:  # what was asked of the stream before is not waited for
+
+        def at_the_beginning(stream: Stream, event: Event) -> Event:
+            own = record(stream, event)
+            held, graph = gpu.handles[int(event.handle)], gpu.handles[int(stream.handle)].graph
+            if graph and graph.origin is gpu.handles[int(stream.handle)]:
+                lane = graph.lanes[graph.origin]
+                lane.insert(0, lane.pop(lane.index(held.mark)))
+            return own
+
+        monkeypatch.setattr(Stream, "record", at_the_beginning)
+    with pytest.raises((Mismatch, DeviceError)):
+        yakv_step(backend, "r3", on_host=True, tail=False)
+    gpu.failures.clear()
 
 
 @pytest.mark.parametrize(

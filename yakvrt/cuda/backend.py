@@ -65,7 +65,7 @@ class CudaBackend:
         self.device, self.kv_on_host = device, kv_on_host
         self._kernels = built_kernels(self.device, cubins) if cubins else compiled_kernels(self.device)
         self._progress = progress
-        self.stream = Stream()
+        self.stream, self._side = Stream(), Stream()
         self._arrays: list[DeviceArray] = []
         self._pinned: list[PinnedMemory] = []
         self._steps: list[CudaStep] = []
@@ -83,6 +83,7 @@ class CudaBackend:
         while self._pinned:
             self._pinned.pop().free()
         self.stream.close()
+        self._side.close()
         self._kernels.close()
         self.device.close()
 
@@ -209,6 +210,6 @@ class CudaBackend:
     def finish(self, recorder: CudaRecorder) -> CudaStep:
         """Loads what was recorded. Raises: as prepare(), and as CudaStep."""
         self.prepare(recorder.specs)
-        step = CudaStep(recorder, self._kernels, self.stream)
+        step = CudaStep(recorder, self._kernels, self.stream, self._side)
         self._steps.append(step)
         return step

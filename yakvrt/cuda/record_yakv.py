@@ -1,5 +1,5 @@
-"""Records a decode step's attention under YAKV: append, attend to the ring, score, select, fetch, attend to
-the selected rows, add the tail, merge; then encode the block that left the window.
+"""Records a decode step's attention under YAKV: append, attend to the ring, score, select; fetch, and beside
+it add the tail and encode the block that left the window; attend to the selected rows, merge.
 """
 
 from __future__ import annotations
@@ -73,7 +73,6 @@ class _Step:
             (self.n_heads, self.capacity),
             *(out.data, out.width, self.sums, self.stats, self.n_partials, self.n_heads, q.n_rows),
         )
-        self._encode()
 
     def tail_errors(self, errors: Any, exact: Buffer, q: Buffer, k: Buffer, v: Buffer) -> None:
         self._partials(q, k, v)
@@ -84,7 +83,6 @@ class _Step:
             *(errors, exact.data, exact.width, self.sums, self.stats, first_tail, self.n_partials),
             *(self.n_heads, q.n_rows),
         )
-        self._encode()
 
     def _partials(self, q: Buffer, k: Buffer, v: Buffer) -> None:
         self._measure()
@@ -101,9 +99,11 @@ class _Step:
             *(self.rows.counters, self.counts, n_missing, int(n_missing is not None), self.n_kv_heads),
             q.n_rows,
         )
-        self._attend_selected(q, places, held)
         if self.n_tail_parts:
             self._add_tail()
+        self._encode()
+        self.recorder.join()
+        self._attend_selected(q, places, held)
 
     def _measure(self) -> None:
         budget, shape = self.rows.budget, self.shape
@@ -191,8 +191,8 @@ class _Step:
         return pool_words(self.rows, pool, self.n_kv_heads)
 
     def _fetch(self, cached: RowPool) -> tuple[Any, Any]:
-        """Brings what is missing into the cache. Returns: where every selected row lies, and how many were
-        missing.
+        """Brings what is missing into the cache, beside what is recorded up to the join. Returns: where every
+        selected row lies, and how many were missing.
         """
         n_rows, segments = self.batch.n_rows, self.n_segments
         places, missing, targets = (
@@ -206,7 +206,7 @@ class _Step:
             n_rows,
         )
         size = row_bytes(self.head_dim, self.shape.k_format, self.shape.v_format)
-        self.recorder.launch(
+        self.recorder.launch_beside(
             kernel("yakv_gather_cuda", "yakv_gather_cuda", size, False),
             (GATHER_BLOCKS, 1),
             *(

@@ -25,14 +25,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """A kernel over a grid of blocks; arguments are numbers, device arrays or None."""
+    """A kernel over a grid of blocks; arguments are numbers, device arrays or None. One `beside` the others
+    waits for those before it, and those behind it wait for it from the next Join on.
+    """
 
     kernel: KernelSpec
     grid: tuple[int, int]
     arguments: tuple[Any, ...]
+    beside: bool = False
 
 
-Piece = Launch | Callable[[], None]
+@dataclass(frozen=True, slots=True)
+class Join:
+    """What follows waits for the launches beside the others."""
+
+
+Piece = Launch | Join | Callable[[], None]
 
 
 class DeviceBatch(NamedTuple):
@@ -105,6 +113,13 @@ class CudaRecorder:
 
     def launch(self, spec: KernelSpec, grid: tuple[int, int], *arguments: Any) -> None:
         self.parts[-1].append(Launch(spec, grid, arguments))
+
+    def launch_beside(self, spec: KernelSpec, grid: tuple[int, int], *arguments: Any) -> None:
+        """Runs while what is recorded behind it runs, up to join()."""
+        self.parts[-1].append(Launch(spec, grid, arguments, beside=True))
+
+    def join(self) -> None:
+        self.parts[-1].append(Join())
 
     def call(self, function: Callable[[], None]) -> None:
         self.parts[-1].append(function)

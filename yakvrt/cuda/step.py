@@ -3,70 +3,82 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 from ..ops import Batch
 from .arguments import Arguments
 from .device_kernels import Kernels
 from .graph import Graph
 from .loaded_kernel import LoadedKernel
-from .stream import Stream
+from .recorder import CudaRecorder, Join, Launch, Piece
+from .stream import Event, Stream
 from .upload_ring import UploadRing
 
-if TYPE_CHECKING:
-    from .recorder import CudaRecorder, Piece
 
-Ready = tuple[LoadedKernel, tuple[int, int], Arguments]
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A launch with its kernel on the device."""
+
+    kernel: LoadedKernel
+    grid: tuple[int, int]
+    arguments: Arguments
+    beside: bool
 
 
 class CudaStep:
     """Fill `batch`, then run parts; nothing waits for the device but plain Python between the launches."""
 
-    def __init__(self, recorder: CudaRecorder, kernels: Kernels, stream: Stream) -> None:
-        """Raises: DeviceError, and ValueError for a kernel that is missing."""
+    def __init__(self, recorder: CudaRecorder, kernels: Kernels, stream: Stream, side: Stream) -> None:
+        """side: for launches beside the others. Raises: DeviceError, and ValueError for a kernel that is
+        missing.
+        """
         self.batch: Batch = recorder.batch
-        self._numbers, self._stream = recorder.batch_numbers, stream
+        self._numbers, self._stream, self._side = recorder.batch_numbers, stream, side
         self._ring = UploadRing(recorder.device_numbers, stream)
         self._parts = [[ready(piece, kernels) for piece in part] for part in recorder.parts]
         self._graphs: dict[int, Graph] = {}
+        self._forked, self._joined = Event(), Event()
 
     def run(self, part: int = 0) -> None:
         """Asks the stream for it; a piece of plain Python waits for what comes before it."""
         self._ring.upload(self._numbers)
-        pieces = self._parts[part]
-        launches = [piece for piece in pieces if isinstance(piece, tuple)]
-        if len(launches) == len(pieces):
-            self._graph(part, launches).launch(self._stream)
+        if any(callable(piece) for piece in self._parts[part]):
+            self._ask(part)
             return
-        for piece in pieces:
-            if isinstance(piece, tuple):
-                self._launch(piece)
-            else:
-                self._stream.synchronise()
-                piece()
-
-    def _graph(self, part: int, launches: list[Ready]) -> Graph:
         if part not in self._graphs:
             graph = Graph()
             with graph.capture(self._stream):
-                for each in launches:
-                    self._launch(each)
+                self._ask(part)
             self._graphs[part] = graph
-        return self._graphs[part]
+        self._graphs[part].launch(self._stream)
 
-    def _launch(self, piece: Ready) -> None:
-        loaded, grid, arguments = piece
-        loaded.launch(self._stream, grid, arguments)
+    def _ask(self, part: int) -> None:
+        beside = False
+        for piece in [*self._parts[part], Join()]:
+            if isinstance(piece, Ready):
+                if piece.beside and not beside:
+                    self._side.wait(self._stream.record(self._forked))
+                beside |= piece.beside
+                piece.kernel.launch(self._side if piece.beside else self._stream, piece.grid, piece.arguments)
+            elif isinstance(piece, Join):
+                if beside:
+                    self._stream.wait(self._side.record(self._joined))
+                beside = False
+            else:
+                self._stream.synchronise()
+                piece()
 
     def close(self) -> None:
         for graph in self._graphs.values():
             graph.close()
         self._ring.free()
+        self._forked.close()
+        self._joined.close()
 
 
-def ready(piece: Piece, kernels: Kernels) -> Ready | Callable[[], None]:
-    """A launch with its kernel on the device. Raises: as Kernels.load."""
-    if callable(piece):
+def ready(piece: Piece, kernels: Kernels) -> Ready | Join | Callable[[], None]:
+    """Raises: as Kernels.load."""
+    if not isinstance(piece, Launch):
         return piece
     loaded = kernels.load(piece.kernel)
-    return loaded, piece.grid, loaded.arguments(*piece.arguments)
+    return Ready(loaded, piece.grid, loaded.arguments(*piece.arguments), piece.beside)
