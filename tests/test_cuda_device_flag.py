@@ -55,13 +55,15 @@ def test_the_plan_names_both_memories(gpu: FakeGpu, capsys: pytest.CaptureFixtur
         found: dict[str, Any] = json.loads(capsys.readouterr().out)
         return found
 
-    on_gpu, on_host = (record("-c", "2000", "--kv-device", where)["places"] for where in ("gpu", "cpu"))
-    assert [place["name"] for place in on_gpu] == ["GPU memory", "host memory"]
-    moved = on_gpu[0]["total_bytes"] - on_host[0]["total_bytes"]
-    assert moved == on_host[1]["total_bytes"] - on_gpu[1]["total_bytes"] > 0
-    assert record("-c", "2000")["places"] == on_gpu
-    gpu.memory_bytes = on_host[0]["total_bytes"] + moved // 2
-    assert record("-c", "2000")["places"][0]["total_bytes"] == on_host[0]["total_bytes"]
+    def totals(*more: str) -> dict[str, int]:
+        return {place["name"]: place["total_bytes"] for place in record("-c", "2000", *more)["places"]}
+
+    on_gpu, on_host = totals("--kv-device", "gpu"), totals("--kv-device", "cpu")
+    moved = on_gpu["GPU memory"] - on_host["GPU memory"]
+    assert moved == on_host["host memory"] - on_gpu["host memory"] > 0
+    assert totals() == on_gpu
+    gpu.memory_bytes = on_host["GPU memory"] + moved // 2
+    assert totals() == on_host
     assert not gpu.device
 
 

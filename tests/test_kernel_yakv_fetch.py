@@ -55,8 +55,7 @@ class Cache:
         for i, j in np.ndindex(counts.shape):
             counts[i, j] = len(ids[i][j])
             table[i, j, : counts[i, j]] = ids[i][j]
-        rows = self.pools.layers[0]
-        hits = rows.hits
+        rows, hits = self.pools.layers[0], self.pools.counted()[1]
         arguments = (rows.table, np.array(slots), count(len(slots)), table, width * 4, counts, places)
         team.run("yakv_fetch", "yakv_fetch_cpu", (self.row_bytes,), *arguments)
         missing = 0
@@ -65,7 +64,7 @@ class Cache:
             np.testing.assert_array_equal(places[i, j, :n], expected)
             assert (places[i, j, n:] == -7).all()
             missing += len(missed)
-        assert rows.hits - hits == counts.sum() - missing
+        assert self.pools.counted()[1] - hits == counts.sum() - missing
         self.n_copied += missing
 
     def check(self) -> None:
