@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .weights import Weights
 
 GPU = re.compile(r"cuda:?(\d{1,4})?", re.IGNORECASE)
+KV_DEVICES = ("auto", "cpu", "gpu")
 
 
 class Device(Protocol):
@@ -47,9 +48,6 @@ def gpu_number(name: str) -> int | None:
     if not found:
         raise ValueError(f"device {name!r} is not known; choose cpu, cuda or cuda:N")
     return int(found[1] or 0)
-
-
-KV_DEVICES = ("auto", "cpu", "gpu")
 
 
 def open_gpu(number: int, cubins: str | Path | None, kv_device: str = "auto") -> Device:
