@@ -151,15 +151,17 @@ def test_the_tail_is_fitted(
 
 
 def test_a_copied_slot_goes_on_alike(open_backend: Callable[..., CudaBackend]) -> None:
-    """Rows on the host, of which some are resident."""
+    """Rows on the host, of which some are resident; then behind a cut, whose rows are still on their way."""
     args = {**YAKV, "tail": "0.25", "slot_cache": "1.5"}
     backend = open_backend(kv_on_host=True)
     with KvSlots("yakv", args, heads=HEADS, ctx_size=CTX, kind="bf16", backend=backend) as slots:
         first, second = slots.kv.open(CTX), slots.kv.open(CTX)
         slots.prefill(first, 0, *part(0, 200))
-        assert copy_slot(slots.kv, first, 200, second, 200) == 200
-        outs = [decoded(slots, slot, 200, 1) for slot in (first, second)]
-        np.testing.assert_array_equal(*outs)
+        for held, n in ((200, 200), (201, 150)):
+            slots.kv.truncate(first, held, n)
+            assert copy_slot(slots.kv, first, n, second, n) == n
+            outs = [decoded(slots, slot, n, 1) for slot in (first, second)]
+            np.testing.assert_array_equal(*outs)
 
 
 @pytest.mark.parametrize(
