@@ -145,7 +145,7 @@ class Ops(Protocol):
         `exact` with every part of the tail (kernels/yakv_fit.py).
         """
 
-    def keep_rows(self, kept: Buffer, x: Buffer) -> None:
-        """The row of position p of a prompt becomes row p % n of `kept`, of the backend's own n rows, for the
-        last n positions so far.
+    def keep_rows(self, kept: Sequence[Buffer], xs: Sequence[Buffer]) -> None:
+        """For each of xs, the row of position p of a prompt becomes row p % n of its buffer in `kept`, of the
+        backend's own n rows, for the last n positions so far.
         """

@@ -89,10 +89,11 @@ class Recorder:
     def write(self, x: Buffer, rows: np.ndarray) -> None:
         x.data[: len(rows), : x.width] = rows
 
-    def keep_rows(self, kept: Buffer, x: Buffer) -> None:
+    def keep_rows(self, kept: Sequence[Buffer], xs: Sequence[Buffer]) -> None:
         def run() -> None:
             n = int(self.batch.n_rows[0])
-            keep_rows_ref(kept.data, self.read(x, n), self.batch.positions[:n])
+            for held, x in zip(kept, xs, strict=True):
+                keep_rows_ref(held.data, self.read(x, n), self.batch.positions[:n])
 
         self.call(run)
 

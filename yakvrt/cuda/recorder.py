@@ -215,10 +215,11 @@ class CudaRecorder:
     ) -> None:
         record_tail_errors(self, errors.data, exact, q, k, v, rows)
 
-    def keep_rows(self, kept: Buffer, x: Buffer) -> None:
-        held: DeviceArray = kept.data
-        self.launch(
-            kernel("keep_rows", "keep_rows_cuda"),
-            (blocks(kept.width, 256), self.capacity),
-            *(held, len(held), kept.width, x.data, x.width, self.device_batch.positions, x.n_rows),
-        )
+    def keep_rows(self, kept: Sequence[Buffer], xs: Sequence[Buffer]) -> None:
+        for buffer, x in zip(kept, xs, strict=True):
+            held: DeviceArray = buffer.data
+            self.launch(
+                kernel("keep_rows", "keep_rows_cuda"),
+                (blocks(buffer.width, 256), self.capacity),
+                *(held, len(held), buffer.width, x.data, x.width, self.device_batch.positions, x.n_rows),
+            )

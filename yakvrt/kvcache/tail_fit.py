@@ -37,8 +37,7 @@ class TailFit:
 
     def keep(self, ops: Ops, attention: AttentionInput) -> None:
         """Records: keep the last tokens of a chunk."""
-        for kept, source in zip(self._last, (attention.q, attention.k, attention.v), strict=True):
-            ops.keep_rows(kept, source)
+        ops.keep_rows(self._last, (attention.q, attention.k, attention.v))
 
     def take_in(self, layer: int, slot: int, first: int) -> np.ndarray:
         """Takes the tokens kept, at positions `first` and on, into a slot that holds those before, all of
