@@ -39,6 +39,7 @@ def test_text_names_every_pool(capsys: pytest.CaptureFixture[str]) -> None:
         "device: selectors",
         "host: codes",
         "exact rows of one layer",
+        "in every step: rows from the host",
         "total of memory",
         "fits; ",
     ):

@@ -14,7 +14,7 @@ from yakvrt.cli_parsing import Parser, parse
 
 if TYPE_CHECKING:
     from yakvrt.config import ModelConfig
-    from yakvrt.kvcache.contract import Pools
+    from yakvrt.kvcache.contract import Pools, StepBytes
     from yakvrt.memory_plan import MemoryPlan
 
 
@@ -54,14 +54,20 @@ def _plan(args: argparse.Namespace) -> int:
         plan = device.plan(wanted)
         device.close()
         n_tokens = args.ctx_size or plan.context(0)
-        record = _record(plan, config, pools(n_tokens), args, n_tokens)
+        read = method.step_bytes(config, parameters, kind, n_tokens)
+        record = _record(plan, config, pools(n_tokens), read, args, n_tokens)
         record = {"model": source.name, **record}
     print(json.dumps(record) if args.json else _text(record))
     return 0 if record["fits"] else 1
 
 
 def _record(
-    plan: MemoryPlan, config: ModelConfig, pools: Pools, args: argparse.Namespace, n_tokens: int
+    plan: MemoryPlan,
+    config: ModelConfig,
+    pools: Pools,
+    read: StepBytes,
+    args: argparse.Namespace,
+    n_tokens: int,
 ) -> dict[str, Any]:
     transient = {**pools.transient, "hidden states": 4 * config.hidden_dim * n_tokens}
     return {
@@ -74,6 +80,8 @@ def _record(
         "slot_device_bytes": dict(pools.device),
         "slot_host_bytes": dict(pools.host),
         "prompt_bytes": transient,
+        "step_device_bytes": read.device,
+        "step_host_bytes": read.host,
         "places": [
             {
                 "name": place.name,
@@ -106,6 +114,8 @@ def _text(record: dict[str, Any]) -> str:
             remark = f"  {n_bytes / n_tokens:.0f} bytes a token"
             lines.append(line(f"{place}: {what}", n_slots * n_bytes, remark))
     lines += [line(f"while a prompt is read: {what}", n) for what, n in record["prompt_bytes"].items()]
+    lines.append(line("in every step: read of device pools", n_slots * record["step_device_bytes"]))
+    lines.append(line("in every step: rows from the host", n_slots * record["step_host_bytes"]))
     for place in record["places"]:
         remark = f"  of {place['available_bytes'] / 1e6:.1f} MB free"
         lines.append(line(f"total of {place['name']}", place["total_bytes"], remark))
