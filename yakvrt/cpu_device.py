@@ -10,7 +10,8 @@ from .cpu.backend import CpuBackend
 from .cpu.tile_cache import TileCache, files_identity
 from .cpu.tile_memory import TileMemory
 from .cpu.tile_store import TileStore, tile_bytes
-from .memory_plan import FIXED_BYTES, MemoryPlan, Place, activation_bytes, available_memory, prompt_bytes
+from .free_memory import available_memory
+from .memory_plan import FIXED_BYTES, MemoryPlan, Place, activation_bytes, prompt_bytes
 from .weight_shapes import target_matrices, vector_bytes
 from .weights import load_weights
 

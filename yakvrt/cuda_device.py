@@ -11,8 +11,9 @@ from .chunk_size import default_chunk
 from .cuda.backend import CudaBackend
 from .cuda.device import Device
 from .cuda.device_matrix import PlaneStore
+from .free_memory import available_memory
 from .kernels.device_layout import DEVICE_LAYOUTS
-from .memory_plan import FIXED_BYTES, MemoryPlan, Place, activation_bytes, available_memory, prompt_bytes
+from .memory_plan import FIXED_BYTES, MemoryPlan, Place, activation_bytes, prompt_bytes
 from .weight_shapes import target_matrices, vector_bytes
 from .weights import load_weights
 
