@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from .chunk_size import default_chunk
 from .cuda.backend import CudaBackend
 from .cuda.device import Device
 from .cuda.device_matrix import PlaneStore
+from .device import compile_progress
 from .free_memory import available_memory
 from .kernels.device_layout import DEVICE_LAYOUTS
 from .memory_plan import FIXED_BYTES, MemoryPlan, Place, activation_bytes, prompt_bytes
@@ -18,7 +20,7 @@ from .weight_shapes import target_matrices, vector_bytes
 from .weights import load_weights
 
 if TYPE_CHECKING:
-    from .kernel_build.compilers import Progress
+    from .device import LoadProgress
     from .memory_plan import Wanted
     from .model_source import ModelSource
     from .weights import Weights
@@ -68,9 +70,15 @@ class CudaDevice:
         )
         return plan(on_host=True) if self._kv_on_host else chosen
 
-    def open(self, progress: Progress | None) -> CudaBackend:
+    def open(self, progress: LoadProgress | None) -> CudaBackend:
         """Raises: as CudaBackend."""
-        self._backend = CudaBackend(self._device, self._cubins, progress, kv_on_host=self._kv_on_host)
+        self._backend = CudaBackend(
+            self._device,
+            self._cubins,
+            compile_progress(progress),
+            kv_on_host=self._kv_on_host,
+            pin_progress=partial(progress, "pinning host memory (MiB)") if progress else None,
+        )
         return self._backend
 
     def load(self, source: ModelSource, dtype: str, progress: Callable[[int, int], None] | None) -> Weights:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from ..ops import Batch
 from .arguments import Arguments
 from .device_kernels import Kernels
+from .driver import DeviceError
 from .graph import Graph
 from .loaded_kernel import LoadedKernel
 from .recorder import CudaRecorder, Join, Launch, Piece
@@ -40,7 +42,18 @@ class CudaStep:
         self._forked, self._joined = Event(), Event()
 
     def run(self, part: int = 0) -> None:
-        """Asks the stream for it; a piece of plain Python waits for what comes before it."""
+        """Asks the stream for it; a piece of plain Python waits for what comes before it. An interrupted one
+        (Ctrl-C) leaves nothing under way.
+        """
+        try:
+            self._run(part)
+        except BaseException:
+            for stream in (self._side, self._stream):
+                with suppress(DeviceError):
+                    stream.synchronise()
+            raise
+
+    def _run(self, part: int) -> None:
         self._ring.upload(self._numbers)
         if any(callable(piece) for piece in self._parts[part]):
             self._ask(part)

@@ -32,8 +32,10 @@ class UploadRing:
             self._read[place].synchronise()
         self._n_uploads += 1
         self._places[place] = values
-        self._target.upload(self._places[place], self._stream)
-        self._stream.record(self._read[place])
+        try:
+            self._target.upload(self._places[place], self._stream)
+        finally:  # an interrupted one may be under way
+            self._stream.record(self._read[place])
 
     def free(self) -> None:
         for event in self._read:

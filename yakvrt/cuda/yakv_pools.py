@@ -24,6 +24,7 @@ from ..kernels.yakv_select import budget_of
 from ..ops import ELEMENT_BYTES
 from .device_array import DeviceArray
 from .memory import PinnedMemory
+from .pinned_pool import padded_bytes
 
 if TYPE_CHECKING:
     from .backend import CudaBackend
@@ -156,9 +157,19 @@ class YakvPools:
             step = float(byte_grid(points)[1])
             return Grid(points.shape[1], len(points), backend.put(pack_tables(points)), step)
 
-        def rows_pool(n: int, pinned: bool) -> RowPool:
-            make = backend.pinned if pinned else backend.array
-            return RowPool(make((*heads, n, row_words), np.uint32), make((*heads, n), np.uint32), n)
+        def rows_on_device(n: int) -> RowPool:
+            return RowPool(
+                backend.array((*heads, n, row_words), np.uint32), backend.array((*heads, n), np.uint32), n
+            )
+
+        sizes = [4 * n_slots * n_kv_heads * n_rows * n for n in (row_words, 1)]
+        pinned = backend.pinned_pool(n_layers * padded_bytes(sizes)) if on_host else None
+
+        def rows_pool() -> RowPool:
+            if pinned is None:
+                return rows_on_device(n_rows)
+            codes, scales = (pinned.take(n) for n in sizes)
+            return RowPool(codes, scales, n_rows)
 
         selector_grid = grid(SELECTORS[shape.selector].grid)
         k_grid, v_grid = (grid(ROW_FORMATS[name].grid) for name in (shape.k_format, shape.v_format))
@@ -180,8 +191,8 @@ class YakvPools:
                 counters=backend.put(np.zeros(3, np.int64)),
                 k_block=k_block,
                 v_block=v_block,
-                rows=rows_pool(n_rows, on_host),
-                cached=rows_pool(n_places, pinned=False) if on_host else None,
+                rows=rows_pool(),
+                cached=rows_on_device(n_places) if on_host else None,
                 directory=backend.put(directory) if on_host else None,
                 selector_grid=selector_grid,
                 k_grid=k_grid,
