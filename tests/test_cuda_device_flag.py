@@ -8,16 +8,34 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_cubins import write_fake_cubin
 from fake_gpu import FakeGpu
 from golden_values import tiny_cases, tiny_dir
 
 import yakvrt
 from yakvrt import generate, plan
-from yakvrt.cuda import device_kernels
 from yakvrt.cuda.driver import DeviceError
-from yakvrt.kernel_build.spec import KernelSpec
 from yakvrt.kvcache import tail_fit, yakv
+
+CONFIG = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 64,
+    "vocab_size": 64,
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": True,
+}
+
+
+@pytest.fixture
+def wide(tmp_path: Path) -> str:
+    """A model whose heads YAKV takes; its weights are random."""
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    return str(tmp_path)
 
 
 @pytest.mark.parametrize("family", ["llama3", "qwen3-moe"])
@@ -35,20 +53,18 @@ def test_greedy_tokens_are_the_golden_ones(family: str, gpu: FakeGpu, fake_cubin
         list(sequence)
         assert sequence.ids == case.greedy_ids[:2]
     assert not gpu.failures
-    assert not gpu.device
-    assert not gpu.pinned
+    assert not gpu.held
     assert gpu.calls.count("cuGraphLaunch") >= 3
 
 
 def test_a_method_that_cannot_be_built_gives_all_back(gpu: FakeGpu, fake_cubins: Path) -> None:
     with pytest.raises(ValueError, match="rows of 16 numbers cannot be stored in 3 or 4 bits"):
         yakvrt.load(str(tiny_dir("llama3")), device="cuda", cubins=fake_cubins, kv="yakv", ctx_size=32)
-    assert not gpu.device
-    assert not gpu.pinned
+    assert not gpu.held
 
 
-def test_the_plan_names_both_memories(gpu: FakeGpu, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["-m", str(tiny_dir("qwen3")), "-dev", "cuda", "--kv", "yakv", "--json"]
+def test_the_plan_names_both_memories(gpu: FakeGpu, wide: str, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["-m", wide, "--load-format", "dummy", "-dev", "cuda", "--kv", "yakv", "--json"]
 
     def record(*more: str) -> dict[str, Any]:
         assert plan.main([*flags, *more]) == 0
@@ -64,7 +80,35 @@ def test_the_plan_names_both_memories(gpu: FakeGpu, capsys: pytest.CaptureFixtur
     assert totals() == on_gpu
     gpu.memory_bytes = on_host["GPU memory"] + moved // 2
     assert totals() == on_host
-    assert not gpu.device
+    assert not gpu.held
+
+
+@pytest.mark.parametrize(
+    ("model", "flags", "told"),
+    [
+        ("qwen3-moe", [], "takes heads of 64, 128, 192, 256 numbers, and the model's have 32: take another"),
+        ("wide", ["--kv-args", "selector=1bit"], "YAKV's selector has 2 bits"),
+        ("wide", ["-ctk", "f32"], "YAKV's exact rows are f16 or bf16"),
+        ("wide", ["--kv", "yakv-1.5bit"], "YAKV's selector has 2 bits"),
+        (
+            "wide",
+            ["--kv-device", "cpu", "--kv-args", "slot_cache=0"],
+            "holds 0 of a head where a step selects",
+        ),
+    ],
+)
+def test_what_yakv_has_no_kernels_for_is_told_before_loading(
+    gpu: FakeGpu, wide: str, capsys: pytest.CaptureFixture[str], model: str, flags: list[str], told: str
+) -> None:
+    chosen = [wide, "--load-format", "dummy"] if model == "wide" else [str(tiny_dir(model))]
+    argv = ["-m", *chosen, "-dev", "cuda", "--kv", "yakv", *flags]
+    assert generate.main([*argv, "--prompt-ids", "1,2", "--json"]) == 1
+    shown = capsys.readouterr().err
+    assert told in shown
+    assert shown.count("\n") == 1
+    assert plan.main(argv) == 1
+    assert told in capsys.readouterr().err
+    assert not {"cuMemAlloc", "cuMemHostAlloc"} & set(gpu.calls)
 
 
 def test_devices_are_listed(gpu: FakeGpu, capsys: pytest.CaptureFixture[str]) -> None:
@@ -94,14 +138,14 @@ def test_one_sentence(
     argv = ["-m", str(tiny_dir("llama3")), "--prompt-ids", "1,2", "--json", "--cubins", str(fake_cubins)]
     assert generate.main([*argv, *flags]) == code
     assert told in capsys.readouterr().err
-    assert not gpu.device
+    assert not gpu.held
 
 
 def test_memory_that_runs_out_while_loading(gpu: FakeGpu, fake_cubins: Path) -> None:
     gpu.faults["cuMemAlloc"] = 2
     with pytest.raises(DeviceError, match=r"MB of device memory were asked for and .* take a smaller model"):
         yakvrt.load(str(tiny_dir("llama3")), device="cuda", cubins=fake_cubins, ctx_size=32)
-    assert not gpu.device
+    assert not gpu.held
 
 
 def test_without_a_driver_nothing_is_fetched(capsys: pytest.CaptureFixture[str]) -> None:
@@ -116,37 +160,14 @@ def test_an_unknown_device(capsys: pytest.CaptureFixture[str]) -> None:
     assert "'rocm' is not cpu, cuda or cuda:N" in capsys.readouterr().err
 
 
-CONFIG = {
-    "model_type": "llama",
-    "hidden_size": 64,
-    "intermediate_size": 64,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 64,
-    "vocab_size": 64,
-    "max_position_embeddings": 512,
-    "rms_norm_eps": 1e-5,
-    "tie_word_embeddings": True,
-}
-
-
 def test_yakv_on_the_gpu_is_that_of_the_cpu(
-    gpu: FakeGpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    gpu: FakeGpu, compiled_on_demand: None, wide: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A prompt in chunks, of which a block leaves the window and whose tail is fitted, and two tokens behind;
     rows rest in pinned memory.
     """
-
-    def compiled(specs: list[KernelSpec], archs: list[str], directory: Path, progress: object) -> None:
-        for spec in specs:
-            write_fake_cubin(directory, spec, *archs)
-
-    monkeypatch.setattr(device_kernels, "compile_missing", compiled)
-    monkeypatch.setattr(device_kernels, "cache_path", lambda: tmp_path)
     for module in (tail_fit, yakv):
         monkeypatch.setattr(module, "FIT_TOKENS", 1)
-    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     ids = [i * 37 % 64 for i in range(134)]
     how: dict[str, Any] = {
         "load_format": "dummy",
@@ -157,11 +178,11 @@ def test_yakv_on_the_gpu_is_that_of_the_cpu(
     }
     found = []
     for device in ({"device": "cpu"}, {"device": "cuda", "kv_device": "cpu"}):
-        with yakvrt.load(str(tmp_path), **how, **device) as engine, engine.session() as session:
+        with yakvrt.load(wide, **how, **device) as engine, engine.session() as session:
             found.append(np.array([session.prefill(ids), session.decode(5)]))
             assert session.kv["rows_read"] > 0
             engine.runner.decode([session.slot], [len(session.ids)], [6])  # the graph again
             assert session.kv["steps"] == 2
     assert np.abs(found[1] - found[0]).max() < 0.02 * np.abs(found[0]).max()
     assert not gpu.failures
-    assert not gpu.pinned
+    assert not gpu.held

@@ -12,6 +12,7 @@ from .chunk_size import default_chunk
 from .cuda.backend import CudaBackend
 from .cuda.device import Device
 from .cuda.device_matrix import PlaneStore
+from .cuda.yakv_pools import check_cache, check_yakv
 from .device import compile_progress
 from .free_memory import available_memory
 from .kernels.device_layout import DEVICE_LAYOUTS
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from .model_source import ModelSource
     from .weights import Weights
 
+PINNABLE = 15 / 16  # of the host's free memory: a guess
 GPU_FIXED_BYTES = 256 << 20  # kernels, graphs, partial results of attention: estimated
 
 
@@ -41,13 +43,20 @@ class CudaDevice:
         self._backend: CudaBackend | None = None
 
     def plan(self, wanted: Wanted) -> MemoryPlan:
-        """Says, with kv_device "auto", where the host's pools go."""
+        """Says, with kv_device "auto", where the host's pools go. Raises: ValueError for a KV method whose
+        parameters have no CUDA kernels.
+        """
         config, pools = wanted.config, wanted.pools
         matrices = target_matrices(config, wanted.tensors, wanted.dtype, DEVICE_LAYOUTS)
         weight_bytes = vector_bytes(config) + sum(
             prod(shape[:-1]) * DEVICE_LAYOUTS[kind].row_bytes(shape[-1]) for kind, shape in matrices
         )
-        free = self._device.free_bytes(), available_memory()
+        n_tokens = wanted.ctx_size or config.context_len
+        coded = pools(n_tokens).coded
+        if coded:
+            check_yakv(coded.shape)
+        # the system never gets back what is pinned
+        free = self._device.free_bytes(), int(available_memory() * PINNABLE)
 
         def plan(on_host: bool) -> MemoryPlan:
             def host_bytes(n: int) -> int:
@@ -64,10 +73,11 @@ class CudaDevice:
             return MemoryPlan((gpu, host), config.context_len)
 
         chosen = plan(on_host=False)
-        n_tokens = wanted.ctx_size or config.context_len
         self._kv_on_host = self._kv_device == "cpu" or (
             self._kv_device == "auto" and chosen.largest_context < n_tokens
         )
+        if coded and self._kv_on_host:
+            check_cache(coded.n_places, coded.most_selected)
         return plan(on_host=True) if self._kv_on_host else chosen
 
     def open(self, progress: LoadProgress | None) -> CudaBackend:
