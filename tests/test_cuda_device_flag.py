@@ -38,8 +38,13 @@ def wide(tmp_path: Path) -> str:
     return str(tmp_path)
 
 
-@pytest.mark.parametrize("family", ["llama3", "qwen3-moe"])
-def test_greedy_tokens_are_the_golden_ones(family: str, gpu: FakeGpu, fake_cubins: Path) -> None:
+@pytest.mark.parametrize(("family", "batches"), [("llama3", (4, 3)), ("qwen3-moe", (2, 2))])
+def test_tokens_are_the_golden_ones(
+    family: str, batches: tuple[int, ...], gpu: FakeGpu, fake_cubins: Path
+) -> None:
+    """A prompt in two chunks, then slots of different lengths decode together, the second time from a graph:
+    each holds a beginning of the prompt, whose logits are golden at every position.
+    """
     case = tiny_cases(family)[1]
     with yakvrt.load(
         str(tiny_dir(family)),
@@ -47,14 +52,30 @@ def test_greedy_tokens_are_the_golden_ones(family: str, gpu: FakeGpu, fake_cubin
         cubins=fake_cubins,
         ctx_size=32,
         cache_type="f32",
-        ubatch_size=4,  # a prompt in two chunks
+        ubatch_size=4,
+        n_slots=batches[0],
     ) as engine:
-        sequence = engine.generate(case.ids, temperature=0, max_tokens=2, ignore_eos=True)
+        sessions = [engine.session() for _ in range(batches[0])]
+        sequence = engine.generate(
+            case.ids, temperature=0, max_tokens=1, ignore_eos=True, session=sessions[0]
+        )
         list(sequence)
-        assert sequence.ids == case.greedy_ids[:2]
+        assert sequence.ids == case.greedy_ids[:1]
+        for n, session in zip((3, 5, 4), sessions[1:], strict=False):
+            session.copy_from(sessions[0], n)
+        slots, lengths = [session.slot for session in sessions], [len(session.ids) for session in sessions]
+        tokens = [*case.ids, *case.greedy_ids]
+        greedy = [*case.logits.argmax(axis=1).tolist(), *case.greedy_ids[1:]]
+        gpu.calls.clear()
+        for i, n in enumerate(batches):
+            held = [length + i for length in lengths[:n]]
+            logits = engine.runner.decode(slots[:n], held, [tokens[at] for at in held])
+            assert logits.argmax(axis=1).tolist() == [greedy[at] for at in held]
+            assert np.abs(logits[1:] - case.logits[held[1:]]).max(initial=0) < 1e-3
+        assert gpu.calls.count("cuStreamBeginCapture") == 1
+        assert gpu.calls.count("cuGraphLaunch") == 2
     assert not gpu.failures
     assert not gpu.held
-    assert gpu.calls.count("cuGraphLaunch") >= 3
 
 
 def test_a_method_that_cannot_be_built_gives_all_back(gpu: FakeGpu, fake_cubins: Path) -> None:
@@ -160,29 +181,54 @@ def test_an_unknown_device(capsys: pytest.CaptureFixture[str]) -> None:
     assert "'rocm' is not cpu, cuda or cuda:N" in capsys.readouterr().err
 
 
+MOE = {"model_type": "qwen3_moe", "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+
+
+@pytest.mark.parametrize("more", [{}, MOE], ids=["llama", "qwen3_moe"])
 def test_yakv_on_the_gpu_is_that_of_the_cpu(
-    gpu: FakeGpu, compiled_on_demand: None, wide: str, monkeypatch: pytest.MonkeyPatch
+    more: dict[str, Any],
+    gpu: FakeGpu,
+    compiled_on_demand: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A prompt in chunks, of which a block leaves the window and whose tail is fitted, and two tokens behind;
-    rows rest in pinned memory.
+    """A prompt in chunks, of which a block leaves the window and whose tail is fitted; then four slots decode
+    together, three, two and one: some steps are captured, one is replayed. Rows rest in pinned memory.
     """
     for module in (tail_fit, yakv):
         monkeypatch.setattr(module, "FIT_TOKENS", 1)
-    ids = [i * 37 % 64 for i in range(134)]
+    (tmp_path / "config.json").write_text(json.dumps({**CONFIG, **more}))
+    prompt = [i * 37 % 64 for i in range(134)]
     how: dict[str, Any] = {
         "load_format": "dummy",
         "kv": "yakv",
         "kv_args": {"min_seqlen_to_prune": "0", "sparse_budget": "0.1"},
         "ctx_size": 192,
         "ubatch_size": 80,
+        "n_slots": 4,
     }
-    found = []
-    for device in ({"device": "cpu"}, {"device": "cuda", "kv_device": "cpu"}):
-        with yakvrt.load(wide, **how, **device) as engine, engine.session() as session:
-            found.append(np.array([session.prefill(ids), session.decode(5)]))
-            assert session.kv["rows_read"] > 0
-            engine.runner.decode([session.slot], [len(session.ids)], [6])  # the graph again
-            assert session.kv["steps"] == 2
-    assert np.abs(found[1] - found[0]).max() < 0.02 * np.abs(found[0]).max()
+
+    def run(decoded: list[list[int]], **device: str) -> np.ndarray:
+        """The logits of the prompt and of four steps; tokens are those of `decoded`, else the likeliest."""
+        found = []
+        with yakvrt.load(str(tmp_path), **how, **device) as engine:
+            sessions = [engine.session() for _ in range(4)]
+            found.append(sessions[0].prefill(prompt)[None])
+            for n, session in zip((133, 132, 134), sessions[1:], strict=True):
+                session.copy_from(sessions[0], n)
+            slots, held = [session.slot for session in sessions], [len(session.ids) for session in sessions]
+            for i, n in enumerate((4, 3, 2, 1)):
+                if len(decoded) == i:
+                    decoded.append([5] * 4 if i == 0 else found[-1].argmax(axis=1).tolist())
+                found.append(engine.runner.decode(slots[:n], held[:n], decoded[i][:n]).copy())
+                held = [length + 1 for length in held]
+            assert sessions[0].kv["steps"] == 10
+            assert sessions[0].kv["rows_read"] > 0
+        return np.concatenate(found)
+
+    tokens: list[list[int]] = []
+    cpu, cuda = run(tokens, device="cpu"), run(tokens, device="cuda", kv_device="cpu")
+    assert np.abs(cuda - cpu).max() < 0.02 * np.abs(cpu).max()
+    assert cuda.argmax(axis=1).tolist() == cpu.argmax(axis=1).tolist()
     assert not gpu.failures
     assert not gpu.held

@@ -132,8 +132,8 @@ def check_cache(n_places: int, most_selected: int) -> None:
     """Of rows from the host. Raises: ValueError where it does not hold what a step selects of a head."""
     if n_places < most_selected:
         raise ValueError(
-            f"on a GPU, YAKV's rows from the host pass through a cache, which holds {n_places} of a head where"
-            f" a step selects up to {most_selected}: give slot_cache=1 or more, or --kv-device gpu"
+            f"on a GPU, YAKV's rows from the host pass through a cache, which holds {n_places} of a head"
+            f" where a step selects up to {most_selected}: give slot_cache=1 or more, or --kv-device gpu"
         )
 
 
