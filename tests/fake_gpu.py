@@ -22,6 +22,7 @@ from yakvrt.kernels.cuda_kernel import CudaKernel
 INVALID_VALUE, OUT_OF_MEMORY, INVALID_DEVICE, INVALID_HANDLE, NOT_FOUND, NOT_READY = 1, 2, 101, 400, 500, 600
 NO_DEVICE, INVALID_CONTEXT, ALREADY_REGISTERED, NOT_REGISTERED = 100, 201, 712, 713
 PAGE_BYTES = 4096
+POISON = 0xFF
 # attributes of a device; of a function
 MULTIPROCESSORS, MAJOR, MINOR, READS_REGISTERED, SHARED_OPTIN = 16, 75, 76, 91, 97
 MAX_DYNAMIC_SHARED = 8
@@ -55,8 +56,8 @@ def put(address: int, value: int, kind: Any = ctypes.c_uint64) -> None:
 
 
 class FakeGpu:
-    """`faults`: status that a function of the driver answers with. `failures`: what kernels raised.
-    `eager`: as FakeGraph.launch() takes it.
+    """`faults`: status that a function of the driver answers with, `lost` what all do but the context's end.
+    `failures`: what kernels raised. `eager`: as FakeGraph.launch() takes it.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class FakeGpu:
         self.memory_bytes = memory_bytes
         self.shared_bytes = 227 * 1024
         self.faults: dict[str, int] = {}
+        self.lost = 0
         self.failures: list[BaseException] = []
         self.device: dict[int, np.ndarray] = {}
         self.pinned: dict[int, np.ndarray] = {}
@@ -90,6 +92,8 @@ class FakeGpu:
             and get_ident() not in self.current
         ):
             raise DriverError(INVALID_CONTEXT)
+        if self.lost and name != "cuDevicePrimaryCtxRelease":
+            raise DriverError(self.lost)
         if name in self.faults:
             raise DriverError(self.faults[name])
 
@@ -195,7 +199,7 @@ class FakeGpu:
         put(out, self.keep(self.device, n_bytes))
 
     def keep(self, memories: dict[int, np.ndarray], n_bytes: int) -> int:
-        memory = np.full(n_bytes, 0xFF, np.uint8)
+        memory = np.full(n_bytes, POISON, np.uint8)
         memories[memory.ctypes.data] = memory
         return memory.ctypes.data
 
@@ -215,7 +219,7 @@ class FakeGpu:
             raise DriverError(ALREADY_REGISTERED)
         if sum(self.registered.values()) + n_bytes > self.pinnable_bytes:
             raise DriverError(OUT_OF_MEMORY)
-        bytes_at(address, n_bytes).fill(0xFF)
+        bytes_at(address, n_bytes).fill(POISON)
         self.registered[address] = n_bytes
 
     def covers(self, first: int, end: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""Ctrl-C while the driver does something."""
+"""Ctrl-C, or whatever else happens, while the driver does something."""
 
 from __future__ import annotations
 
@@ -11,13 +11,24 @@ from cuda.bindings import driver as bindings
 from yakvrt.cuda import driver
 
 
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
 class Interruption:
-    """Stands in for cuda.bindings; KeyboardInterrupt is raised right `after` the n-th call of one of `names`
-    (of any, without names), or before it. n = 0: never. `asked`: the calls so far.
+    """Stands in for cuda.bindings: something happens right `after` the n-th call of one of `names` (of any,
+    without names), or before it. n = 0: never. `asked`: the calls so far.
     """
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, n: int, *names: str, after: bool = True) -> None:
-        self.n, self.names, self.after = n, names, after
+    def __init__(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        n: int,
+        *names: str,
+        after: bool = True,
+        happens: Callable[[], object] = interrupt,
+    ) -> None:
+        self.n, self.names, self.after, self.happens = n, names, after, happens
         self.asked: list[str] = []
         monkeypatch.setattr(driver, "_bindings", lambda: self)
 
@@ -36,10 +47,10 @@ class Interruption:
             self.asked.append(name)
             now = len(self.asked) == self.n
             if now and not self.after:
-                raise KeyboardInterrupt
+                self.happens()
             answer = function(*arguments)
-            if now:
-                raise KeyboardInterrupt
+            if now and self.after:
+                self.happens()
             return answer
 
         return called

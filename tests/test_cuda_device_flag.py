@@ -10,31 +10,18 @@ import numpy as np
 import pytest
 from fake_gpu import FakeGpu
 from golden_values import tiny_cases, tiny_dir
+from tiny_device_model import WIDE_CONFIG
 
 import yakvrt
 from yakvrt import generate, plan
 from yakvrt.cuda.driver import DeviceError
 from yakvrt.kvcache import tail_fit, yakv
 
-CONFIG = {
-    "model_type": "llama",
-    "hidden_size": 64,
-    "intermediate_size": 64,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 64,
-    "vocab_size": 64,
-    "max_position_embeddings": 512,
-    "rms_norm_eps": 1e-5,
-    "tie_word_embeddings": True,
-}
-
 
 @pytest.fixture
 def wide(tmp_path: Path) -> str:
     """A model whose heads YAKV takes; its weights are random."""
-    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    (tmp_path / "config.json").write_text(json.dumps(WIDE_CONFIG))
     return str(tmp_path)
 
 
@@ -197,7 +184,7 @@ def test_yakv_on_the_gpu_is_that_of_the_cpu(
     """
     for module in (tail_fit, yakv):
         monkeypatch.setattr(module, "FIT_TOKENS", 1)
-    (tmp_path / "config.json").write_text(json.dumps({**CONFIG, **more}))
+    (tmp_path / "config.json").write_text(json.dumps({**WIDE_CONFIG, **more}))
     prompt = [i * 37 % 64 for i in range(134)]
     how: dict[str, Any] = {
         "load_format": "dummy",

@@ -86,11 +86,12 @@ class CudaBackend:
                 for stream in (self._side, self.stream):
                     rest.callback(stream.close)
                 rest.callback(self._kernels.close)
-                for held in (self._pinned, self._arrays, self._rings):
+                for memory in (self._pinned, self._arrays):
+                    while memory:
+                        rest.callback(memory.pop().free)
+                for held in (self._rings, self._steps):
                     while held:
-                        rest.callback(held.pop().free)
-                while self._steps:
-                    rest.callback(self._steps.pop().close)
+                        rest.callback(held.pop().close)
                 for stream in (self._side, self.stream):
                     rest.callback(stream.synchronise)
         except DeviceError as error:
@@ -144,7 +145,7 @@ class CudaBackend:
 
     def upload_ring(self, target: DeviceArray) -> UploadRing:
         """A way for small arrays to the device that waits for nothing. Raises: DeviceError."""
-        ring = UploadRing(target, self.stream)
+        ring = UploadRing(target, self.pinned, self.stream)
         self._rings.append(ring)
         return ring
 
@@ -227,6 +228,7 @@ class CudaBackend:
     def finish(self, recorder: CudaRecorder) -> CudaStep:
         """Loads what was recorded. Raises: as prepare(), and as CudaStep."""
         self.prepare(recorder.specs)
-        step = CudaStep(recorder, self._kernels, self.stream, self._side)
+        ring = self.upload_ring(recorder.device_numbers)
+        step = CudaStep(recorder, self._kernels, ring, self.stream, self._side)
         self._steps.append(step)
         return step

@@ -30,13 +30,15 @@ class Ready:
 class CudaStep:
     """Fill `batch`, then run parts; nothing waits for the device but plain Python between the launches."""
 
-    def __init__(self, recorder: CudaRecorder, kernels: Kernels, stream: Stream, side: Stream) -> None:
-        """side: for launches beside the others. Raises: DeviceError, and ValueError for a kernel that is
-        missing.
+    def __init__(
+        self, recorder: CudaRecorder, kernels: Kernels, ring: UploadRing, stream: Stream, side: Stream
+    ) -> None:
+        """ring: the batch's way to the device. side: for launches beside the others. Raises: DeviceError, and
+        ValueError for a kernel that is missing.
         """
         self.batch: Batch = recorder.batch
         self._numbers, self._stream, self._side = recorder.batch_numbers, stream, side
-        self._ring = UploadRing(recorder.device_numbers, stream)
+        self._ring = ring
         self._parts = [[ready(piece, kernels) for piece in part] for part in recorder.parts]
         self._graphs: dict[int, Graph] = {}
         self._forked, self._joined = Event(), Event()
@@ -84,7 +86,6 @@ class CudaStep:
     def close(self) -> None:
         for graph in self._graphs.values():
             graph.close()
-        self._ring.free()
         self._forked.close()
         self._joined.close()
 
