@@ -13,7 +13,7 @@ from golden_values import tiny_cases, tiny_dir
 from tiny_device_model import WIDE_CONFIG
 
 import yakvrt
-from yakvrt import generate, plan
+from yakvrt import cuda_device, generate, plan
 from yakvrt.cuda.driver import DeviceError
 from yakvrt.kvcache import tail_fit, yakv
 
@@ -88,6 +88,49 @@ def test_the_plan_names_both_memories(gpu: FakeGpu, wide: str, capsys: pytest.Ca
     assert totals() == on_gpu
     gpu.memory_bytes = on_host["GPU memory"] + moved // 2
     assert totals() == on_host
+    assert not gpu.held
+
+
+def test_the_plan_leaves_some_of_the_hosts_memory(
+    gpu: FakeGpu, wide: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cuda_device, "available_memory", lambda: 320 << 20)
+    flags = ["-m", wide, "--load-format", "dummy", "-dev", "cuda", "--kv", "yakv", "--kv-device", "cpu"]
+    assert plan.main([*flags, "-c", "2000", "--json"]) == 0
+    places = json.loads(capsys.readouterr().out)["places"]
+    assert places[1]["available_bytes"] == 300 << 20
+    assert generate.main([*flags, "-c", "1000000", "--prompt-ids", "1", "--json"]) == 1
+    assert "of host memory for its KV cache" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("ctx_size", "slot_cache"), [(347, "2"), (400, "1")])
+def test_rows_for_the_host_are_pinned_while_loading(
+    gpu: FakeGpu, compiled_on_demand: None, wide: str, ctx_size: int, slot_cache: str
+) -> None:
+    told = []
+    with yakvrt.load(
+        wide,
+        load_format="dummy",
+        device="cuda",
+        kv="yakv",
+        kv_args={"slot_cache": slot_cache},
+        kv_device="cpu",
+        ctx_size=ctx_size,
+        progress=lambda *what: told.append(what),
+    ):
+        assert len(gpu.registered) == 1
+    assert ("pinning host memory (MiB)", 0, 0) in told
+    assert not gpu.held
+
+
+def test_a_slot_too_short_for_codes(gpu: FakeGpu, compiled_on_demand: None, wide: str) -> None:
+    found = []
+    for device in ({"device": "cpu"}, {"device": "cuda", "kv_device": "cpu"}):
+        how: dict[str, Any] = {"load_format": "dummy", "kv": "yakv", "ctx_size": 64, "ubatch_size": 4}
+        with yakvrt.load(wide, **how, **device) as engine, engine.session() as session:
+            found.append(np.array([session.prefill([1, 2, 3]), session.decode(4)]))
+    assert np.abs(found[1] - found[0]).max() < 0.02 * np.abs(found[0]).max()
+    assert not gpu.failures
     assert not gpu.held
 
 
