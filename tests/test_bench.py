@@ -101,10 +101,10 @@ def test_plan_runs_all_combinations() -> None:
         assert [test.name for test in tests] == names + [f"{name} @ d32" for name in names]
 
 
-def test_plan_has_llama_bench_defaults() -> None:
+def test_plan_has_llama_bench_tests_and_whole_prompts() -> None:
     [(setup, tests)] = plan(build_parser().parse_args([]))
     assert [test.name for test in tests] == ["pp512", "tg128"]
-    assert (setup.n_batch, setup.n_ubatch, setup.cache_type, setup.kv) == (2048, None, "f16", "full")
+    assert (setup.n_batch, setup.n_ubatch, setup.cache_type, setup.kv) == (None, None, "f16", "full")
     assert shown_columns([setup]) == []
     assert shown_columns([setup, replace(setup, n_batch=64)]) == ["n_batch"]
 

@@ -86,9 +86,10 @@ def records_of(setup: Setup, tests: Sequence[Test], args: argparse.Namespace) ->
                 terminal.note(
                     f"{setup.model}: {test.name}, {terminal.counted(args.repetitions, 'repetition')}"
                 )
+            n_batch = setup.n_batch or test.n_tokens  # the whole prompt, as generate takes it
             began = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             samples = measure(
-                session, engine.config.vocab_size, test, setup.n_batch, args.repetitions, not args.no_warmup
+                session, engine.config.vocab_size, test, n_batch, args.repetitions, not args.no_warmup
             )
             yield Record(
                 build_commit=commit,
@@ -100,7 +101,7 @@ def records_of(setup: Setup, tests: Sequence[Test], args: argparse.Namespace) ->
                 model_type=facts.type_name,
                 model_size=facts.size_bytes,
                 model_n_params=facts.n_params,
-                n_batch=setup.n_batch,
+                n_batch=n_batch,
                 n_ubatch=n_ubatch,
                 n_threads=engine.n_threads,
                 type_k=setup.cache_type,

@@ -47,7 +47,7 @@ class Setup:
     dtype: str
     cache_type: str
     threads: int | None
-    n_batch: int
+    n_batch: int | None
     n_ubatch: int | None
 
 
@@ -142,7 +142,7 @@ def build_parser() -> argparse.ArgumentParser:
         "-pg", type=pairs, action="append", metavar="PP,TG", help="a prompt and generation after it"
     )
     many("-d", "--n-depth", read=numbers, shown="N", help="tokens already in the context (0)")
-    many("-b", "--batch-size", read=numbers, shown="N", help="tokens handed over at once (2048)")
+    many("-b", "--batch-size", read=numbers, shown="N", help="tokens handed over at once (the whole prompt)")
     many("-ub", "--ubatch-size", read=numbers, shown="N", help="prefill chunk (the engine's)")
     many("-t", "--threads", read=numbers, shown="N", help="threads (the physical cores)")
     many("-ctk", "--cache-type-k", read=words, shown="TYPE", help="KV cache type, K and V (f16)")
@@ -180,7 +180,7 @@ def plan(args: argparse.Namespace) -> list[tuple[Setup, list[Test]]]:
     if flat(args.cache_type_v, cache_types) != cache_types:
         raise UsageError("-ctv differs from -ctk, and K and V of one cache share a type: leave -ctv out")
     threads: list[int | None] = [*flat(args.threads, [])] or [None]
-    batches = flat(args.batch_size, [2048])
+    batches: list[int | None] = [*flat(args.batch_size, [])] or [None]
     ubatches: list[int | None] = [*flat(args.ubatch_size, [])] or [None]
     if 0 in (*threads, *batches, *ubatches):
         raise UsageError("-t, -b and -ub must be at least 1: leave out the 0")
@@ -210,7 +210,7 @@ def shown_columns(setups: Sequence[Setup]) -> list[str]:
         "type_k": {setup.cache_type for setup in setups} - {"f16"},
         "kv_method": {setup.kv for setup in setups} - {"full"},
         "dtype": {setup.dtype for setup in setups} - {"auto"},
-        "n_batch": {setup.n_batch for setup in setups} - {2048},
+        "n_batch": {setup.n_batch for setup in setups} - {None},
         "n_ubatch": {setup.n_ubatch for setup in setups} - {None},
     }
     return [name for name, unusual in columns.items() if unusual]
