@@ -7,13 +7,13 @@ import mmap
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import numpy as np
 
 from ..free_memory import available_memory
 from .device import Device
-from .driver import DeviceError, call
+from .driver import DeviceError, DeviceLost, call
 from .memory import PinnedMemory
 
 # A call of the driver takes time for every page (others count 0.1 s a GB of small ones), during which Ctrl-C
@@ -66,7 +66,8 @@ class PinnedPool:
             raise self._refused(0, os.strerror(error.errno or 0)) from None
         self._mapping = mapping
         if hasattr(mmap, "MADV_HUGEPAGE"):
-            mapping.madvise(mmap.MADV_HUGEPAGE)
+            with suppress(OSError):  # of a system without
+                mapping.madvise(mmap.MADV_HUGEPAGE)
         if hasattr(mmap, "MADV_DONTFORK"):  # a child's page is a copy, and ours may become the copy
             mapping.madvise(mmap.MADV_DONTFORK)
         address = ctypes.addressof(ctypes.c_char.from_buffer(mapping))
@@ -85,6 +86,8 @@ class PinnedPool:
                 call("cuMemHostRegister", self._chunks[-1], n_bytes, PORTABLE_MAPPED)
             except DeviceError as error:
                 self._chunks.pop()
+                if isinstance(error, DeviceLost):
+                    raise
                 raise self._refused(first, str(error)) from None
             if progress:
                 progress((first + n_bytes) >> 20, total >> 20)
