@@ -73,6 +73,11 @@ class KvSlots:
         step = self.backend.finish(recorder)
         self._decode = [_Recorded(step, *pair) for pair in zip(inputs, outs, strict=True)]
 
+    @property
+    def staged(self) -> Any:
+        """Where the exact rows of a prompt lie."""
+        return self._prefill[0].out
+
     def __enter__(self) -> KvSlots:
         return self
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fake_gpu import FakeGpu
 from golden_values import TINY_FAMILIES, tiny_cases, tiny_dir
 from tiny_gguf import tiny_weights, write_tiny_gguf
 
@@ -302,3 +303,15 @@ def test_transformers_side_forgets_what_is_truncated() -> None:
         errors.append(np.abs(side.decode(case.ids[-1]) - case.logits[-1]).max())
     side.close()
     assert max(errors) < 0.03 * np.abs(case.logits[-1]).max()
+
+
+def test_a_gpu_is_named(gpu: FakeGpu, fake_cubins: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["-p", "2", "-n", "1", "-r", "1", "-ub", "4", "-ctk", "f32", "--no-warmup", "-o", "json"]
+    model = ["-m", str(tiny_dir("llama3")), "-dev", "cuda", "--cubins", str(fake_cubins)]
+    assert bench.main([*model, *flags]) == 0
+    records = json.loads(capsys.readouterr().out)
+    assert [record["n_gen"] for record in records] == [0, 1]
+    assert {(record["backends"], record["gpu_info"]) for record in records} == {("CUDA", "Fake GPU")}
+    assert not gpu.device
+    assert bench.main([*model, *flags, "--mlock"]) == 2
+    assert "--mlock is for the CPU" in capsys.readouterr().err

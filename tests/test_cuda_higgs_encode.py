@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cuda_cases.higgs import decode, encode, residuals
+from cuda_cases.higgs import encode, residuals
 from cuda_emulated_ops import emulated
 from cuda_kernel import emulated_kernel, run_kernel, solve
 
@@ -73,14 +73,6 @@ def test_what_cannot_be_encoded_is_refused(
         emulated_kernel(
             "higgs_encode_cuda", "higgs_encode_cuda", dim, n_points, layout, head_dim, "norm", False, False
         )
-
-
-@pytest.mark.parametrize(
-    ("dim", "head_dim", "rotated", "centred", "signs"),
-    [(2, 64, True, False, False), (2, 80, False, True, True), (4, 128, False, False, False)],
-)
-def test_decode(dim: int, head_dim: int, rotated: bool, centred: bool, signs: bool) -> None:
-    solve(decode(dim, head_dim, rotated, centred, signs, 40))
 
 
 @pytest.mark.parametrize(("head_dim", "centred"), [(64, True), (128, False), (192, True), (256, True)])

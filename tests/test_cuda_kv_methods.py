@@ -20,6 +20,7 @@ from yakvrt.kvcache.slot_state import copy_slot
 
 HEADS, CTX = (2, 1, 64), 384
 YAKV = {"sparse_budget": "0.1", "min_seqlen_to_prune": "0"}
+WAITS = ("Synchronize", "DtoH", "HtoD")
 Rows = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
@@ -65,8 +66,8 @@ def error(found: np.ndarray, truth: np.ndarray) -> float:
 
 @pytest.mark.parametrize("k_bits", ["r3", "4"])
 def test_yakv_is_that_of_the_cpu(open_backend: Callable[..., CudaBackend], k_bits: str) -> None:
-    """A prompt, tokens behind it, one of which completes a block, a further prompt, a cut, and more tokens;
-    with rows on the device and on the host the same bits.
+    """A prompt, tokens behind it, one of which completes a block, a further prompt, a cut into the
+    window, one into a block, and more tokens; with rows on the device and on the host the same bits.
     """
     found = []
     for how in ("cpu", "gpu", "host"):
@@ -79,8 +80,9 @@ def test_yakv_is_that_of_the_cpu(open_backend: Callable[..., CudaBackend], k_bit
             outs = [decoded(slots, slot, 258, 2)]
             slots.prefill(slot, 260, *part(260, 300))
             outs.append(decoded(slots, slot, 300, 1))
-            assert slots.kv.truncate(slot, 301, 230) == 230
-            outs.append(decoded(slots, slot, 230, 1))
+            for held, n in ((301, 230), (231, 150)):
+                assert slots.kv.truncate(slot, held, n) == n
+                outs.append(decoded(slots, slot, n, 1))
             stats = slots.kv.stats()
             found.append((np.concatenate(outs), stats["rows_read"], stats["steps"]))
             if how == "host":
@@ -89,6 +91,45 @@ def test_yakv_is_that_of_the_cpu(open_backend: Callable[..., CudaBackend], k_bit
     assert error(gpu, cpu) < 5e-3
     np.testing.assert_array_equal(host, gpu)
     assert cpu_counts == gpu_counts == host_counts
+
+
+def test_rows_are_recalled_in_the_order_of_the_stream(
+    open_backend: Callable[..., CudaBackend], gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Restoring and cutting wait for nothing, although the rows in host memory are still to be encoded; on
+    another stream, which nobody waits for, the rows would be missing.
+    """
+    n, heads, dim, indexed = 140, 2, 64, slice(4, 68)
+    rng = np.random.default_rng(3)
+    q, k, v = (rng.standard_normal((n, heads, dim)).astype(np.float32) for _ in range(3))
+    found = []
+    for backend in (None, open_backend(kv_on_host=True)):
+        args = {**YAKV, "slot_cache": "1.5", "tail": "0"}
+        sizes = (heads, heads, dim)
+        with KvSlots("yakv", args, heads=sizes, ctx_size=256, kind="f16", backend=backend) as slots:
+            slots.kv.open(256)
+            slot = slots.kv.open(256)
+            slots.prefill(slot, 0, q, k, v)
+            n_calls = len(gpu.calls)
+            slots.kv.restore(0, slot, n)
+            slots.kv.truncate(slot, n, 100)
+            if backend:
+                asked = gpu.calls[n_calls:]
+                assert asked.count("cuLaunchKernel") == 2
+                assert not [name for name in asked if any(word in name for word in WAITS)]
+            staged = slots.backend.slot_rows(slots.staged, 0, heads, dim)
+            found.append(staged.read(0, n))
+            if backend:
+                staged.write(0, np.zeros((heads, n, dim)), np.zeros((heads, n, dim)))
+                with monkeypatch.context() as patched:
+                    patched.setattr(backend, "stream", backend._side)
+                    slots.kv.restore(0, slot, n)
+                assert not staged.read(0, n)[0][:, indexed].any()
+                backend._side.synchronise()
+    for exact, cpu, cuda in zip((k, v), *found, strict=True):
+        for head in range(heads):
+            assert 0.01 < error(cuda[head, indexed], exact[indexed, head]) < 0.15
+            assert error(cuda[head], cpu[head]) < 0.02
 
 
 def test_the_tail_is_fitted(
@@ -110,15 +151,17 @@ def test_the_tail_is_fitted(
 
 
 def test_a_copied_slot_goes_on_alike(open_backend: Callable[..., CudaBackend]) -> None:
-    """Rows on the host, of which some are resident."""
+    """Rows on the host, of which some are resident; then behind a cut, whose rows are still on their way."""
     args = {**YAKV, "tail": "0.25", "slot_cache": "1.5"}
     backend = open_backend(kv_on_host=True)
     with KvSlots("yakv", args, heads=HEADS, ctx_size=CTX, kind="bf16", backend=backend) as slots:
         first, second = slots.kv.open(CTX), slots.kv.open(CTX)
         slots.prefill(first, 0, *part(0, 200))
-        assert copy_slot(slots.kv, first, 200, second, 200) == 200
-        outs = [decoded(slots, slot, 200, 1) for slot in (first, second)]
-        np.testing.assert_array_equal(*outs)
+        for held, n in ((200, 200), (201, 150)):
+            slots.kv.truncate(first, held, n)
+            assert copy_slot(slots.kv, first, n, second, n) == n
+            outs = [decoded(slots, slot, n, 1) for slot in (first, second)]
+            np.testing.assert_array_equal(*outs)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from cuda_cases.prompt import counters, keep_rows, tail_errors, widen
+from cuda_cases.recall import recall
 from cuda_kernel import emulated_kernel, solve
 
 
@@ -35,3 +36,29 @@ def test_tail_errors(head_dim: int, n_partials: int) -> None:
 @pytest.mark.parametrize(("n_rows", "n_heads"), [(1, 1), (32, 8), (33, 31)])
 def test_counters(cached: bool, n_rows: int, n_heads: int) -> None:
     solve(counters(cached, n_rows, n_heads))
+
+
+R3, Q4 = ("r3", "q4"), ("q4", "q4")
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "kind", "formats", "centred", "first", "n", "ring_len"),
+    [
+        (64, "bf16", R3, True, 0, 1, 4096),
+        (64, "f16", Q4, True, 64, 65, 128),  # wraps around
+        (128, "f16", R3, False, 128, 63, 192),
+        (128, "bf16", Q4, False, 0, 64, 4096),
+        (96, "f16", R3, True, 0, 5, 4096),
+        (48, "bf16", R3, True, 64, 9, 128),  # values begin within a word
+        (256, "bf16", R3, True, 0, 66, 4096),
+    ],
+)
+def test_recall(
+    head_dim: int, kind: str, formats: tuple[str, str], centred: bool, first: int, n: int, ring_len: int
+) -> None:
+    solve(recall(head_dim, kind, formats, centred, first, n, ring_len))
+
+
+def test_rows_of_other_formats_are_not_recalled() -> None:
+    with pytest.raises(ValueError, match="rows of q8 and q4 have no CUDA kernel: use q4 or r3 for keys"):
+        emulated_kernel("yakv_recall_cuda", "yakv_recall_cuda", 64, "f16", "2bit", "q8", "q4", True)

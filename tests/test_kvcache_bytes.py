@@ -152,6 +152,10 @@ def test_counters_are_the_closed_forms(name: str) -> None:
         assert gross <= moved <= sizes.heads * gross
     else:
         assert moved == round(gross * (1 - hit_rate))
+    method, parameters = open_method(name, dict(form.args))
+    counted = method.step_bytes(loaded.config, parameters, "f16", PROMPT)
+    assert counted.host == form.gross(sizes, PROMPT)
+    assert counted.device >= PROMPT * form.device(sizes)
     assert kv["device_bytes_per_token"] == form.device(sizes)
     assert kv["host_bytes_per_token"] == form.host(sizes)
 

@@ -14,6 +14,7 @@ from yakvrt import terminal
 from yakvrt.bench_arguments import Setup, Test, build_parser, plan, shown_columns
 from yakvrt.bench_records import FORMATS, Record
 from yakvrt.cli_parsing import parse
+from yakvrt.device_arguments import device_keywords, gpu_name
 from yakvrt.machine_arguments import machine_keywords
 
 if TYPE_CHECKING:
@@ -61,7 +62,8 @@ def records_of(setup: Setup, tests: Sequence[Test], args: argparse.Namespace) ->
     from yakvrt.hub import resolve
 
     commit, number = build()
-    n_ubatch = setup.n_ubatch or default_chunk("cpu")
+    gpu = gpu_name(args)
+    n_ubatch = setup.n_ubatch or default_chunk(args.device)
     with yakvrt.load(
         setup.model,
         ctx_size=max(test.n_tokens for test in tests),
@@ -72,6 +74,7 @@ def records_of(setup: Setup, tests: Sequence[Test], args: argparse.Namespace) ->
         ubatch_size=n_ubatch,
         load_format=args.load_format,
         offline=args.offline,
+        **device_keywords(args),
         **machine_keywords(args),
     ) as engine:
         if args.load_format == "dummy":
@@ -95,8 +98,8 @@ def records_of(setup: Setup, tests: Sequence[Test], args: argparse.Namespace) ->
                 build_commit=commit,
                 build_number=number,
                 cpu_info=cpu_info(),
-                gpu_info="",
-                backends="CPU",
+                gpu_info=gpu,
+                backends="CUDA" if gpu else "CPU",
                 model_filename=path,
                 model_type=facts.type_name,
                 model_size=facts.size_bytes,

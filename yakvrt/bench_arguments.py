@@ -12,6 +12,7 @@ from typing import TypeVar
 from yakvrt.bench_records import FORMATS, test_name
 from yakvrt.cli_arguments import DEFAULT_MODEL
 from yakvrt.cli_parsing import Parser
+from yakvrt.device_arguments import add_device_arguments
 from yakvrt.machine_arguments import add_machine_arguments
 from yakvrt.terminal import UsageError
 
@@ -150,6 +151,7 @@ def build_parser() -> argparse.ArgumentParser:
     many("--kv", read=words, shown="METHOD", help="KV cache method (full)")
     many("--dtype", read=words, shown="TYPE", help="type of the weights (auto)")
 
+    add_device_arguments(p)
     add_machine_arguments(p)
     p.add_argument("-r", "--repetitions", type=int, default=5, metavar="N", help="samples of each test (5)")
     p.add_argument("--delay", type=float, default=0.0, metavar="SECONDS", help="pause before each test (0)")

@@ -85,6 +85,16 @@ def on_gpu(args: argparse.Namespace) -> bool:
     return True
 
 
+def gpu_name(args: argparse.Namespace) -> str:
+    """What the GPU calls itself, empty for the CPU. Raises: UsageError, DeviceError."""
+    if not on_gpu(args):
+        return ""
+    from yakvrt.cuda.device import Device
+
+    with Device(gpu_number(args.device) or 0) as device:
+        return str(device.name)
+
+
 def chosen_device(args: argparse.Namespace) -> Device:
     """The device to plan for. Raises: UsageError, DeviceError."""
     if on_gpu(args):

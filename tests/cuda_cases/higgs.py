@@ -1,4 +1,4 @@
-"""HIGGS codes: rotating, encoding and decoding rows."""
+"""HIGGS codes: rotating and encoding rows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from yakvrt.cuda.kernel_list import HEAD_DIMS, ROTATIONS
 from yakvrt.higgs_grids import load_grid
 from yakvrt.kernel_build.spec import kernel
-from yakvrt.kernels.higgs_encode import decode_ref, encode_ref
+from yakvrt.kernels.higgs_encode import encode_ref
 from yakvrt.kernels.higgs_encode_cuda import rows_of_a_block
 from yakvrt.kernels.higgs_layout import BLOCK_TOKENS, SELECTORS, Selector, byte_grid, pack_tables
 from yakvrt.kernels.higgs_residual import encode_residuals_ref, estimate_ref
@@ -155,41 +155,6 @@ def _compare_codes(found: np.ndarray, expected: np.ndarray, y: np.ndarray, grid:
     return compare("distances of codes that differ", off[0], off[1], rtol=1e-4, atol=1e-5)
 
 
-def decode(
-    dim: int, head_dim: int, rotated: bool, centred: bool, signs: bool, n_rows: int, n_heads: int = 2
-) -> Case:
-    """Rows of slot 1 but its first three and its last, to the place 1 and behind; none of slot 0."""
-    row_words, grid = head_dim // dim // 4 + 1, load_grid(f"d{dim}n256")
-    codes = RNG.integers(0, 256, (2, n_heads, n_rows, row_words * 4), np.uint8)
-    scales = RNG.random((2, n_heads, n_rows, 2)).astype(np.float16)
-    means, out = normal(2, n_heads, head_dim), poisoned(2, n_heads, n_rows, head_dim)
-    words, halves, n = codes.view(np.uint32), scales.view(np.uint16), n_rows - 4
-    given = (
-        *(out, out.strides[0] // 4, out.strides[1] // 4),
-        *(words, words.strides[0] // 4, words.strides[1] // 4, row_words),
-        *(halves, halves.strides[0] // 2, halves.strides[1] // 2, 2, means, n_heads * head_dim),
-    )
-    spans = (np.array([1, 0, 0]), n_heads, np.array([3, 7, 0]), np.array([3 + n, 7, 9]), np.array([1, 0, 0]))
-    launch = Launch(
-        kernel("higgs_decode_cuda", "higgs_decode_cuda", dim, 256, head_dim, rotated, centred, signs),
-        (blocks(n, 128 // rotation_lanes(head_dim)), 3 * n_heads),
-        [out],
-        (*given, search_table(grid), *spans, count(2)),
-        n_heads * n * (head_dim // dim + 2 + 4 * head_dim),
-    )
-
-    def check() -> float:
-        untouched("slot 0", out[0])
-        untouched("further rows", out[1, :, [0, n + 1, n + 2, n + 3]])
-        some = np.array(sample(n, 4000))
-        own = codes[1][:, 3 + some][..., : head_dim // dim]
-        expected = decode_ref(own, scales[1][:, 3 + some, 0], grid, rotated=rotated, signs=signs)
-        expected = expected + (means[1][:, None] if centred else 0)
-        return compare("out", out[1][:, 1 + some], expected, atol=1e-5)
-
-    return Case([launch], check)
-
-
 def residuals(head_dim: int, centred: bool, n_blocks: int = 1, n_heads: int = 2) -> Case:
     """Keys of slot 1 behind its first block become residuals, then codes; none of slot 0; a row too many."""
     grid, row_grid, first = load_grid("d4n256"), load_grid("d2n64"), BLOCK_TOKENS
@@ -255,7 +220,6 @@ def small() -> list[Sized]:
         sized("rotate", rotate, 64, False, False, 9),
         sized("encode rows", encode, 2, 256, "bytes", 64, "norm", False, False, 6),
         sized("encode blocks", encode, 4, 256, "blocks", 64, "norm", True, False, 6),
-        sized("decode", decode, 2, 64, False, True, False, 20),
         sized("residuals of keys", residuals, 64, True),
     ]
 
@@ -274,5 +238,4 @@ def real() -> list[Sized]:
         what = f"encode blocks {size}"
         made.append(sized(what, encode, 4, 256, "blocks", size, "norm", True, False, 8192, 8))
         made.append(sized(f"residuals of keys {size}", residuals, size, True, 32, 8))
-        made.append(sized(f"decode {size}", decode, 2, size, False, True, False, 32768, 8))
     return made

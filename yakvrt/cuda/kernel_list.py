@@ -83,10 +83,6 @@ def all_kernels() -> list[KernelSpec]:
             for size in HEAD_DIMS
         ),
         *(kernel("higgs_residual_cuda", "higgs_residual_cuda", "2bit", size, True) for size in HEAD_DIMS),
-        *(
-            kernel("higgs_decode_cuda", "higgs_decode_cuda", 2, 256, size, False, True, False)
-            for size in HEAD_DIMS
-        ),
         kernel("yakv_tail_cuda", "log_sum_exp_cuda"),
         *(kernel("yakv_tail_cuda", "yakv_tail_cuda", group, size) for size, group in HEADS),
         *(kernel("sample_cuda", "sample_cuda", most) for most in (64, 1024)),
@@ -100,6 +96,12 @@ def all_kernels() -> list[KernelSpec]:
             )
             for size in HEAD_DIMS
             for kind in ("f16", "bf16")
+        ),
+        *(
+            kernel("yakv_recall_cuda", "yakv_recall_cuda", size, kind, "2bit", *formats, True)
+            for size in HEAD_DIMS
+            for kind in ("f16", "bf16")
+            for formats in FORMATS
         ),
         kernel("keep_rows", "keep_rows_cuda"),
         *(kernel("yakv_fit", "tail_errors_cuda", size) for size in HEAD_DIMS),

@@ -12,8 +12,7 @@ from ..kernels.higgs_layout import BLOCK_TOKENS
 from ..kernels.yakv_layout import indexed_end, ring_place
 from ..ops import KvRows
 from .device_array import DeviceArray
-from .record_codes import BlockRows, record_codes
-from .yakv_decode import decoded_rows
+from .record_codes import BlockRows, pool_words, record_codes
 from .yakv_pools import YakvRows
 
 if TYPE_CHECKING:
@@ -68,23 +67,48 @@ class YakvPrompt:
         self._copy(rows, slot, max(end, sinks), n_tokens, to_ring=True)
 
     def restore(self, layer: int, slot: int, n_held: int) -> None:
-        """Writes the first n_held rows where a prompt's exact rows lie. The host decodes indexed ones."""
-        rows, sinks = self._layers[layer], self._shape.n_sinks
+        """Writes the first n_held rows where a prompt's exact rows lie."""
+        rows, sinks, staging = self._layers[layer], self._shape.n_sinks, self._staging
         end = indexed_end(n_held, sinks, self._shape.window)
         self._copy(rows, slot, 0, min(n_held, sinks), to_ring=False)
         self._copy(rows, slot, max(end, sinks), n_held, to_ring=False)
         if sinks < end:
-            k, v = decoded_rows(rows, slot, 0, end - sinks, self._backend.stream)
-            held = self._backend.slot_rows(self._staging, 0, self._heads, self._shape.head_dim)
-            held.write(sinks, k, v)
+            never = rows.n_blocks * BLOCK_TOKENS
+            self._recall(rows, slot, 0, end - sinks, staging.k, staging.v, staging.head_bytes // 4, never)
 
     def refill(self, layer: int, slot: int, n_held: int, first: int, last: int) -> None:
         """Indexed positions first .. last - 1 of a slot return to the ring."""
-        rows, sinks, dim = self._layers[layer], self._shape.n_sinks, self._shape.head_dim
-        k, v = decoded_rows(rows, slot, first - sinks, last - sinks, self._backend.stream)
-        staged = self._backend.slot_rows(self._staging, 0, self._heads, dim)
-        staged.write(first, k, v)
-        self._copy(rows, slot, first, last, to_ring=True)
+        rows, sinks = self._layers[layer], self._shape.n_sinks
+        head = rows.ring_places * self._shape.head_dim // 2
+        k, v = (ring.part(slot, 1) for ring in (rows.ring_k, rows.ring_v))
+        self._recall(rows, slot, first - sinks, last - sinks, k, v, head, rows.ring_places - sinks)
+
+    def _recall(
+        self,
+        rows: YakvRows,
+        slot: int,
+        first: int,
+        last: int,
+        k: DeviceArray,
+        v: DeviceArray,
+        head_words: int,
+        wraps_after: int,
+    ) -> None:
+        """Indexed rows first .. last - 1 become exact ones, behind the sinks of k and v."""
+        shape, heads = self._shape, self._heads
+        codes, codes_slot, codes_head, scales, scales_slot, scales_head = pool_words(rows, rows.rows, heads)
+        formats = (shape.kind, shape.selector, shape.k_format, shape.v_format, shape.centred)
+        self._backend.launch(
+            kernel("yakv_recall_cuda", "yakv_recall_cuda", shape.head_dim, *formats),
+            (-(-(last - first) // BLOCK_TOKENS), heads),
+            *(k, v, head_words, shape.n_sinks, wraps_after),
+            *(codes.address + 4 * slot * codes_slot, codes_head),
+            *(scales.address + 4 * slot * scales_slot, scales_head),
+            *(rows.k_grid.address("halves"), rows.v_grid.address("halves")),
+            *(rows.selectors.part(slot, 1), rows.selectors.nbytes // 4 // rows.n_slots // heads),
+            *(rows.selector_grid.address("words8"), rows.selector_grid.byte_step),
+            *(rows.means.part(slot, 1), first, last),
+        )
 
     def _widen(self, rows: YakvRows) -> None:
         dim, blocks = self._shape.head_dim, self._blocks

@@ -13,7 +13,7 @@ from ..kernels.yakv_layout import indexed_end
 from ..ops import KvRows
 from .device_array import DeviceArray
 from .device_rows import DeviceValues
-from .yakv_decode import of_slot
+from .memory import PinnedMemory
 from .yakv_pools import YakvPools, YakvRows
 from .yakv_prompt import YakvPrompt
 
@@ -82,10 +82,12 @@ class YakvSlots:
             kept = (self._heads, n_first, *array.shape[3:])
             return DeviceValues(array, slot * self._heads * stride, stride, kept, array.dtype, self._stream)
 
-        def pooled(memory: object, pool_shape: tuple[int, ...]) -> SlotValues:
+        def pooled(memory: DeviceArray | PinnedMemory, pool_shape: tuple[int, ...]) -> SlotValues:
             if isinstance(memory, DeviceArray):
                 return on_device(memory, n)
-            return of_slot(memory, pool_shape, slot, self._stream)[:, :n]  # type: ignore[arg-type]
+            self._stream.synchronise()
+            held: np.ndarray = memory.array.view(np.uint32).reshape(pool_shape)[slot, :, :n]
+            return held
 
         return {
             "ring_k": on_device(rows.ring_k, rows.ring_places),

@@ -20,6 +20,39 @@ def subtract_estimates_ref(rows: np.ndarray, estimates: np.ndarray, mean: np.nda
     return rows - (0 if mean is None else mean) - estimates @ rotation(rows.shape[1]).astype(np.float64)
 
 
+def make_add_estimate(g: Any, kind: str, head_dim: int) -> Any:
+    """An inline add_estimate(held, block, token, words, grid_step, lane, here): adds to the numbers that a
+    lane holds, as make_rotate_registers says, what scoring takes one of a block's 64 keys to be; reads
+    nothing unless `here`. words: GridTables.words8 as uint32 [256][d / 4]; grid_step: of byte_grid.
+    """
+    selector = scored_selector(kind)
+    dim, tile_tokens, n_parts = selector.dim, TILE_TOKENS, selector.dim // 4
+    tile_words, scales_at = selector.tile_bytes(head_dim) // 4, selector.scales(head_dim) // 4
+    m, power = rotation_factors(head_dim)
+    lanes, middle = rotation_lanes(head_dim), 127.5
+    n = power // lanes
+
+    @g.inline
+    def add_estimate(held, block, token, words, grid_step, lane, here):  # type: ignore[no-untyped-def]
+        factor = g.float32(0)
+        if here:
+            pair = block[scales_at + token // 2]
+            factor = (g.high_f16(pair) if token % 2 else g.low_f16(pair)) * grid_step
+        codes = g.shifted(block, token // tile_tokens * tile_words + token % tile_tokens)
+        for j in range(m):
+            for i in range(0, n, 4):
+                at, place = j * n + i, g.int32(j * power + i * lanes + lane * 4)
+                sub_vector, word = g.int32(place // dim), g.uint32(0)
+                if here:
+                    four = g.uint32(codes[sub_vector // 4 * tile_tokens])
+                    code = g.int32(four >> g.uint32(sub_vector % 4 * 8)) & 255
+                    word = words[code * n_parts + place // 4 % n_parts]
+                for e in range(4):
+                    held[at + e] += (g.float32(word >> g.uint32(8 * e) & 255) - g.float32(middle)) * factor
+
+    return add_estimate
+
+
 def higgs_residual_cuda(g: Any, kind: str, head_dim: int, centred: bool) -> CudaKernel:
     """Subtracts from rows firsts[b] .. lasts[b] - 1 of the slots of a batch, of every KV head, their mean and
     what scoring takes them to be, in place; the row firsts[b] lies at sources[b].
@@ -27,17 +60,16 @@ def higgs_residual_cuda(g: Any, kind: str, head_dim: int, centred: bool) -> Cuda
     An encoder rotates rows again; there and back they lose what float32 rounds.
     Grid: x, blocks of 128 / rotation_lanes(head_dim) rows; y, batch rows times KV heads.
     Shapes: x float32 with rows of head_dim, strides multiples of 4; blocks uint32, strides in words, of rows
-    0, 64, ...; words uint32 [256][d / 4]: GridTables.words8; means float32 [slots][means_slot_stride] of
-    [Hk, D]. `grid_step`: of byte_grid.
+    0, 64, ...; words and grid_step as in make_add_estimate; means float32 [slots][means_slot_stride] of
+    [Hk, D].
     Raises: ValueError for a size without a rotation, or a selector without a kernel.
     """
-    selector = scored_selector(kind)
-    dim, block_tokens, tile_tokens, n_parts = selector.dim, BLOCK_TOKENS, TILE_TOKENS, selector.dim // 4
-    block_words, tile_words = selector.block_bytes(head_dim) // 4, selector.tile_bytes(head_dim) // 4
-    scales_at = selector.scales(head_dim) // 4
+    selector, block_tokens = scored_selector(kind), BLOCK_TOKENS
+    block_words = selector.block_bytes(head_dim) // 4
     m, power = rotation_factors(head_dim)
-    lanes, threads, middle = rotation_lanes(head_dim), 128, 127.5
+    lanes, threads = rotation_lanes(head_dim), 128
     n, n_held, at_once = power // lanes, head_dim // lanes, threads // lanes
+    add_estimate = make_add_estimate(g, kind, head_dim)
     unrotate = make_rotate_registers(g, head_dim, True, False)
 
     def kernel(  # type: ignore[no-untyped-def]
@@ -68,22 +100,10 @@ def higgs_residual_cuda(g: Any, kind: str, head_dim: int, centred: bool) -> Cuda
         slot, head = slots[batch_row], segment - batch_row * n_heads
         own = g.shifted(blocks, slot * blocks_slot_stride + head * blocks_head_stride)
         own = g.shifted(own, row // block_tokens * block_words)
-        token = g.int32(row % block_tokens)
-        held, factor = g.local_f32(n_held), g.float32(0)
-        if here:
-            pair = own[scales_at + token // 2]
-            factor = (g.high_f16(pair) if token % 2 else g.low_f16(pair)) * grid_step
-        codes = g.shifted(own, token // tile_tokens * tile_words + token % tile_tokens)
-        for j in range(m):
-            for i in range(0, n, 4):
-                at, place = j * n + i, g.int32(j * power + i * lanes + lane * 4)
-                sub_vector, word = g.int32(place // dim), g.uint32(0)
-                if here:
-                    four = g.uint32(codes[sub_vector // 4 * tile_tokens])
-                    code = g.int32(four >> g.uint32(sub_vector % 4 * 8)) & 255
-                    word = words[code * n_parts + place // 4 % n_parts]
-                for e in range(4):
-                    held[at + e] = (g.float32(word >> g.uint32(8 * e) & 255) - g.float32(middle)) * factor
+        held = g.local_f32(n_held)
+        for i in range(n_held):
+            held[i] = g.float32(0)
+        add_estimate(held, own, g.int32(row % block_tokens), words, grid_step, lane, here)
         unrotate(held, lane)
         if here:
             x = g.shifted(x, slot * x_slot_stride + head * x_head_stride)
@@ -105,5 +125,5 @@ def higgs_residual_cuda(g: Any, kind: str, head_dim: int, centred: bool) -> Cuda
         "f32* i64 i64 u32* i64 i64 u32* f32 f32* i64 i64* i32 i64* i64* i64* i64*",
         threads,
         opcodes=("LDG.E.128", "STG.E.128"),
-        work=Work("row", 8 * head_dim + head_dim // dim + 2, head_dim * 8),
+        work=Work("row", 8 * head_dim + head_dim // selector.dim + 2, head_dim * 8),
     )

@@ -8,6 +8,7 @@ import numpy as np
 
 from .attend_fragments import number_ops
 from .cuda_kernel import CudaKernel, Work
+from .head_pairs import check_pairs, make_sum_shares
 from .higgs_layout import BLOCK_TOKENS
 from .yakv_layout import Budget, indexed_end
 from .yakv_select import RATIO_BITS, budget_of
@@ -75,25 +76,11 @@ def yakv_leave_cuda(g: Any, head_dim: int, kind: str, centred: bool) -> CudaKern
     Grid: x, KV heads; y, rows.
     Raises: ValueError.
     """
-    if head_dim % 2 or not 16 <= head_dim <= 256:
-        raise ValueError(f"heads of {head_dim} numbers have no YAKV: use even ones from 16 to 256")
+    check_pairs(head_dim)
     _, low, high, _ = number_ops(g, kind)
     threads, pairs, block_tokens = 256, head_dim // 2, BLOCK_TOKENS
     shares = threads // pairs
-    n_held = shares * head_dim
-
-    @g.inline
-    def sum_shares(held, pair, share, a, b):  # type: ignore[no-untyped-def]
-        """Both sums over the shares, in the threads of share 0."""
-        g.sync_threads()
-        if share < shares:
-            held[share * head_dim + 2 * pair], held[share * head_dim + 2 * pair + 1] = a, b
-        g.sync_threads()
-        if share == 0:
-            for other in range(1, shares):
-                a += held[other * head_dim + 2 * pair]
-                b += held[other * head_dim + 2 * pair + 1]
-        return a, b
+    n_held, sum_shares = shares * head_dim, make_sum_shares(g, head_dim, threads)
 
     def kernel(  # type: ignore[no-untyped-def]
         k_rows, v_rows, values, values_slot, values_head, means, means_slot_stride, k_ring, v_ring, ring_slot,

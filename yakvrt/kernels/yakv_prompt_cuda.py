@@ -10,6 +10,7 @@ import numpy as np
 
 from .attend_fragments import number_ops
 from .cuda_kernel import CudaKernel, Work
+from .head_pairs import check_pairs, make_sum_shares
 from .higgs_layout import BLOCK_TOKENS
 
 
@@ -17,12 +18,6 @@ def mean_values_ref(v: np.ndarray) -> np.ndarray:
     """Shapes: [..., 64 * n, D] -> [..., n, D]."""
     blocks = v.reshape(*v.shape[:-2], -1, BLOCK_TOKENS, v.shape[-1])
     return blocks.mean(axis=-2)
-
-
-def _check(head_dim: int) -> None:
-    """Raises: ValueError."""
-    if head_dim % 2 or not 16 <= head_dim <= 256:
-        raise ValueError(f"heads of {head_dim} numbers have no YAKV: use even ones from 16 to 256")
 
 
 def yakv_widen_cuda(g: Any, head_dim: int, kind: str) -> CudaKernel:
@@ -35,11 +30,11 @@ def yakv_widen_cuda(g: Any, head_dim: int, kind: str) -> CudaKernel:
     Grid: x, blocks of 64 rows, as many as there may be; y, KV heads.
     Raises: ValueError.
     """
-    _check(head_dim)
+    check_pairs(head_dim)
     _, low, high, _ = number_ops(g, kind)
     threads, pairs, block_tokens = 256, head_dim // 2, BLOCK_TOKENS
     shares = threads // pairs
-    n_held = shares * head_dim
+    n_held, sum_shares = shares * head_dim, make_sum_shares(g, head_dim, threads)
 
     def kernel(  # type: ignore[no-untyped-def]
         k_rows, v_rows, rows_head, values, values_slot, values_head, k_cache, v_cache, cache_head, spans,
@@ -64,12 +59,8 @@ def yakv_widen_cuda(g: Any, head_dim: int, kind: str) -> CudaKernel:
                 word = own_values[i * pairs]
                 v_rows[i * head_dim], v_rows[i * head_dim + 1] = low(word), high(word)
                 a, b = a + low(word), b + high(word)
-            held[share * head_dim + 2 * pair], held[share * head_dim + 2 * pair + 1] = a, b
-        g.sync_threads()
+        a, b = sum_shares(held, pair, share, a, b)
         if share == 0:
-            for other in range(1, shares):
-                a += held[other * head_dim + 2 * pair]
-                b += held[other * head_dim + 2 * pair + 1]
             at = spans[0] * values_slot + head * values_head + row // block_tokens * pairs + pair
             part = g.float32(1 / block_tokens)
             values[at] = g.pack_f16(a * part, b * part)
@@ -89,11 +80,11 @@ def yakv_mean_key_cuda(g: Any, head_dim: int, kind: str) -> CudaKernel:
     Grid: x, KV heads.
     Raises: ValueError.
     """
-    _check(head_dim)
+    check_pairs(head_dim)
     _, low, high, _ = number_ops(g, kind)
     threads, pairs = 1024, head_dim // 2
     shares = threads // pairs
-    n_held = shares * head_dim
+    n_held, sum_shares = shares * head_dim, make_sum_shares(g, head_dim, threads)
 
     def kernel(means, means_slot, k_cache, cache_head, spans, n_sinks):  # type: ignore[no-untyped-def]
         head, thread, held = g.block(), g.thread(), g.shared_f32(n_held)
@@ -106,12 +97,8 @@ def yakv_mean_key_cuda(g: Any, head_dim: int, kind: str) -> CudaKernel:
             for i in range(share, n, shares):
                 word = keys[g.int64(i) * pairs]
                 a, b = a + low(word), b + high(word)
-            held[share * head_dim + 2 * pair], held[share * head_dim + 2 * pair + 1] = a, b
-        g.sync_threads()
+        a, b = sum_shares(held, pair, share, a, b)
         if share == 0:
-            for other in range(1, shares):
-                a += held[other * head_dim + 2 * pair]
-                b += held[other * head_dim + 2 * pair + 1]
             at = spans[0] * means_slot + head * head_dim + 2 * pair
             means[at] = g.divide(a, g.float32(n))
             means[at + 1] = g.divide(b, g.float32(n))

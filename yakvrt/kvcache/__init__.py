@@ -15,8 +15,8 @@ from .parameters import fill
 class Preset:
     """A module of this package and the parameters in which the preset differs from its defaults.
 
-    A module offers Parameters (a frozen dataclass), pools(config, parameters, kind, n_tokens) and
-    build(setting, parameters).
+    A module offers Parameters (a frozen dataclass), pools(config, parameters, kind, n_tokens), step_bytes of
+    the same, and build(setting, parameters).
     """
 
     module: str

@@ -65,6 +65,15 @@ class Pools:
         return sum(self.device.values()) + sum(self.host.values())
 
 
+class StepBytes(NamedTuple):
+    """Bytes that a decode step reads for a slot whose tokens are all from its prompt: of the pools on the
+    device all but caches of rows; from the host the selected rows, before any is found in a cache.
+    """
+
+    device: int
+    host: int
+
+
 class StateArray(NamedTuple):
     """A part of a slot's state, to read and to write. Whole numbers that place something lie
     within `limits`, both included.

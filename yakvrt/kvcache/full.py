@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..ops import ELEMENT_BYTES, Buffer, KvRows, Ops
-from .contract import AttentionInput, KvSetting, Pools, StateArray
+from .contract import AttentionInput, KvSetting, Pools, StateArray, StepBytes
 from .slot_state import exact_state
 from .slots import SlotList
 
@@ -25,6 +25,11 @@ def pools(config: ModelConfig, parameters: Parameters, kind: str, n_tokens: int)
     padded = -(-n_tokens // 16) * 16
     n_bytes = 2 * config.n_layers * config.n_kv_heads * config.head_dim * ELEMENT_BYTES[kind] * padded
     return Pools({"keys and values": n_bytes}, {}, {})
+
+
+def step_bytes(config: ModelConfig, parameters: Parameters, kind: str, n_tokens: int) -> StepBytes:
+    """All rows."""
+    return StepBytes(sum(pools(config, parameters, kind, n_tokens).device.values()), 0)
 
 
 def build(setting: KvSetting, parameters: Parameters) -> FullKv:

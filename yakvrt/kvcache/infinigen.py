@@ -21,7 +21,7 @@ import numpy as np
 from ..cpu.memory import reserved
 from ..ops import ELEMENT_BYTES, Buffer, KvRows, Ops, element_type
 from .budget import budget_tokens, check_budget, check_choice, check_range
-from .contract import AttentionInput, KvSetting, Pools, StateArray
+from .contract import AttentionInput, KvSetting, Pools, StateArray, StepBytes
 from .counters import Counters, method_stats
 from .dense_layers import DenseLayers
 from .exact_rows import ExactRows
@@ -87,6 +87,17 @@ def pools(config: ModelConfig, parameters: Parameters, kind: str, n_tokens: int)
             "queries": 4 * config.n_heads * config.head_dim * n_tokens,
         },
     )
+
+
+def step_bytes(config: ModelConfig, parameters: Parameters, kind: str, n_tokens: int) -> StepBytes:
+    """Host bytes: Hk * 2 * D * element size times the budget's rows in every sparse layer, where alpha leaves
+    them all, and all rows in dense ones.
+    """
+    dense = min(config.n_layers, parameters.dense_layers)
+    selected = min(budget_tokens(parameters.sparse_budget, n_tokens), n_tokens)
+    row = 2 * config.n_kv_heads * config.head_dim * ELEMENT_BYTES[kind]
+    device = sum(pools(config, parameters, kind, n_tokens).device.values())
+    return StepBytes(device, row * ((config.n_layers - dense) * selected + dense * n_tokens))
 
 
 def build(setting: KvSetting, parameters: Parameters) -> InfiniGen:

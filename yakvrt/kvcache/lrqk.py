@@ -19,7 +19,7 @@ import numpy as np
 from ..cpu.memory import reserved
 from ..ops import ELEMENT_BYTES, Buffer, KvRows, Ops, element_type
 from .budget import budget_tokens, check_budget, check_choice, check_range
-from .contract import AttentionInput, KvSetting, Pools, StateArray
+from .contract import AttentionInput, KvSetting, Pools, StateArray, StepBytes
 from .counters import Counters, method_stats
 from .exact_rows import ExactRows
 from .lrqk_factors import INITS, Factors, factorise
@@ -92,6 +92,15 @@ def pools(config: ModelConfig, parameters: Parameters, kind: str, n_tokens: int)
             "queries": 4 * config.n_heads * config.head_dim * n_tokens,
         },
     )
+
+
+def step_bytes(config: ModelConfig, parameters: Parameters, kind: str, n_tokens: int) -> StepBytes:
+    """Host bytes: L * Hq * rows * 2 * D * element size."""
+    held = pools(config, parameters, kind, n_tokens).device
+    selected = min(parameters.places(config, n_tokens), n_tokens)
+    row = 2 * config.head_dim * ELEMENT_BYTES[kind]
+    device = sum(n for name, n in held.items() if name != "chosen rows")
+    return StepBytes(device, config.n_layers * config.n_heads * selected * row)
 
 
 def build(setting: KvSetting, parameters: Parameters) -> Lrqk:

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..ops import ELEMENT_BYTES, Buffer, KvRows, Ops
 from .budget import budget_tokens, check_budget, check_choice, check_range
-from .contract import AttentionInput, KvSetting, Pools, StateArray
+from .contract import AttentionInput, KvSetting, Pools, StateArray, StepBytes
 from .counters import Counters, method_stats
 from .exact_rows import ExactRows
 from .rows import RULES, attend_each, attend_rows, group_weights, logits, top
@@ -58,6 +58,13 @@ def pools(config: ModelConfig, parameters: Parameters, kind: str, n_tokens: int)
         host={"keys and values": row * n_tokens},
         transient={"staging": staging_bytes(config, kind, n_tokens)},
     )
+
+
+def step_bytes(config: ModelConfig, parameters: Parameters, kind: str, n_tokens: int) -> StepBytes:
+    """Host bytes: L * Hk * rows * 2 * D * element size."""
+    selected = min(budget_tokens(parameters.sparse_budget, n_tokens), n_tokens)
+    device = sum(pools(config, parameters, kind, n_tokens).device.values())
+    return StepBytes(device, selected * int(host_bytes_per_token(config, parameters, kind)))
 
 
 def build(setting: KvSetting, parameters: Parameters) -> Oracle:

@@ -16,7 +16,7 @@ import numpy as np
 from ..cpu.memory import reserved
 from ..ops import ELEMENT_BYTES, Buffer, KvRows, Ops, element_type
 from .budget import budget_tokens, check_budget, check_choice, check_range
-from .contract import AttentionInput, KvSetting, Pools, StateArray
+from .contract import AttentionInput, KvSetting, Pools, StateArray, StepBytes
 from .counters import Counters, method_stats
 from .dense_layers import DenseLayers
 from .digests import page_digests, page_rows, page_scores
@@ -77,6 +77,16 @@ def pools(config: ModelConfig, parameters: Parameters, kind: str, n_tokens: int)
         host={"keys and values": int(n_tokens * host_bytes_per_token(config, parameters, kind))},
         transient={"staging": staging_bytes(config, kind, n_tokens)},
     )
+
+
+def step_bytes(config: ModelConfig, parameters: Parameters, kind: str, n_tokens: int) -> StepBytes:
+    """Host bytes: (L - dense) * Hk * rows * 2 * D * element size."""
+    wanted = max(
+        parameters.min_pages, -(-budget_tokens(parameters.sparse_budget, n_tokens) // parameters.page)
+    )
+    selected = min(wanted * parameters.page, n_tokens)
+    device = sum(pools(config, parameters, kind, n_tokens).device.values())
+    return StepBytes(device, selected * int(host_bytes_per_token(config, parameters, kind)))
 
 
 def build(setting: KvSetting, parameters: Parameters) -> Quest:

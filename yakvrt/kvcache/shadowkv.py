@@ -21,13 +21,14 @@ import numpy as np
 from ..cpu.memory import reserved
 from ..ops import ELEMENT_BYTES, Buffer, KvRows, Ops, element_type
 from .budget import budget_tokens, check_budget, check_choice, check_range
-from .contract import AttentionInput, KvSetting, Pools, StateArray
+from .contract import AttentionInput, KvSetting, Pools, StateArray, StepBytes
 from .counters import Counters, method_stats
 from .digests import page_rows
 from .exact_rows import ExactRows
 from .low_rank_keys import LowRankKeys, outlier_chunks
 from .rope_table import RopeTable
 from .rows import RULES, attend_each, attend_rows, group_weights, logits, replace_missing, top
+from .shadowkv_state import ShadowPrompt, ShadowSlot
 from .slots import SlotList
 from .staging import Staging, staging_bytes
 
@@ -102,45 +103,17 @@ def pools(config: ModelConfig, parameters: Parameters, kind: str, n_tokens: int)
     )
 
 
+def step_bytes(config: ModelConfig, parameters: Parameters, kind: str, n_tokens: int) -> StepBytes:
+    """Host bytes: values alone, L * Hk * rows * D * element size."""
+    held, chunk = pools(config, parameters, kind, n_tokens).device, parameters.chunk
+    left = n_tokens // chunk - parameters.local // chunk - parameters.outliers // chunk
+    selected = max(0, min(parameters.chunks(n_tokens), left)) * chunk
+    device = sum(n for name, n in held.items() if name != "fetched chunks")
+    return StepBytes(device, selected * int(host_bytes_per_token(config, parameters, kind)) // 2)
+
+
 def build(setting: KvSetting, parameters: Parameters) -> ShadowKv:
     return ShadowKv(setting, parameters)
-
-
-@dataclass(slots=True)
-class _Prompt:
-    """A layer's state of the tokens before `tail`: chunks that can be chosen, the others exactly. Views.
-
-    Shapes: landmarks [Hk, n, D], numbers [Hk, n] of their chunks, fetched [Hk, places] chunks that `recent`
-    holds (-1: none), outliers: rows K and V [Hk, m, D].
-    """
-
-    tail: int
-    keys: LowRankKeys
-    landmarks: np.ndarray
-    numbers: np.ndarray
-    outliers: tuple[np.ndarray, np.ndarray]
-    fetched: np.ndarray
-
-
-@dataclass(slots=True)
-class _Slot:
-    """All rows on the host; on the device outliers, fetched chunks and by layer the arrays of _Prompt.
-
-    Shapes: left [L, tokens, r], basis [L, Hk, r, D], landmarks [L, Hk, chunks, D], numbers [L, Hk, chunks],
-    fetched [L, Hk, places]; n_chunks [L] before the tail (-1: a tail was cut off); prompt [L]: the tokens of
-    which the budget is a share.
-    """
-
-    rows: ExactRows
-    recent: ExactRows
-    outliers: ExactRows
-    left: np.ndarray
-    basis: np.ndarray
-    landmarks: np.ndarray
-    numbers: np.ndarray
-    fetched: np.ndarray
-    n_chunks: np.ndarray
-    prompt: np.ndarray
 
 
 class ShadowKv:
@@ -148,7 +121,7 @@ class ShadowKv:
 
     def __init__(self, setting: KvSetting, parameters: Parameters) -> None:
         self._setting, self._parameters = setting, parameters
-        self._free, self._slots = SlotList(setting), dict[int, _Slot]()
+        self._free, self._slots = SlotList(setting), dict[int, ShadowSlot]()
         self._staging = Staging(setting)
         self._counters = Counters(setting.config.n_layers)
         self._rope = RopeTable(setting.inv_freq, setting.rope_scale, setting.ctx_size)
@@ -161,7 +134,7 @@ class ShadowKv:
         rank, most, places = min(p.rank, n_heads * dim), max(1, n_tokens // p.chunk), p.places(n_tokens)
         bf16 = element_type("bf16")
         landmarks = reserved((n_layers, n_heads, most, dim * self._dtype.itemsize)).view(self._dtype)
-        self._slots[slot] = _Slot(
+        self._slots[slot] = ShadowSlot(
             ExactRows(n_layers, n_heads, n_tokens, dim, kind),
             ExactRows(n_layers, n_heads, places * p.chunk, dim, kind),
             ExactRows(n_layers, n_heads, min(most, p.outliers // p.chunk) * p.chunk, dim, kind),
@@ -187,7 +160,7 @@ class ShadowKv:
         held.rows.write(layer, n_held, *self._staging.read(n_held, n))
         self._summarise(held, layer, n)
 
-    def _summarise(self, held: _Slot, layer: int, n: int) -> None:
+    def _summarise(self, held: ShadowSlot, layer: int, n: int) -> None:
         """Makes a layer's state from the rows of n tokens."""
         p, config = self._parameters, self._setting.config
         n_chunks = max(0, n // p.chunk - p.local // p.chunk)
@@ -205,10 +178,10 @@ class ShadowKv:
         held.fetched[layer] = -1
         held.n_chunks[layer], held.prompt[layer] = n_chunks, n
 
-    def _prompt(self, held: _Slot, layer: int) -> _Prompt:
+    def _prompt(self, held: ShadowSlot, layer: int) -> ShadowPrompt:
         p, n_chunks = self._parameters, int(held.n_chunks[layer])
         others = n_chunks - (n_outliers := min(n_chunks, p.outliers // p.chunk))
-        return _Prompt(
+        return ShadowPrompt(
             n_chunks * p.chunk,
             LowRankKeys(held.left[layer], held.basis[layer]),
             held.landmarks[layer, :, :others],
@@ -224,7 +197,7 @@ class ShadowKv:
         attend_each(ops, self._setting.config, attention, out, attend)
 
     def _attend(
-        self, held: _Slot, layer: int, position: int, q: np.ndarray, k: np.ndarray, v: np.ndarray
+        self, held: ShadowSlot, layer: int, position: int, q: np.ndarray, k: np.ndarray, v: np.ndarray
     ) -> np.ndarray:
         p, n_heads, dim = self._parameters, len(q), q.shape[-1]
         if held.n_chunks[layer] < 0:
@@ -248,7 +221,7 @@ class ShadowKv:
         )
         return attend_rows(q, keys, values)
 
-    def _fetch(self, held: _Slot, layer: int, prompt: _Prompt, chosen: np.ndarray) -> int:
+    def _fetch(self, held: ShadowSlot, layer: int, prompt: ShadowPrompt, chosen: np.ndarray) -> int:
         """Computes keys and fetches values of the chosen chunks that are not there yet; returns how many."""
         p = self._parameters
         numbers = np.take_along_axis(prompt.numbers, chosen, axis=1)

@@ -31,7 +31,7 @@ from ..kernels.yakv_layout import Budget, YakvShape, indexed_end
 from ..kernels.yakv_select import RATIO_BITS, budget_of
 from ..ops import ELEMENT_BYTES, Buffer, KvRows, Ops
 from .budget import MOST_TOKENS, check_budget, check_choice, check_range
-from .contract import AttentionInput, CodedRows, KvSetting, Pools, StateArray
+from .contract import AttentionInput, CodedRows, KvSetting, Pools, StateArray, StepBytes
 from .slots import SlotList
 from .staging import Staging, staging_bytes
 from .tail_fit import FIT_TOKENS, TailFit
@@ -167,6 +167,17 @@ def pools(config: ModelConfig, parameters: Parameters, kind: str, n_tokens: int)
         transient={"exact rows of one layer": staging_bytes(config, kind, n_tokens)},
         coded=CodedRows(shape, parameters.most_selected(n_tokens), places),
     )
+
+
+def step_bytes(config: ModelConfig, parameters: Parameters, kind: str, n_tokens: int) -> StepBytes:
+    """Host bytes: L * Hk * k * (row + 4)."""
+    shape, held = shape_of(config, parameters, kind), pools(config, parameters, kind, n_tokens).device
+    n_indexed = indexed_end(n_tokens, shape.n_sinks, shape.window) - shape.n_sinks
+    budget = parameters.budget
+    selected = budget_of(n_tokens, n_indexed, budget.ratio, budget.at_least, budget.min_len)
+    row = row_bytes(shape.head_dim, shape.k_format, shape.v_format) + 4
+    scanned = sum(n for name, n in held.items() if name != "cache of rows")
+    return StepBytes(scanned, config.n_layers * config.n_kv_heads * selected * row)
 
 
 def build(setting: KvSetting, parameters: Parameters) -> YakvKv:

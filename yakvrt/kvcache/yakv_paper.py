@@ -29,7 +29,7 @@ import numpy as np
 from ..kernels.rotate import rotation_factors
 from ..ops import ELEMENT_BYTES, Buffer, KvRows, Ops
 from .budget import budget_tokens, check_budget, check_choice, check_range
-from .contract import AttentionInput, KvSetting, Pools, StateArray
+from .contract import AttentionInput, KvSetting, Pools, StateArray, StepBytes
 from .counters import Counters, method_stats
 from .exact_rows import ExactRows
 from .higgs_codes import CodedRows, HiggsCode, coded_width
@@ -102,6 +102,13 @@ def pools(config: ModelConfig, parameters: Parameters, kind: str, n_tokens: int)
             "RoPE table": 4 * config.head_dim * n_tokens,
         },
     )
+
+
+def step_bytes(config: ModelConfig, parameters: Parameters, kind: str, n_tokens: int) -> StepBytes:
+    """Host bytes: L * k * (w + 4), as the paper counts; up to Hk times that cross a link."""
+    selected = min(budget_tokens(parameters.sparse_budget, n_tokens), n_tokens)
+    device = sum(pools(config, parameters, kind, n_tokens).device.values())
+    return StepBytes(device, config.n_layers * selected * token_bytes(config))
 
 
 def build(setting: KvSetting, parameters: Parameters) -> YakvPaper:

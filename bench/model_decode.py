@@ -1,0 +1,134 @@
+"""Decode steps on a GPU, modelled from what they read: nothing is run. By KV method, context and batch.
+
+    python bench/model_decode.py --out bench/results/NAME.json
+
+A step takes as long as the slower of two: weights and pools on the device at a part of its memory's rate, or
+rows from the host at a part of the link's. Experts count as often as a batch is expected to choose them.
+Not counted: arithmetic, launches, and what one side cannot hide of the other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import result_file
+
+from yakvrt.config import ModelConfig
+from yakvrt.cuda.resource_report import H200
+from yakvrt.kernels.device_layout import DEVICE_LAYOUTS
+from yakvrt.kvcache import open_method
+from yakvrt.model_source import open_model
+from yakvrt.weight_shapes import target_matrices, vector_bytes
+
+SHAPES = Path(__file__).parent / "shapes"
+MODELS = ("llama3.1-8b", "qwen3-30b-a3b")
+METHODS = ("full", "yakv", "yakv:slot_cache=2")
+GPU_GB = 141.0  # H200 data sheet
+LINK_GBPS = 55.4  # pinned copies to an H100 on PCIe Gen5 x16, nvbandwidth 0.10 (published)
+RESERVED_GB = 3.0  # kernels, graphs, activations
+BATCHES = (1, 2, 4, 8, 16, 32, 64)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Bytes of a model's weights, and how many of them a step reads."""
+
+    held: int
+    dense: int
+    experts: int
+    config: ModelConfig
+
+    def read(self, batch: int) -> float:
+        """In a step of `batch` tokens that choose experts independently."""
+        config = self.config
+        if not config.n_experts:
+            return self.dense
+        chosen = 1 - (1 - config.n_experts_used / config.n_experts) ** batch
+        return self.dense + self.experts * chosen
+
+
+def weights_of(shape: Path) -> Weights:
+    with open_model(str(shape), load_format="dummy", offline=True, progress=False) as source:
+        config = source.config
+        matrices = [
+            (len(dims), prod(dims[:-1]) * DEVICE_LAYOUTS[kind].row_bytes(dims[-1]))
+            for kind, dims in target_matrices(config, source.tensors, "auto", DEVICE_LAYOUTS)
+        ]
+    vectors, experts = vector_bytes(config), sum(n for rank, n in matrices if rank == 3)
+    held = vectors + sum(n for _, n in matrices)
+    looked_up = 0 if config.tied else matrices[0][1]  # embeddings, of which a token reads a row
+    return Weights(held, held - experts - looked_up, experts, config)
+
+
+def row(weights: Weights, label: str, n_tokens: int, batch: int, args: argparse.Namespace) -> dict[str, Any]:
+    """A step of `batch` slots of n_tokens tokens each."""
+    name, _, rest = label.partition(":")
+    method, parameters = open_method(name, dict(pair.split("=", 1) for pair in rest.split(";") if pair))
+    given = weights.config, parameters, "bf16", n_tokens
+    pools, read = method.pools(*given), method.step_bytes(*given)
+    missing = 1 - (args.hit_rate if "slot_cache" in label else 0)
+    read_gb = (weights.read(batch) + batch * read.device) / 1e9
+    moved_gb = batch * read.host * missing / 1e9
+    device_ms = read_gb / (args.device_gbps * args.device_part) * 1e3
+    link_ms = moved_gb / (args.link_gbps * args.link_part) * 1e3
+    step_ms = max(device_ms, link_ms)
+    gpu_gb = (weights.held + batch * sum(pools.device.values()) + sum(pools.transient.values())) / 1e9
+    return {
+        "kv_method": label,
+        "n_tokens": n_tokens,
+        "batch": batch,
+        "device_read_gb": round(read_gb, 3),
+        "link_gb": round(moved_gb, 3),
+        "device_ms": round(device_ms, 2),
+        "link_ms": round(link_ms, 2),
+        "step_ms": round(step_ms, 2),
+        "tok_per_s": round(batch / step_ms * 1e3, 1),
+        "gpu_gb": round(gpu_gb + RESERVED_GB, 1),
+        "host_gb": round(batch * sum(pools.host.values()) / 1e9, 1),
+        "fits": gpu_gb + RESERVED_GB <= args.gpu_gb,
+    }
+
+
+def main() -> int:
+    """Runs it; the last line of stdout is one JSON object."""
+    parser = argparse.ArgumentParser(description="Decode steps on a GPU, modelled.")
+    parser.add_argument("--contexts", default="65536,131072")
+    parser.add_argument("--device-gbps", type=float, default=H200.bytes_per_ns, help="of memory (H200's)")
+    parser.add_argument(
+        "--device-part", type=float, default=0.85, help="of it that is reached (0.85, the goal)"
+    )
+    parser.add_argument("--link-gbps", type=float, default=LINK_GBPS, help="of the link (PCIe Gen5 x16's)")
+    parser.add_argument("--link-part", type=float, default=0.9, help="of it that is reached (0.9, the goal)")
+    parser.add_argument("--gpu-gb", type=float, default=GPU_GB, help="memory of the GPU (H200's)")
+    parser.add_argument("--hit-rate", type=float, default=0.75, help="of rows with a cache (0.75)")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    rows = []
+    for model in MODELS:
+        weights = weights_of(SHAPES / model)
+        print(f"{model}, bfloat16: {weights.held / 1e9:.1f} GB of weights; MODELLED, not measured")
+        print("| context | method | batch | device ms | link ms | tok/s | GPU GB | host GB | fits |")
+        print("|---|---|---|---|---|---|---|---|---|")
+        for n_tokens in map(int, args.contexts.split(",")):
+            for label in METHODS:
+                for batch in BATCHES:
+                    made = row(weights, label, n_tokens, batch, args)
+                    rows.append({"model": model, **made})
+                    cells = [n_tokens, label, batch, made["device_ms"], made["link_ms"], made["tok_per_s"]]
+                    cells += [made["gpu_gb"], made["host_gb"], "yes" if made["fits"] else "no"]
+                    print("| " + " | ".join(map(str, cells)) + " |")
+    settings = {name: value for name, value in vars(args).items() if name != "out"}
+    result = {"bench": "decode", "modelled": True, **result_file.facts(), "settings": settings, "rows": rows}
+    if args.out:
+        result_file.write(args.out, result)
+    print(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
