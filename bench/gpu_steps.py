@@ -19,6 +19,7 @@ from typing import Any
 
 import gpu_ceilings
 import gpu_models
+import gpu_pinning
 import gpu_questions
 from cuda_cases import real_cases
 from cuda_cases.case import LINK, Sized
@@ -61,7 +62,7 @@ def model_steps() -> list[Step]:
         Step(gpu_models.yakv_name_of(*step), partial(gpu_models.examine_yakv_step, *step))
         for step in gpu_models.YAKV_STEPS
     ]
-    return models + steps
+    return [*models, *steps, Step(gpu_pinning.NAME, gpu_pinning.examine_pinning)]
 
 
 def ceilings(device: Device) -> dict[str, float | None]:

@@ -102,6 +102,25 @@ def fake_cubins(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def compiled_on_demand(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels for FakeGpu are "compiled" when asked for."""
+    from fake_cubins import write_fake_cubin
+
+    from yakvrt.cuda import device_kernels
+    from yakvrt.kernel_build.spec import KernelSpec
+
+    directory = tmp_path_factory.getbasetemp() / "compiled_on_demand"
+
+    def compiled(specs: list[KernelSpec], archs: list[str], directory: Path, progress: object) -> None:
+        for spec in specs:
+            if not (directory / archs[0] / f"{spec.symbol}.json").exists():
+                write_fake_cubin(directory, spec, *archs)
+
+    monkeypatch.setattr(device_kernels, "compile_missing", compiled)
+    monkeypatch.setattr(device_kernels, "cache_path", lambda: directory)
+
+
+@pytest.fixture
 def gpu(fake_driver: None) -> Iterator[FakeGpu]:
     """A GPU whose kernels run in the emulator."""
     from fake_driver import Plugged

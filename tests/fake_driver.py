@@ -36,6 +36,8 @@ SIGNATURES = {
     "cuMemHostAlloc": "ppu",
     "cuMemHostGetDevicePointer": "ppu",
     "cuMemFreeHost": "p",
+    "cuMemHostRegister": "ppu",
+    "cuMemHostUnregister": "p",
     "cuMemcpyHtoDAsync": "pppp",
     "cuMemcpyDtoHAsync": "pppp",
     "cuMemcpyDtoDAsync": "pppp",

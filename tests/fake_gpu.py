@@ -20,9 +20,11 @@ from fake_stream import CAPTURE_UNSUPPORTED, DriverError, FakeEvent, FakeGraph, 
 from yakvrt.kernels.cuda_kernel import CudaKernel
 
 INVALID_VALUE, OUT_OF_MEMORY, INVALID_DEVICE, INVALID_HANDLE, NOT_FOUND, NOT_READY = 1, 2, 101, 400, 500, 600
-NO_DEVICE, INVALID_CONTEXT = 100, 201
+NO_DEVICE, INVALID_CONTEXT, ALREADY_REGISTERED, NOT_REGISTERED = 100, 201, 712, 713
+PAGE_BYTES = 4096
+POISON = 0xFF
 # attributes of a device; of a function
-MULTIPROCESSORS, MAJOR, MINOR, SHARED_OPTIN = 16, 75, 76, 97
+MULTIPROCESSORS, MAJOR, MINOR, READS_REGISTERED, SHARED_OPTIN = 16, 75, 76, 91, 97
 MAX_DYNAMIC_SHARED = 8
 UNASKED_SHARED_BYTES = 48 * 1024
 # what the driver does not do while a thread captures a graph
@@ -31,6 +33,8 @@ UNCAPTURED = {
     "cuMemFree",
     "cuMemHostAlloc",
     "cuMemFreeHost",
+    "cuMemHostRegister",
+    "cuMemHostUnregister",
     "cuCtxSynchronize",
     "cuModuleLoadData",
 }
@@ -43,13 +47,17 @@ class Function:
         self.kernel, self.dynamic_limit = kernel, UNASKED_SHARED_BYTES
 
 
+def bytes_at(address: int, n_bytes: int) -> np.ndarray:
+    return np.ctypeslib.as_array((ctypes.c_uint8 * n_bytes).from_address(address))
+
+
 def put(address: int, value: int, kind: Any = ctypes.c_uint64) -> None:
     kind.from_address(address).value = value
 
 
 class FakeGpu:
-    """`faults`: status that a function of the driver answers with. `failures`: what kernels raised.
-    `eager`: as FakeGraph.launch() takes it.
+    """`faults`: status that a function of the driver answers with, `lost` what all do but the context's end.
+    `failures`: what kernels raised. `eager`: as FakeGraph.launch() takes it.
     """
 
     def __init__(
@@ -63,9 +71,13 @@ class FakeGpu:
         self.memory_bytes = memory_bytes
         self.shared_bytes = 227 * 1024
         self.faults: dict[str, int] = {}
+        self.lost = 0
         self.failures: list[BaseException] = []
         self.device: dict[int, np.ndarray] = {}
         self.pinned: dict[int, np.ndarray] = {}
+        self.registered: dict[int, int] = {}  # bytes of host memory by their address
+        self.pinnable_bytes = 1 << 40
+        self.reads_registered = True
         self.handles: dict[int, Any] = {}
         self.calls: list[str] = []
         self.eager = False
@@ -80,8 +92,16 @@ class FakeGpu:
             and get_ident() not in self.current
         ):
             raise DriverError(INVALID_CONTEXT)
+        if self.lost and name != "cuDevicePrimaryCtxRelease":
+            raise DriverError(self.lost)
         if name in self.faults:
             raise DriverError(self.faults[name])
+
+    @property
+    def held(self) -> dict[str, int]:
+        """How many pieces of memory of each kind were not given back; {} for none."""
+        kinds = {"device": self.device, "pinned": self.pinned, "registered": self.registered}
+        return {kind: len(pieces) for kind, pieces in kinds.items() if pieces}
 
     def captures(self) -> bool:
         return any(isinstance(held, FakeStream) and held.graph for held in self.handles.values())
@@ -103,10 +123,18 @@ class FakeGpu:
                 held.run()
 
     def found(self, address: int) -> tuple[np.ndarray, int]:
-        """The device or pinned memory that holds an address, and which of its bytes that is."""
+        """The device or pinned memory that holds an address, and which of its bytes that is. Host memory that
+        was registered in pieces is one for kernels.
+        """
         for base, memory in [*self.device.items(), *self.pinned.items()]:
             if base <= address < base + memory.nbytes:
                 return memory, address - base
+        for base, n_bytes in self.registered.items():
+            if base <= address < base + n_bytes:
+                end = base + n_bytes
+                while end in self.registered:
+                    end += self.registered[end]
+                return bytes_at(base, end - base), address - base
         raise IndexError(f"{address:#x} lies in no memory of the device")
 
     def bytes_from(self, address: int) -> np.ndarray:
@@ -141,6 +169,7 @@ class FakeGpu:
             MINOR: self.capability[1],
             MULTIPROCESSORS: 2,
             SHARED_OPTIN: self.shared_bytes,
+            READS_REGISTERED: int(self.reads_registered),
         }
         put(out, values[attribute], ctypes.c_int)
 
@@ -170,7 +199,7 @@ class FakeGpu:
         put(out, self.keep(self.device, n_bytes))
 
     def keep(self, memories: dict[int, np.ndarray], n_bytes: int) -> int:
-        memory = np.full(n_bytes, 0xFF, np.uint8)
+        memory = np.full(n_bytes, POISON, np.uint8)
         memories[memory.ctypes.data] = memory
         return memory.ctypes.data
 
@@ -181,6 +210,32 @@ class FakeGpu:
 
     def cuMemHostAlloc(self, out: int, n_bytes: int, flags: int) -> None:
         put(out, self.keep(self.pinned, n_bytes))
+
+    def cuMemHostRegister(self, address: int, n_bytes: int, flags: int) -> None:
+        """What lies there is lost: nobody may count on the zeros of new pages."""
+        if address % PAGE_BYTES or n_bytes % PAGE_BYTES or not n_bytes:
+            raise DriverError(INVALID_VALUE)
+        if self.covers(address, address + n_bytes):
+            raise DriverError(ALREADY_REGISTERED)
+        if sum(self.registered.values()) + n_bytes > self.pinnable_bytes:
+            raise DriverError(OUT_OF_MEMORY)
+        bytes_at(address, n_bytes).fill(POISON)
+        self.registered[address] = n_bytes
+
+    def covers(self, first: int, end: int) -> list[int]:
+        """Registered pieces that reach into a range."""
+        return [base for base, n in self.registered.items() if base < end and first < base + n]
+
+    def cuMemHostUnregister(self, address: int) -> None:
+        self.run_all()
+        if self.registered.pop(address, None) is None:
+            raise DriverError(NOT_REGISTERED)
+
+    def check_host(self, address: int, n_bytes: int) -> None:
+        """A copy's host memory lies within one registered piece, or in none."""
+        pieces = self.covers(address, address + n_bytes)
+        if pieces and not pieces[0] <= address <= address + n_bytes <= pieces[0] + self.registered[pieces[0]]:
+            raise DriverError(INVALID_VALUE)
 
     def cuMemHostGetDevicePointer(self, out: int, address: int, flags: int) -> None:
         put(out, address)
@@ -196,11 +251,13 @@ class FakeGpu:
     def cuMemcpyHtoDAsync(self, to: int, source: int, n: int, stream: int) -> None:
         memory = self.bytes_from(to)[:n]
         assert memory.nbytes == n, "a copy to the device reaches beyond its memory"
+        self.check_host(source, n)
         self.later(stream, lambda: ctypes.memmove(to, source, n) and None)
 
     def cuMemcpyDtoHAsync(self, to: int, source: int, n: int, stream: int) -> None:
         memory = self.bytes_from(source)[:n]
         assert memory.nbytes == n, "a copy from the device reaches beyond its memory"
+        self.check_host(to, n)
         self.later(stream, lambda: ctypes.memmove(to, source, n) and None)
 
     def cuMemcpyDtoDAsync(self, to: int, source: int, n: int, stream: int) -> None:

@@ -26,6 +26,7 @@ from cuda_cases.matmul import round_activations
 from cuda_kernel import solve
 from fake_gpu import FakeGpu
 
+from yakvrt.cuda import pinned_pool
 from yakvrt.cuda.kernel_list import all_kernels
 
 ROOT = Path(__file__).parent.parent
@@ -88,6 +89,17 @@ def test_models_are_steps_of_the_program(
     *_, last = gpu_steps.events(fake_cubins, 0, gpu_steps.model_steps()[2:3], 0)
     assert last["facts"] == {"of_allowed": 0.5}
     assert asked == ["llama3"]
+
+
+def test_pinning_is_a_step_of_the_program(
+    gpu: FakeGpu, fake_cubins: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pinned_pool, "CHUNK_BYTES", 1 << 20)
+    *_, last = gpu_steps.events(fake_cubins, 0, gpu_steps.model_steps()[-1:], 0)
+    facts = last["facts"]
+    assert (facts["one_address"], facts["gb"]) == (True, 0.0)
+    assert "INVALID_VALUE" in facts["copies_across_chunks"]
+    assert not gpu.held
 
 
 def wrong() -> Case:

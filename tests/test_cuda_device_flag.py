@@ -8,20 +8,30 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_cubins import write_fake_cubin
 from fake_gpu import FakeGpu
 from golden_values import tiny_cases, tiny_dir
+from tiny_device_model import WIDE_CONFIG
 
 import yakvrt
-from yakvrt import generate, plan
-from yakvrt.cuda import device_kernels
+from yakvrt import cuda_device, generate, plan
 from yakvrt.cuda.driver import DeviceError
-from yakvrt.kernel_build.spec import KernelSpec
 from yakvrt.kvcache import tail_fit, yakv
 
 
-@pytest.mark.parametrize("family", ["llama3", "qwen3-moe"])
-def test_greedy_tokens_are_the_golden_ones(family: str, gpu: FakeGpu, fake_cubins: Path) -> None:
+@pytest.fixture
+def wide(tmp_path: Path) -> str:
+    """A model whose heads YAKV takes; its weights are random."""
+    (tmp_path / "config.json").write_text(json.dumps(WIDE_CONFIG))
+    return str(tmp_path)
+
+
+@pytest.mark.parametrize(("family", "batches"), [("llama3", (4, 3)), ("qwen3-moe", (2,))])
+def test_tokens_are_the_golden_ones(
+    family: str, batches: tuple[int, ...], gpu: FakeGpu, fake_cubins: Path
+) -> None:
+    """A prompt in two chunks, then slots of different lengths decode together, a second time from the graph:
+    each holds a beginning of the prompt, whose logits are golden at every position.
+    """
     case = tiny_cases(family)[1]
     with yakvrt.load(
         str(tiny_dir(family)),
@@ -29,26 +39,40 @@ def test_greedy_tokens_are_the_golden_ones(family: str, gpu: FakeGpu, fake_cubin
         cubins=fake_cubins,
         ctx_size=32,
         cache_type="f32",
-        ubatch_size=4,  # a prompt in two chunks
+        ubatch_size=4,
+        n_slots=batches[0],
     ) as engine:
-        sequence = engine.generate(case.ids, temperature=0, max_tokens=2, ignore_eos=True)
+        sessions = [engine.session() for _ in range(batches[0])]
+        sequence = engine.generate(
+            case.ids, temperature=0, max_tokens=1, ignore_eos=True, session=sessions[0]
+        )
         list(sequence)
-        assert sequence.ids == case.greedy_ids[:2]
+        assert sequence.ids == case.greedy_ids[:1]
+        for n, session in zip((3, 5, 4), sessions[1:], strict=False):
+            session.copy_from(sessions[0], n)
+        slots, lengths = [session.slot for session in sessions], [len(session.ids) for session in sessions]
+        tokens = [*case.ids, *case.greedy_ids]
+        greedy = [*case.logits.argmax(axis=1).tolist(), *case.greedy_ids[1:]]
+        gpu.calls.clear()
+        for i, n in enumerate(batches):
+            held = [length + i for length in lengths[:n]]
+            logits = engine.runner.decode(slots[:n], held, [tokens[at] for at in held])
+            assert logits.argmax(axis=1).tolist() == [greedy[at] for at in held]
+            assert np.abs(logits[1:] - case.logits[held[1:]]).max(initial=0) < 1e-3
+        assert gpu.calls.count("cuStreamBeginCapture") == 1
+        assert gpu.calls.count("cuGraphLaunch") == len(batches)
     assert not gpu.failures
-    assert not gpu.device
-    assert not gpu.pinned
-    assert gpu.calls.count("cuGraphLaunch") >= 3
+    assert not gpu.held
 
 
 def test_a_method_that_cannot_be_built_gives_all_back(gpu: FakeGpu, fake_cubins: Path) -> None:
     with pytest.raises(ValueError, match="rows of 16 numbers cannot be stored in 3 or 4 bits"):
         yakvrt.load(str(tiny_dir("llama3")), device="cuda", cubins=fake_cubins, kv="yakv", ctx_size=32)
-    assert not gpu.device
-    assert not gpu.pinned
+    assert not gpu.held
 
 
-def test_the_plan_names_both_memories(gpu: FakeGpu, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["-m", str(tiny_dir("qwen3")), "-dev", "cuda", "--kv", "yakv", "--json"]
+def test_the_plan_names_both_memories(gpu: FakeGpu, wide: str, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["-m", wide, "--load-format", "dummy", "-dev", "cuda", "--kv", "yakv", "--json"]
 
     def record(*more: str) -> dict[str, Any]:
         assert plan.main([*flags, *more]) == 0
@@ -64,7 +88,78 @@ def test_the_plan_names_both_memories(gpu: FakeGpu, capsys: pytest.CaptureFixtur
     assert totals() == on_gpu
     gpu.memory_bytes = on_host["GPU memory"] + moved // 2
     assert totals() == on_host
-    assert not gpu.device
+    assert not gpu.held
+
+
+def test_the_plan_leaves_some_of_the_hosts_memory(
+    gpu: FakeGpu, wide: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cuda_device, "available_memory", lambda: 320 << 20)
+    flags = ["-m", wide, "--load-format", "dummy", "-dev", "cuda", "--kv", "yakv", "--kv-device", "cpu"]
+    assert plan.main([*flags, "-c", "2000", "--json"]) == 0
+    places = json.loads(capsys.readouterr().out)["places"]
+    assert places[1]["available_bytes"] == 300 << 20
+    assert generate.main([*flags, "-c", "1000000", "--prompt-ids", "1", "--json"]) == 1
+    assert "of host memory for its KV cache" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("ctx_size", "slot_cache"), [(347, "2"), (400, "1")])
+def test_rows_for_the_host_are_pinned_while_loading(
+    gpu: FakeGpu, compiled_on_demand: None, wide: str, ctx_size: int, slot_cache: str
+) -> None:
+    told = []
+    with yakvrt.load(
+        wide,
+        load_format="dummy",
+        device="cuda",
+        kv="yakv",
+        kv_args={"slot_cache": slot_cache},
+        kv_device="cpu",
+        ctx_size=ctx_size,
+        progress=lambda *what: told.append(what),
+    ):
+        assert len(gpu.registered) == 1
+    assert ("pinning host memory (MiB)", 0, 0) in told
+    assert not gpu.held
+
+
+def test_a_slot_too_short_for_codes(gpu: FakeGpu, compiled_on_demand: None, wide: str) -> None:
+    found = []
+    for device in ({"device": "cpu"}, {"device": "cuda", "kv_device": "cpu"}):
+        how: dict[str, Any] = {"load_format": "dummy", "kv": "yakv", "ctx_size": 64, "ubatch_size": 4}
+        with yakvrt.load(wide, **how, **device) as engine, engine.session() as session:
+            found.append(np.array([session.prefill([1, 2, 3]), session.decode(4)]))
+    assert np.abs(found[1] - found[0]).max() < 0.02 * np.abs(found[0]).max()
+    assert not gpu.failures
+    assert not gpu.held
+
+
+@pytest.mark.parametrize(
+    ("model", "flags", "told"),
+    [
+        ("qwen3-moe", [], "takes heads of 64, 128, 192, 256 numbers, and the model's have 32: take another"),
+        ("wide", ["--kv-args", "selector=1bit"], "YAKV's selector has 2 bits"),
+        ("wide", ["-ctk", "f32"], "YAKV's exact rows are f16 or bf16"),
+        ("wide", ["--kv", "yakv-1.5bit"], "YAKV's selector has 2 bits"),
+        (
+            "wide",
+            ["--kv-device", "cpu", "--kv-args", "slot_cache=0"],
+            "holds 0 of a head where a step selects",
+        ),
+    ],
+)
+def test_what_yakv_has_no_kernels_for_is_told_before_loading(
+    gpu: FakeGpu, wide: str, capsys: pytest.CaptureFixture[str], model: str, flags: list[str], told: str
+) -> None:
+    chosen = [wide, "--load-format", "dummy"] if model == "wide" else [str(tiny_dir(model))]
+    argv = ["-m", *chosen, "-dev", "cuda", "--kv", "yakv", *flags]
+    assert generate.main([*argv, "--prompt-ids", "1,2", "--json"]) == 1
+    shown = capsys.readouterr().err
+    assert told in shown
+    assert shown.count("\n") == 1
+    assert plan.main(argv) == 1
+    assert told in capsys.readouterr().err
+    assert not {"cuMemAlloc", "cuMemHostAlloc"} & set(gpu.calls)
 
 
 def test_devices_are_listed(gpu: FakeGpu, capsys: pytest.CaptureFixture[str]) -> None:
@@ -94,14 +189,14 @@ def test_one_sentence(
     argv = ["-m", str(tiny_dir("llama3")), "--prompt-ids", "1,2", "--json", "--cubins", str(fake_cubins)]
     assert generate.main([*argv, *flags]) == code
     assert told in capsys.readouterr().err
-    assert not gpu.device
+    assert not gpu.held
 
 
 def test_memory_that_runs_out_while_loading(gpu: FakeGpu, fake_cubins: Path) -> None:
     gpu.faults["cuMemAlloc"] = 2
     with pytest.raises(DeviceError, match=r"MB of device memory were asked for and .* take a smaller model"):
         yakvrt.load(str(tiny_dir("llama3")), device="cuda", cubins=fake_cubins, ctx_size=32)
-    assert not gpu.device
+    assert not gpu.held
 
 
 def test_without_a_driver_nothing_is_fetched(capsys: pytest.CaptureFixture[str]) -> None:
@@ -116,52 +211,54 @@ def test_an_unknown_device(capsys: pytest.CaptureFixture[str]) -> None:
     assert "'rocm' is not cpu, cuda or cuda:N" in capsys.readouterr().err
 
 
-CONFIG = {
-    "model_type": "llama",
-    "hidden_size": 64,
-    "intermediate_size": 64,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 64,
-    "vocab_size": 64,
-    "max_position_embeddings": 512,
-    "rms_norm_eps": 1e-5,
-    "tie_word_embeddings": True,
-}
+MOE = {"model_type": "qwen3_moe", "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 
 
+@pytest.mark.parametrize("more", [{}, MOE], ids=["llama", "qwen3_moe"])
 def test_yakv_on_the_gpu_is_that_of_the_cpu(
-    gpu: FakeGpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    more: dict[str, Any],
+    gpu: FakeGpu,
+    compiled_on_demand: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A prompt in chunks, of which a block leaves the window and whose tail is fitted, and two tokens behind;
-    rows rest in pinned memory.
+    """A prompt in chunks, of which a block leaves the window and whose tail is fitted; then four slots decode
+    together, three, two and one: some steps are captured, one is replayed. Rows rest in pinned memory.
     """
-
-    def compiled(specs: list[KernelSpec], archs: list[str], directory: Path, progress: object) -> None:
-        for spec in specs:
-            write_fake_cubin(directory, spec, *archs)
-
-    monkeypatch.setattr(device_kernels, "compile_missing", compiled)
-    monkeypatch.setattr(device_kernels, "cache_path", lambda: tmp_path)
     for module in (tail_fit, yakv):
         monkeypatch.setattr(module, "FIT_TOKENS", 1)
-    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
-    ids = [i * 37 % 64 for i in range(134)]
+    (tmp_path / "config.json").write_text(json.dumps({**WIDE_CONFIG, **more}))
+    prompt = [i * 37 % 64 for i in range(134)]
     how: dict[str, Any] = {
         "load_format": "dummy",
         "kv": "yakv",
         "kv_args": {"min_seqlen_to_prune": "0", "sparse_budget": "0.1"},
         "ctx_size": 192,
         "ubatch_size": 80,
+        "n_slots": 4,
     }
-    found = []
-    for device in ({"device": "cpu"}, {"device": "cuda", "kv_device": "cpu"}):
-        with yakvrt.load(str(tmp_path), **how, **device) as engine, engine.session() as session:
-            found.append(np.array([session.prefill(ids), session.decode(5)]))
-            assert session.kv["rows_read"] > 0
-            engine.runner.decode([session.slot], [len(session.ids)], [6])  # the graph again
-            assert session.kv["steps"] == 2
-    assert np.abs(found[1] - found[0]).max() < 0.02 * np.abs(found[0]).max()
+
+    def run(decoded: list[list[int]], **device: str) -> np.ndarray:
+        """The logits of the prompt and of four steps; tokens are those of `decoded`, else the likeliest."""
+        found = []
+        with yakvrt.load(str(tmp_path), **how, **device) as engine:
+            sessions = [engine.session() for _ in range(4)]
+            found.append(sessions[0].prefill(prompt)[None])
+            for n, session in zip((133, 132, 134), sessions[1:], strict=True):
+                session.copy_from(sessions[0], n)
+            slots, held = [session.slot for session in sessions], [len(session.ids) for session in sessions]
+            for i, n in enumerate((4, 3, 2, 1)):
+                if len(decoded) == i:
+                    decoded.append([5] * 4 if i == 0 else found[-1].argmax(axis=1).tolist())
+                found.append(engine.runner.decode(slots[:n], held[:n], decoded[i][:n]).copy())
+                held = [length + 1 for length in held]
+            assert sessions[0].kv["steps"] == 10
+            assert sessions[0].kv["rows_read"] > 0
+        return np.concatenate(found)
+
+    tokens: list[list[int]] = []
+    cpu, cuda = run(tokens, device="cpu"), run(tokens, device="cuda", kv_device="cpu")
+    assert np.abs(cuda - cpu).max() < 0.02 * np.abs(cpu).max()
+    assert cuda.argmax(axis=1).tolist() == cpu.argmax(axis=1).tolist()
     assert not gpu.failures
-    assert not gpu.pinned
+    assert not gpu.held

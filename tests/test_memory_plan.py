@@ -10,7 +10,8 @@ from golden_values import tiny_dir
 from tiny_gguf import tiny_config
 
 from yakvrt.config import config_from_json
-from yakvrt.memory_plan import MemoryPlan, Place, activation_bytes, available_memory
+from yakvrt.free_memory import available_memory
+from yakvrt.memory_plan import MemoryPlan, Place, activation_bytes
 
 GIB = 1 << 30
 

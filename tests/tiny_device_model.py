@@ -20,6 +20,19 @@ from yakvrt.ops import Buffer
 from yakvrt.weights import load_weights
 
 CONTEXT = 32
+WIDE_CONFIG = {  # of a model whose heads YAKV takes on a GPU; for random weights
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 64,
+    "vocab_size": 64,
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": True,
+}
 
 
 class TinyModel:

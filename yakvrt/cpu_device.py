@@ -10,13 +10,15 @@ from .cpu.backend import CpuBackend
 from .cpu.tile_cache import TileCache, files_identity
 from .cpu.tile_memory import TileMemory
 from .cpu.tile_store import TileStore, tile_bytes
-from .memory_plan import FIXED_BYTES, MemoryPlan, Place, activation_bytes, available_memory, prompt_bytes
+from .device import compile_progress
+from .free_memory import available_memory
+from .memory_plan import FIXED_BYTES, MemoryPlan, Place, activation_bytes, prompt_bytes
 from .weight_shapes import target_matrices, vector_bytes
 from .weights import load_weights
 
 if TYPE_CHECKING:
     from .cpu.affinity import Affinity
-    from .kernel_build.compilers import Progress
+    from .device import LoadProgress
     from .memory_plan import Wanted
     from .model_source import ModelSource
     from .weights import Weights
@@ -56,9 +58,9 @@ class CpuDevice:
         )
         return MemoryPlan((memory,), config.context_len)
 
-    def open(self, progress: Progress | None) -> CpuBackend:
+    def open(self, progress: LoadProgress | None) -> CpuBackend:
         """Raises: as CpuBackend."""
-        self._backend = CpuBackend(self._threads, progress, self._affinity)
+        self._backend = CpuBackend(self._threads, compile_progress(progress), self._affinity)
         return self._backend
 
     def load(self, source: ModelSource, dtype: str, progress: Callable[[int, int], None] | None) -> Weights:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,17 +12,21 @@ from .chunk_size import default_chunk
 from .cuda.backend import CudaBackend
 from .cuda.device import Device
 from .cuda.device_matrix import PlaneStore
+from .cuda.yakv_pools import check_cache, check_yakv
+from .device import compile_progress
+from .free_memory import available_memory
 from .kernels.device_layout import DEVICE_LAYOUTS
-from .memory_plan import FIXED_BYTES, MemoryPlan, Place, activation_bytes, available_memory, prompt_bytes
+from .memory_plan import FIXED_BYTES, MemoryPlan, Place, activation_bytes, prompt_bytes
 from .weight_shapes import target_matrices, vector_bytes
 from .weights import load_weights
 
 if TYPE_CHECKING:
-    from .kernel_build.compilers import Progress
+    from .device import LoadProgress
     from .memory_plan import Wanted
     from .model_source import ModelSource
     from .weights import Weights
 
+PINNABLE = 15 / 16  # of the host's free memory: a guess
 GPU_FIXED_BYTES = 256 << 20  # kernels, graphs, partial results of attention: estimated
 
 
@@ -38,13 +43,20 @@ class CudaDevice:
         self._backend: CudaBackend | None = None
 
     def plan(self, wanted: Wanted) -> MemoryPlan:
-        """Says, with kv_device "auto", where the host's pools go."""
+        """Says, with kv_device "auto", where the host's pools go. Raises: ValueError for a KV method whose
+        parameters have no CUDA kernels.
+        """
         config, pools = wanted.config, wanted.pools
         matrices = target_matrices(config, wanted.tensors, wanted.dtype, DEVICE_LAYOUTS)
         weight_bytes = vector_bytes(config) + sum(
             prod(shape[:-1]) * DEVICE_LAYOUTS[kind].row_bytes(shape[-1]) for kind, shape in matrices
         )
-        free = self._device.free_bytes(), available_memory()
+        n_tokens = wanted.ctx_size or config.context_len
+        coded = pools(n_tokens).coded
+        if coded:
+            check_yakv(coded.shape)
+        # the system never gets back what is pinned
+        free = self._device.free_bytes(), int(available_memory() * PINNABLE)
 
         def plan(on_host: bool) -> MemoryPlan:
             def host_bytes(n: int) -> int:
@@ -61,15 +73,22 @@ class CudaDevice:
             return MemoryPlan((gpu, host), config.context_len)
 
         chosen = plan(on_host=False)
-        n_tokens = wanted.ctx_size or config.context_len
         self._kv_on_host = self._kv_device == "cpu" or (
             self._kv_device == "auto" and chosen.largest_context < n_tokens
         )
+        if coded and self._kv_on_host:
+            check_cache(coded.n_places, coded.most_selected)
         return plan(on_host=True) if self._kv_on_host else chosen
 
-    def open(self, progress: Progress | None) -> CudaBackend:
+    def open(self, progress: LoadProgress | None) -> CudaBackend:
         """Raises: as CudaBackend."""
-        self._backend = CudaBackend(self._device, self._cubins, progress, kv_on_host=self._kv_on_host)
+        self._backend = CudaBackend(
+            self._device,
+            self._cubins,
+            compile_progress(progress),
+            kv_on_host=self._kv_on_host,
+            pin_progress=partial(progress, "pinning host memory (MiB)") if progress else None,
+        )
         return self._backend
 
     def load(self, source: ModelSource, dtype: str, progress: Callable[[int, int], None] | None) -> Weights:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .model_source import ModelSource
     from .weights import Weights
 
+LoadProgress = Callable[[str, int, int], None]  # what, done, total
 GPU = re.compile(r"cuda:?(\d{1,4})?", re.IGNORECASE)
 KV_DEVICES = ("auto", "cpu", "gpu")
 
@@ -28,13 +29,24 @@ class Device(Protocol):
     def plan(self, wanted: Wanted) -> MemoryPlan:
         """What a model will take of every kind of memory."""
 
-    def open(self, progress: Progress | None) -> Backend: ...
+    def open(self, progress: LoadProgress | None) -> Backend: ...
 
     def load(
         self, source: ModelSource, dtype: str, progress: Callable[[int, int], None] | None
     ) -> Weights: ...
 
     def close(self) -> None: ...
+
+
+def compile_progress(progress: LoadProgress | None) -> Progress | None:
+    """Of kernels, as a part of loading."""
+    if progress is None:
+        return None
+
+    def compiled(done: int, total: int, symbol: str) -> None:
+        progress(f"compiling kernels (first run only): {symbol}", done, total)
+
+    return compiled
 
 
 def gpu_number(name: str) -> int | None:

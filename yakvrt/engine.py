@@ -26,13 +26,12 @@ if TYPE_CHECKING:
     from .backend import Backend
     from .config import ModelConfig
     from .cpu.affinity import Affinity
-    from .device import Device
+    from .device import Device, LoadProgress
     from .kvcache.contract import KvMethod
     from .model_source import ModelSource
     from .no_tokenizer import NoTokenizer
     from .tokenizer import Tokenizer
 
-LoadProgress = Callable[[str, int, int], None]  # what, done, total
 Message = Mapping[str, Any]
 
 
@@ -228,14 +227,7 @@ def load(
             pools = partial(method.pools, config, parameters, cache_type)
             wanted = Wanted(config, source.tensors, dtype, chunk, pools, n_slots, ctx_size)
             context = opened.plan(wanted).context(ctx_size)
-            compile_progress = None
-            if progress:
-                report = progress
-
-                def compile_progress(done: int, total: int, symbol: str) -> None:
-                    report(f"compiling kernels (first run only): {symbol}", done, total)
-
-            backend = opened.open(compile_progress)
+            backend = opened.open(progress)
             weights = opened.load(source, dtype, partial(progress, "loading weights") if progress else None)
             factors = source.rope_factors()
             rope = rope_frequencies(config, factors)

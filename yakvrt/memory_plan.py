@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .chunk_size import LOGITS_CHUNK
-from .control_group import control_group_directories
 from .kernels.pack_size import TILE_PACK
 
 if TYPE_CHECKING:
@@ -123,39 +120,3 @@ class MemoryPlan:
 
 def gib(n_bytes: int) -> str:
     return f"{n_bytes / 2**30:.2f} GiB"
-
-
-def available_memory() -> int:
-    """Bytes this process may take: the machine's free memory within the limits of its control groups."""
-    free = _machine_free()
-    for directory in control_group_directories():
-        try:
-            limit, used = (
-                (directory / name).read_text().strip() for name in ("memory.max", "memory.current")
-            )
-        except OSError:
-            continue
-        if limit != "max":
-            free = min(free, max(0, int(limit) - int(used) + _reclaimable(directory)))
-    return free
-
-
-def _machine_free() -> int:
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _reclaimable(directory: Path) -> int:
-    """File pages the group holds, which the system drops when memory is asked for."""
-    try:
-        for line in (directory / "memory.stat").read_text().splitlines():
-            if line.startswith("inactive_file "):
-                return int(line.split()[1])
-    except OSError:
-        pass
-    return 0

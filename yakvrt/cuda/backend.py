@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,10 @@ from .device_array import DeviceArray
 from .device_kernels import built_kernels, compiled_kernels
 from .device_matrix import DeviceMatrix
 from .device_rows import DeviceRows
+from .driver import DeviceError, after_loss
 from .memory import PinnedMemory
+from .pinned_pool import PinnedPool
+from .pinned_pool import Progress as PinProgress
 from .recorder import CudaRecorder
 from .step import CudaStep
 from .stream import Stream
@@ -58,34 +62,41 @@ class CudaBackend:
         progress: Progress | None = None,
         *,
         kv_on_host: bool = False,
+        pin_progress: PinProgress | None = None,
     ) -> None:
         """cubins: what `yakvrt kernels build` made, None compiles what is needed. kv_on_host: rows that a KV
-        method keeps on the host rest in pinned memory. Raises: DeviceError.
+        method keeps on the host rest in pinned memory. progress is told of kernels that are compiled.
+        Raises: DeviceError.
         """
         self.device, self.kv_on_host = device, kv_on_host
         self._kernels = built_kernels(self.device, cubins) if cubins else compiled_kernels(self.device)
-        self._progress = progress
+        self._progress, self._pin_progress = progress, pin_progress
         self.stream, self._side = Stream(), Stream()
         self._arrays: list[DeviceArray] = []
-        self._pinned: list[PinnedMemory] = []
+        self._pinned: list[PinnedMemory | PinnedPool] = []
         self._steps: list[CudaStep] = []
         self._rings: list[UploadRing] = []
         self._fetched: PinnedMemory | None = None
 
     def close(self) -> None:
-        self.stream.synchronise()
-        while self._steps:
-            self._steps.pop().close()
-        while self._rings:
-            self._rings.pop().free()
-        while self._arrays:
-            self._arrays.pop().free()
-        while self._pinned:
-            self._pinned.pop().free()
-        self.stream.close()
-        self._side.close()
-        self._kernels.close()
-        self.device.close()
+        """Waits for what is under way; goes on behind what fails. Raises: DeviceError, not of a lost GPU."""
+        try:
+            with ExitStack() as rest:  # the last one first
+                rest.callback(self.device.close)
+                for stream in (self._side, self.stream):
+                    rest.callback(stream.close)
+                rest.callback(self._kernels.close)
+                for memory in (self._pinned, self._arrays):
+                    while memory:
+                        rest.callback(memory.pop().free)
+                for held in (self._rings, self._steps):
+                    while held:
+                        rest.callback(held.pop().close)
+                for stream in (self._side, self.stream):
+                    rest.callback(stream.synchronise)
+        except DeviceError as error:
+            if not after_loss(error):
+                raise
 
     def decode_rows(self, n: int) -> int:
         """A power of two: every number of rows is a graph of its own."""
@@ -109,6 +120,13 @@ class CudaBackend:
         self._pinned.append(memory)
         return memory
 
+    def pinned_pool(self, n_bytes: int) -> PinnedPool:
+        """The same in one piece that may be large. Raises: DeviceError."""
+        self.stream.enter()
+        pool = PinnedPool(self.device, n_bytes, self._pin_progress)
+        self._pinned.append(pool)
+        return pool
+
     def put(self, values: np.ndarray) -> DeviceArray:
         """A copy on the device. Raises: DeviceError."""
         array = self.array(values.shape, values.dtype)
@@ -127,7 +145,7 @@ class CudaBackend:
 
     def upload_ring(self, target: DeviceArray) -> UploadRing:
         """A way for small arrays to the device that waits for nothing. Raises: DeviceError."""
-        ring = UploadRing(target, self.stream)
+        ring = UploadRing(target, self.pinned, self.stream)
         self._rings.append(ring)
         return ring
 
@@ -210,6 +228,7 @@ class CudaBackend:
     def finish(self, recorder: CudaRecorder) -> CudaStep:
         """Loads what was recorded. Raises: as prepare(), and as CudaStep."""
         self.prepare(recorder.specs)
-        step = CudaStep(recorder, self._kernels, self.stream, self._side)
+        ring = self.upload_ring(recorder.device_numbers)
+        step = CudaStep(recorder, self._kernels, ring, self.stream, self._side)
         self._steps.append(step)
         return step

@@ -33,7 +33,8 @@ class Device:
     """The primary context of one GPU, current in the thread that opened it.
 
     `shared_bytes`: the most shared memory that a block may take. `cuda_version`: the newest CUDA version of
-    the driver, as (major, minor).
+    the driver, as (major, minor). `reads_registered`: kernels know host memory that was registered by the
+    host's own addresses.
     """
 
     def __init__(self, number: int = 0) -> None:
@@ -53,6 +54,7 @@ class Device:
         )
         self.n_multiprocessors = self._attribute("MULTIPROCESSOR_COUNT")
         self.shared_bytes = self._attribute("MAX_SHARED_MEMORY_PER_BLOCK_OPTIN")
+        self.reads_registered = bool(self._attribute("CAN_USE_HOST_POINTER_FOR_REGISTERED_MEM"))
         self._context: Any = call("cuDevicePrimaryCtxRetain", self._handle)
         call("cuCtxSetCurrent", self._context)
 

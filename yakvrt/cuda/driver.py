@@ -76,6 +76,14 @@ def call(name: str, *arguments: Any) -> Any:
     return tuple(values)
 
 
+def after_loss(error: BaseException) -> bool:
+    """Whether it came of a GPU that is lost, or while that was told."""
+    found: BaseException | None = error
+    while found and not isinstance(found, DeviceLost):
+        found = found.__context__
+    return found is not None
+
+
 def constant(enumeration: str, name: str) -> Any:
     """One name of an enumeration of the driver, such as CUdevice_attribute."""
     return getattr(getattr(_bindings(), enumeration), name)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
-from .driver import call, constant
+from .driver import DeviceError, call, constant
 from .stream import Stream
 
 
@@ -18,17 +18,24 @@ class Graph:
 
     @contextmanager
     def capture(self, stream: Stream) -> Iterator[None]:
-        """Inside, what is asked of the stream is not done but noted. Raises: DeviceError."""
+        """Inside, what is asked of the stream is not done but noted; forgotten, where it is interrupted.
+        Raises: DeviceError.
+        """
         mode = constant("CUstreamCaptureMode", "CU_STREAM_CAPTURE_MODE_THREAD_LOCAL")
-        call("cuStreamBeginCapture", stream.handle, mode)
+        graph = None
         try:
+            call("cuStreamBeginCapture", stream.handle, mode)
             yield
-        finally:
             graph = call("cuStreamEndCapture", stream.handle)
-        try:
             self._executable = call("cuGraphInstantiate", graph, 0)
+        except BaseException:
+            if graph is None:
+                with suppress(DeviceError):  # streams that were to be joined still are not, or nothing began
+                    graph = call("cuStreamEndCapture", stream.handle)
+            raise
         finally:
-            call("cuGraphDestroy", graph)
+            if graph is not None:
+                call("cuGraphDestroy", graph)
 
     def launch(self, stream: Stream) -> None:
         """Asks a stream for all of it; after what was asked before."""

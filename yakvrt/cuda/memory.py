@@ -82,7 +82,15 @@ class PinnedMemory:
                 " a smaller context"
             ) from None
         self.address = int(call("cuMemHostGetDevicePointer", self._pointer, 0))
-        self.array: np.ndarray = np.ctypeslib.as_array((ctypes.c_uint8 * n_bytes).from_address(self._pointer))
+        self.array = _bytes_at(self._pointer, n_bytes)
+
+    @classmethod
+    def within(cls, address: int, n_bytes: int) -> PinnedMemory:
+        """A part of memory that something else holds and frees, under one address for host and kernels."""
+        part = object.__new__(cls)
+        part.n_bytes, part._pointer, part.address = n_bytes, 0, address
+        part.array = _bytes_at(address, n_bytes)
+        return part
 
     def free(self) -> None:
         """No array over the memory may be used from then on."""
@@ -90,3 +98,8 @@ class PinnedMemory:
         if pointer:
             self.array = np.empty(0, np.uint8)
             call("cuMemFreeHost", pointer)
+
+
+def _bytes_at(address: int, n_bytes: int) -> np.ndarray:
+    array: np.ndarray = np.ctypeslib.as_array((ctypes.c_uint8 * n_bytes).from_address(address))
+    return array

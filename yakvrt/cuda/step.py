@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from ..ops import Batch
 from .arguments import Arguments
 from .device_kernels import Kernels
+from .driver import DeviceError
 from .graph import Graph
 from .loaded_kernel import LoadedKernel
 from .recorder import CudaRecorder, Join, Launch, Piece
@@ -28,19 +30,32 @@ class Ready:
 class CudaStep:
     """Fill `batch`, then run parts; nothing waits for the device but plain Python between the launches."""
 
-    def __init__(self, recorder: CudaRecorder, kernels: Kernels, stream: Stream, side: Stream) -> None:
-        """side: for launches beside the others. Raises: DeviceError, and ValueError for a kernel that is
-        missing.
+    def __init__(
+        self, recorder: CudaRecorder, kernels: Kernels, ring: UploadRing, stream: Stream, side: Stream
+    ) -> None:
+        """ring: the batch's way to the device. side: for launches beside the others. Raises: DeviceError, and
+        ValueError for a kernel that is missing.
         """
         self.batch: Batch = recorder.batch
         self._numbers, self._stream, self._side = recorder.batch_numbers, stream, side
-        self._ring = UploadRing(recorder.device_numbers, stream)
+        self._ring = ring
         self._parts = [[ready(piece, kernels) for piece in part] for part in recorder.parts]
         self._graphs: dict[int, Graph] = {}
         self._forked, self._joined = Event(), Event()
 
     def run(self, part: int = 0) -> None:
-        """Asks the stream for it; a piece of plain Python waits for what comes before it."""
+        """Asks the stream for it; a piece of plain Python waits for what comes before it. An interrupted one
+        (Ctrl-C) leaves nothing under way.
+        """
+        try:
+            self._run(part)
+        except BaseException:
+            for stream in (self._side, self._stream):
+                with suppress(DeviceError):
+                    stream.synchronise()
+            raise
+
+    def _run(self, part: int) -> None:
         self._ring.upload(self._numbers)
         if any(callable(piece) for piece in self._parts[part]):
             self._ask(part)
@@ -71,7 +86,6 @@ class CudaStep:
     def close(self) -> None:
         for graph in self._graphs.values():
             graph.close()
-        self._ring.free()
         self._forked.close()
         self._joined.close()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from .device_array import DeviceArray
@@ -14,10 +16,12 @@ PLACES = 16  # uploads under way at a time
 class UploadRing:
     """Pinned copies of an array: the stream reads the oldest while the host fills the newest."""
 
-    def __init__(self, target: DeviceArray, stream: Stream) -> None:
-        """Raises: DeviceError."""
+    def __init__(
+        self, target: DeviceArray, pinned: Callable[[tuple[int, ...], type], PinnedMemory], stream: Stream
+    ) -> None:
+        """pinned: takes host memory of a shape and a type, which others give back. Raises: DeviceError."""
         self._target, self._stream = target, stream
-        self._memory = PinnedMemory(PLACES * target.nbytes)
+        self._memory = pinned((PLACES, target.nbytes), np.uint8)
         self._places: np.ndarray = self._memory.array.view(target.dtype).reshape(PLACES, *target.shape)
         self._read = [Event() for _ in range(PLACES)]
         self._n_uploads = 0
@@ -32,10 +36,11 @@ class UploadRing:
             self._read[place].synchronise()
         self._n_uploads += 1
         self._places[place] = values
-        self._target.upload(self._places[place], self._stream)
-        self._stream.record(self._read[place])
+        try:
+            self._target.upload(self._places[place], self._stream)
+        finally:  # an interrupted one may be under way
+            self._stream.record(self._read[place])
 
-    def free(self) -> None:
+    def close(self) -> None:
         for event in self._read:
             event.close()
-        self._memory.free()

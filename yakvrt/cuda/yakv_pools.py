@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..higgs_grids import load_grid
+from ..kernels.attend_fragments import HEAD_DIMS
 from ..kernels.higgs_layout import (
     BLOCK_TOKENS,
     ROW_FORMATS,
@@ -18,15 +19,18 @@ from ..kernels.higgs_layout import (
     row_bytes,
 )
 from ..kernels.yakv_attend_cuda import FORMATS
+from ..kernels.yakv_fetch import most_selected
 from ..kernels.yakv_fetch_cuda import directory_words
 from ..kernels.yakv_layout import Budget, YakvShape
-from ..kernels.yakv_select import budget_of
 from ..ops import ELEMENT_BYTES
 from .device_array import DeviceArray
 from .memory import PinnedMemory
+from .pinned_pool import padded_bytes
 
 if TYPE_CHECKING:
     from .backend import CudaBackend
+
+MOST_GROUPED = 16  # query heads of a KV head
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +67,14 @@ class YakvRows:
     [slots, Hk, blocks of 64 tokens], values uint32 (float16 pairs) [slots, Hk, blocks, D / 2], means float32
     [slots, Hk, D], tail_parts float32 [slots, Hk, G]; counters int64 [3], of yakv_count_cuda; k_block and
     v_block float32 [slots, Hk, 64, D], of a block that is encoded, shared by all layers. With a cache,
-    `cached` are the rows on the device.
+    `cached` are the rows on the device. most_selected: rows of a head in a step, at least 1.
     """
 
     shape: YakvShape
     budget: Budget
     n_slots: int
     n_blocks: int
+    most_selected: int
     ring_k: DeviceArray
     ring_v: DeviceArray
     selectors: DeviceArray
@@ -97,19 +102,20 @@ class YakvRows:
     def ring_places(self) -> int:
         return self.shape.n_sinks + self.shape.window + BLOCK_TOKENS
 
-    @property
-    def most_selected(self) -> int:
-        """Of a head in a step."""
-        n, budget = self.n_blocks * BLOCK_TOKENS, self.budget
-        held = n + self.ring_places
-        return max(
-            budget_of(held, n, budget.ratio, budget.at_least, 0),
-            min(n, budget.min_len),
-        )
-
 
 def check_yakv(shape: YakvShape) -> None:
     """Raises: ValueError for what has no CUDA kernels yet."""
+    if shape.head_dim not in HEAD_DIMS:
+        sizes = ", ".join(map(str, HEAD_DIMS))
+        raise ValueError(
+            f"on a GPU, YAKV takes heads of {sizes} numbers, and the model's have {shape.head_dim}: take"
+            " another KV method, or the CPU"
+        )
+    if shape.group > MOST_GROUPED:
+        raise ValueError(
+            f"on a GPU, YAKV takes up to {MOST_GROUPED} query heads for each KV head, and the model has"
+            f" {shape.group}: take another KV method, or the CPU"
+        )
     if (shape.k_format, shape.v_format) not in FORMATS:
         raise ValueError(
             "on a GPU, YAKV's rows hold r3 or 4 bits of a key, 4 of a value: take k_bits=r3 or 4, v_bits=4"
@@ -120,6 +126,15 @@ def check_yakv(shape: YakvShape) -> None:
         raise ValueError("on a GPU, YAKV's exact rows are f16 or bf16: take -ctk f16 or bf16")
     if shape.rule != "sum":
         raise ValueError("on a GPU, YAKV ranks by the sum over a group: take rule=sum")
+
+
+def check_cache(n_places: int, most_selected: int) -> None:
+    """Of rows from the host. Raises: ValueError where it does not hold what a step selects of a head."""
+    if n_places < most_selected:
+        raise ValueError(
+            f"on a GPU, YAKV's rows from the host pass through a cache, which holds {n_places} of a head"
+            f" where a step selects up to {most_selected}: give slot_cache=1 or more, or --kv-device gpu"
+        )
 
 
 class YakvPools:
@@ -140,6 +155,10 @@ class YakvPools:
     ) -> None:
         """Raises: ValueError for what has no kernels, DeviceError."""
         check_yakv(shape)
+        most = most_selected(n_tokens, shape.n_sinks, shape.window, budget)
+        if on_host:
+            check_cache(n_places, most)
+        n_places = max(n_places, 1)  # of a slot too short to index anything
         heads, head_dim = (n_slots, n_kv_heads), shape.head_dim
         n_blocks = max(1, -(-(n_tokens - shape.n_sinks) // BLOCK_TOKENS))
         n_rows = n_blocks * BLOCK_TOKENS
@@ -156,9 +175,19 @@ class YakvPools:
             step = float(byte_grid(points)[1])
             return Grid(points.shape[1], len(points), backend.put(pack_tables(points)), step)
 
-        def rows_pool(n: int, pinned: bool) -> RowPool:
-            make = backend.pinned if pinned else backend.array
-            return RowPool(make((*heads, n, row_words), np.uint32), make((*heads, n), np.uint32), n)
+        def rows_on_device(n: int) -> RowPool:
+            return RowPool(
+                backend.array((*heads, n, row_words), np.uint32), backend.array((*heads, n), np.uint32), n
+            )
+
+        sizes = [4 * n_slots * n_kv_heads * n_rows * n for n in (row_words, 1)]
+        pinned = backend.pinned_pool(n_layers * padded_bytes(sizes)) if on_host else None
+
+        def rows_pool() -> RowPool:
+            if pinned is None:
+                return rows_on_device(n_rows)
+            codes, scales = (pinned.take(n) for n in sizes)
+            return RowPool(codes, scales, n_rows)
 
         selector_grid = grid(SELECTORS[shape.selector].grid)
         k_grid, v_grid = (grid(ROW_FORMATS[name].grid) for name in (shape.k_format, shape.v_format))
@@ -171,6 +200,7 @@ class YakvPools:
                 budget,
                 n_slots,
                 n_blocks,
+                max(most, 1),
                 ring_k=backend.array(ring, np.uint32),
                 ring_v=backend.array(ring, np.uint32),
                 selectors=backend.array((*heads, n_blocks, block_words), np.uint32),
@@ -180,8 +210,8 @@ class YakvPools:
                 counters=backend.put(np.zeros(3, np.int64)),
                 k_block=k_block,
                 v_block=v_block,
-                rows=rows_pool(n_rows, on_host),
-                cached=rows_pool(n_places, pinned=False) if on_host else None,
+                rows=rows_pool(),
+                cached=rows_on_device(n_places) if on_host else None,
                 directory=backend.put(directory) if on_host else None,
                 selector_grid=selector_grid,
                 k_grid=k_grid,
@@ -189,8 +219,3 @@ class YakvPools:
             )
             for _ in range(n_layers)
         ]
-        if on_host and n_places < self.layers[0].most_selected:
-            raise ValueError(
-                f"a cache of {n_places} rows a head cannot hold the {self.layers[0].most_selected} that a"
-                " step selects: give slot_cache=1 or more, or a smaller sparse_budget"
-            )

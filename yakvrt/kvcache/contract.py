@@ -17,6 +17,7 @@ from ..ops import Buffer, KvRows, Ops
 if TYPE_CHECKING:
     from ..backend import Backend, SlotValues
     from ..config import ModelConfig
+    from ..kernels.yakv_layout import YakvShape
     from ..weights import Weights
 
 
@@ -38,14 +39,26 @@ class KvSetting:
 
 
 @dataclass(frozen=True, slots=True)
+class CodedRows:
+    """Rows of codes in a slot, as kernels are asked for: `shape` tells which; of a head a step selects up to
+    `most_selected`, and a cache of rows that rest on the host has n_places.
+    """
+
+    shape: YakvShape
+    most_selected: int
+    n_places: int
+
+
+@dataclass(frozen=True, slots=True)
 class Pools:
     """Bytes of one slot by what they hold, on the device and on the host; and what a prompt needs while it is
-    taken in.
+    taken in. `coded`: what some devices may have no kernels for.
     """
 
     device: Mapping[str, int]
     host: Mapping[str, int]
     transient: Mapping[str, int]
+    coded: CodedRows | None = None
 
     @property
     def slot_bytes(self) -> int:

@@ -31,7 +31,7 @@ from ..kernels.yakv_layout import Budget, YakvShape, indexed_end
 from ..kernels.yakv_select import RATIO_BITS, budget_of
 from ..ops import ELEMENT_BYTES, Buffer, KvRows, Ops
 from .budget import MOST_TOKENS, check_budget, check_choice, check_range
-from .contract import AttentionInput, KvSetting, Pools, StateArray, StepBytes
+from .contract import AttentionInput, CodedRows, KvSetting, Pools, StateArray, StepBytes
 from .slots import SlotList
 from .staging import Staging, staging_bytes
 from .tail_fit import FIT_TOKENS, TailFit
@@ -111,11 +111,14 @@ class Parameters:
         at_least = 1 if ratio else int(self.sparse_budget)
         return Budget(round(ratio * 2**RATIO_BITS), at_least, self.min_seqlen_to_prune)
 
+    def most_selected(self, n_tokens: int) -> int:
+        """Rows of a head in a step, in a slot of n_tokens."""
+        return most_selected(n_tokens, self.prefix_budget, self.recent, self.budget)
+
     def cache_places(self, n_tokens: int) -> int:
         """Places for rows of a head in a slot of n_tokens; never more than there are rows."""
-        most = most_selected(n_tokens, self.prefix_budget, self.recent, self.budget)
         n_rows = indexed_end(n_tokens, self.prefix_budget, self.recent) - self.prefix_budget
-        return min(n_rows, ceil(self.slot_cache * most))
+        return min(n_rows, ceil(self.slot_cache * self.most_selected(n_tokens)))
 
 
 def shape_of(config: ModelConfig, parameters: Parameters, kind: str) -> YakvShape:
@@ -162,6 +165,7 @@ def pools(config: ModelConfig, parameters: Parameters, kind: str, n_tokens: int)
             "scales": heads * n_blocks * 64 * 4,
         },
         transient={"exact rows of one layer": staging_bytes(config, kind, n_tokens)},
+        coded=CodedRows(shape, parameters.most_selected(n_tokens), places),
     )
 
 
