@@ -39,7 +39,7 @@ class KvSetting:
 
 
 @dataclass(frozen=True, slots=True)
-class CodedRows:
+class CodedPools:
     """Rows of codes in a slot, as kernels are asked for: `shape` tells which; of a head a step selects up to
     `most_selected`, and a cache of rows that rest on the host has n_places.
     """
@@ -58,7 +58,7 @@ class Pools:
     device: Mapping[str, int]
     host: Mapping[str, int]
     transient: Mapping[str, int]
-    coded: CodedRows | None = None
+    coded: CodedPools | None = None
 
     @property
     def slot_bytes(self) -> int:

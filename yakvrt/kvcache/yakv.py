@@ -31,7 +31,7 @@ from ..kernels.yakv_layout import Budget, YakvShape, indexed_end
 from ..kernels.yakv_select import RATIO_BITS, budget_of
 from ..ops import ELEMENT_BYTES, Buffer, KvRows, Ops
 from .budget import MOST_TOKENS, check_budget, check_choice, check_range
-from .contract import AttentionInput, CodedRows, KvSetting, Pools, StateArray, StepBytes
+from .contract import AttentionInput, CodedPools, KvSetting, Pools, StateArray, StepBytes
 from .slots import SlotList
 from .staging import Staging, staging_bytes
 from .tail_fit import FIT_TOKENS, TailFit
@@ -165,7 +165,7 @@ def pools(config: ModelConfig, parameters: Parameters, kind: str, n_tokens: int)
             "scales": heads * n_blocks * 64 * 4,
         },
         transient={"exact rows of one layer": staging_bytes(config, kind, n_tokens)},
-        coded=CodedRows(shape, parameters.most_selected(n_tokens), places),
+        coded=CodedPools(shape, parameters.most_selected(n_tokens), places),
     )
 
 
