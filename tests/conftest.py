@@ -96,7 +96,7 @@ def fake_cubins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from yakvrt.cuda.kernel_list import all_kernels
 
     directory = tmp_path_factory.mktemp("cubins")
-    for spec in all_kernels():
+    for spec in all_kernels("sm_90a"):
         write_fake_cubin(directory, spec)
     return directory
 

@@ -138,9 +138,10 @@ def test_yakv_on_the_gpu_is_that_of_the_cpu(
     rows rest in pinned memory.
     """
 
-    def compiled(specs: list[KernelSpec], archs: list[str], directory: Path, progress: object) -> None:
-        for spec in specs:
-            write_fake_cubin(directory, spec, *archs)
+    def compiled(wanted: dict[str, list[KernelSpec]], directory: Path, progress: object) -> None:
+        for arch, specs in wanted.items():
+            for spec in specs:
+                write_fake_cubin(directory, spec, arch)
 
     monkeypatch.setattr(device_kernels, "compile_missing", compiled)
     monkeypatch.setattr(device_kernels, "cache_path", lambda: tmp_path)

@@ -29,9 +29,10 @@ def open_backend(
 ) -> Iterator[Callable[..., CudaBackend]]:
     """Kernels are "compiled" when asked for."""
 
-    def compiled(specs: list[KernelSpec], archs: list[str], directory: Path, progress: object) -> None:
-        for spec in specs:
-            write_fake_cubin(directory, spec, *archs)
+    def compiled(wanted: dict[str, list[KernelSpec]], directory: Path, progress: object) -> None:
+        for arch, specs in wanted.items():
+            for spec in specs:
+                write_fake_cubin(directory, spec, arch)
 
     monkeypatch.setattr(device_kernels, "compile_missing", compiled)
     monkeypatch.setattr(device_kernels, "cache_path", lambda: tmp_path)

@@ -87,6 +87,11 @@ class CudaBackend:
         self._kernels.close()
         self.device.close()
 
+    @property
+    def arch(self) -> str:
+        """The architecture whose cubins it loads."""
+        return self._kernels.arch
+
     def decode_rows(self, n: int) -> int:
         """A power of two: every number of rows is a graph of its own."""
         return 1 << (n - 1).bit_length()
