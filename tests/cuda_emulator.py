@@ -105,15 +105,6 @@ class Thread:
         block = self.block
         if combine is not None:
             block.waiting[n][self.number // n] += 1
-        return self._give_way()
-
-    def wait_until(self, name: str, until: Callable[[], bool]) -> None:
-        if not until():
-            self.waits_for, self.until, self.site = name, until, call_site()
-            self._give_way()
-
-    def _give_way(self) -> Any:
-        block = self.block
         # the next one goes on at once: returning to the scheduler in between would double the switches
         for thread in block.ready:
             Running.thread = thread
@@ -121,6 +112,11 @@ class Thread:
             return self.result
         block.scheduler.switch()
         return self.result
+
+    def wait_until(self, name: str, until: Callable[[], bool]) -> None:
+        if not until():
+            self.until = until
+            self.wait(name)
 
     def passed_warp_barrier(self) -> None:
         barriers, number, warp, passed, fences = self.stamp
@@ -218,7 +214,7 @@ class Block:
 
     def _released_waiters(self) -> list[Thread]:
         """Those whose condition holds; copies arrive, one after another, when all threads wait."""
-        waiters = [thread for thread in self.threads if thread.until]
+        waiters = [thread for thread in self.threads if thread.until] if self.beside.barriers else []
         while waiters:
             if released := [thread for thread in waiters if thread.until and thread.until()]:
                 for thread in released:
@@ -235,14 +231,20 @@ class Block:
         first = self.threads[0]
         if not all(thread.site == first.site for thread in self.threads):
             raise self._stuck(self.threads, "divergent barriers")
+        for thread in self.threads:
+            barriers, number, warp, passed, fences = thread.stamp
+            thread.stamp = (barriers + 1, number, warp, passed, fences)
+        if self.beside.barriers:
+            self._share_seen()
+        return list(self.threads)
+
+    def _share_seen(self) -> None:
         seen: dict[Any, int] = {}
         for thread in self.threads:
             for barrier, phase in thread.seen.items():
                 seen[barrier] = max(phase, seen.get(barrier, 0))
         for thread in self.threads:
-            barriers, number, warp, passed, fences = thread.stamp
-            thread.stamp, thread.seen = (barriers + 1, number, warp, passed, fences), dict(seen)
-        return list(self.threads)
+            thread.seen = dict(seen)
 
     def _stuck(self, threads: list[Thread], why: str) -> EmulationError:
         places: dict[str, list[int]] = {}

@@ -17,7 +17,7 @@ from cuda_cases.weights import device_matrix
 from cuda_emulated_memory import Running
 from cuda_emulated_ops import emulated
 from cuda_emulator import launch
-from cuda_kernel import solve
+from cuda_kernel import run_kernel, solve
 from fake_gpu import FakeGpu
 
 from yakvrt.cuda import kernel_choice
@@ -25,6 +25,7 @@ from yakvrt.cuda.backend import CudaBackend
 from yakvrt.cuda.device import Device
 from yakvrt.cuda.device_matrix import DeviceMatrix
 from yakvrt.kernels import activation_tiles, matmul_wgmma_cuda
+from yakvrt.kernels.cuda_kernel import CudaKernel
 from yakvrt.kernels.device_layout import DEVICE_LAYOUTS, TENSOR_CORE_FORMATS
 from yakvrt.kernels.matmul import ADD, GATE, WRITE
 from yakvrt.kernels.swiglu import swiglu_ref
@@ -206,3 +207,30 @@ def test_a_wrong_swizzle_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_memory_that_is_not_aligned_is_found() -> None:
     with pytest.raises(AssertionError, match="not aligned to 1024 bytes"):
         run_with("BF16", {"dynamic_tiles": emulated.dynamic_u32})
+
+
+def test_copies_and_their_waits() -> None:
+    """A thread copies, all wait: what came is seen. Without the wait, the block ends too early."""
+
+    def kernel(out: Any, x: Any, waits: int) -> None:
+        held, bars, thread = emulated.dynamic_tiles(0), emulated.dynamic_u64(256), emulated.thread()
+        if thread == 0:
+            emulated.barrier_init(bars, 0, 1)
+            emulated.fence_async()
+            emulated.barrier_expect_bytes(bars, 0, 128)
+            emulated.copy_bulk(held, 0, x, 4, 64, bars, 0)
+            emulated.copy_bulk(held, 16, x, 0, 64, bars, 0)
+        emulated.sync_threads()
+        if waits > 0:
+            emulated.barrier_wait(bars, 0, 0)
+        if waits:
+            out[thread] = held[thread]
+
+    x, out = np.arange(20, dtype=np.uint32), np.zeros(32, np.uint32)
+    built = CudaKernel(kernel, "u32* u32* i32", 32, 264)
+    run_kernel(built, 1, [out], out, x, 1)
+    np.testing.assert_array_equal(out, [*x[4:20], *x[:16]])
+    with pytest.raises(AssertionError, match="ends with 2 copies under way"):
+        run_kernel(built, 1, [out], out, x, 0)
+    with pytest.raises(AssertionError, match="into which a copy is under way"):
+        run_kernel(built, 1, [out], out, x, -1)

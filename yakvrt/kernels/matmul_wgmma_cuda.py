@@ -3,12 +3,12 @@ truth: matmul_bf16_ref.
 
 Two groups of four warps multiply 64 outputs each with a tile of tokens, 64 columns a step. Both factors lie
 in shared memory, swizzled (activation_tiles.py). The copy engine brings activations, one run of bytes a step,
-and counts them on a barrier of the stage. The threads copy bfloat16 weights; others they read two steps ahead
-into registers and widen a step ahead, while the tensor cores work. These never wait for a step's threads: its
-products are asked for while those of the step before still run.
+and counts them on a barrier of the stage. The threads copy bfloat16 weights; others they widen while the
+tensor cores multiply the step before, from registers that they filled a step earlier. The next products are
+asked for while the last ones still run, so that the tensor cores have no gap.
 
-An H200 takes 1024 clocks for a step's products of 256 tokens. The loop has 200 (BF16) to 346 (Q6_K)
-instructions for sm_90a: 8 warps on 4 schedulers need 400 to 692 clocks to issue them. Counted, not measured.
+An H200 takes 1024 clocks for a step's products of 256 tokens. The loop has 202 (BF16) to 345 (Q6_K)
+instructions for sm_90a: 8 warps on 4 schedulers need 404 to 690 clocks to issue them. Counted, not measured.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ OUTPUTS = 128  # of a block
 THREADS = 256
 STAGE_BITS = 2
 STAGES = 1 << STAGE_BITS  # steps whose factors are on their way, have come, or are being read
-AHEAD = STAGES - 1  # also the mask that makes a step its stage
+LAST_STAGE = STAGES - 1
+AHEAD = STAGES - 2  # steps that are copied before a step's products, while those of the step before run
 TOKEN_TILES = (128, 256)
 PITCH = OUTPUTS + 4  # numbers between a token's sums in shared memory and the next one's
 # of a matrix descriptor: 128-byte swizzle, 1024 bytes from 8 rows to the next; the other offset is not used
@@ -70,7 +71,7 @@ def matmul_wgmma_cuda(g: Any, format_name: str, token_tile: int) -> CudaKernel:
     x_bytes = x_words * 4
     w_first = STAGES * x_bytes
     barriers_first = w_first + STAGES * w_words * 4
-    first_waited, waited = AHEAD - 1, AHEAD - 2
+    waited = AHEAD - 1
     below, beside = 8, PITCH  # an accumulator's neighbours in a token's sums and in the next token's
     swizzled, finish, multiply = make_swizzled(g), make_finish(g), make_multiply_step(g, token_tile)
     load, widen = make_load_half_unit(g, format_name), make_widen_half_unit(g, format_name)
@@ -81,7 +82,7 @@ def matmul_wgmma_cuda(g: Any, format_name: str, token_tile: int) -> CudaKernel:
         if step < n_steps and g.thread() == 0:
             tile = g.int64(first_token // TILE_ROWS) * n_steps + step
             source = tile * TILE_WORDS + first_token % TILE_ROWS * ROW_WORDS
-            stage = step & AHEAD
+            stage = step & LAST_STAGE
             g.barrier_expect_bytes(full, stage, x_bytes)
             g.copy_bulk(held_x, stage * x_words, x, source, x_bytes, full, stage)
 
@@ -91,7 +92,7 @@ def matmul_wgmma_cuda(g: Any, format_name: str, token_tile: int) -> CudaKernel:
             i = g.int32(g.thread() + j * THREADS)
             row, piece = i >> 3, i & 7
             column = step * TILE_COLUMNS + piece * 8
-            target = (step & AHEAD) * w_words + swizzled(row, piece)
+            target = (step & LAST_STAGE) * w_words + swizzled(row, piece)
             source = g.int64(row) * (n_cols >> 1) + (column >> 1)
             g.copy_async_or_zero(held_w, target, w, source, row < n_outputs and column < n_cols)
         g.copy_async_commit()
@@ -111,7 +112,7 @@ def matmul_wgmma_cuda(g: Any, format_name: str, token_tile: int) -> CudaKernel:
     def put_half(held_w, step, piece, raw):  # type: ignore[no-untyped-def]
         row = g.thread() >> 1
         for j in range(2):
-            at = (step & AHEAD) * w_words + swizzled(row, piece + j)
+            at = (step & LAST_STAGE) * w_words + swizzled(row, piece + j)
             g.store_u32x4(held_w, at, raw[4 * j], raw[4 * j + 1], raw[4 * j + 2], raw[4 * j + 3])
 
     @g.inline
@@ -150,36 +151,30 @@ def matmul_wgmma_cuda(g: Any, format_name: str, token_tile: int) -> CudaKernel:
             if thread == 0:
                 for stage in range(STAGES):
                     g.barrier_init(full, stage, 1)
-            g.fence_async()
-            g.sync_threads()
+                g.fence_async()
             for step in range(AHEAD):
                 copy_x(held_x, full, x, first_token, n_steps, step)
                 if copied:
                     copy_w(held_w, codes, n_outputs - first_output, n_cols, step)
-            if copied:
-                g.copy_async_wait(first_waited)
-            else:
+            if not copied:
                 read_unit(first, second, factors, planes, n_units, 0)
-                put_unit(held_w, first, second, factors, n_units, 0)
-                read_unit(first, second, factors, planes, n_units, 1)
-            g.fence_async()
-            g.sync_threads()
             for counted in range(n_steps):
                 step = g.int32(counted)
-                g.barrier_wait(full, step & AHEAD, step >> STAGE_BITS & 1)
-                own_w = g.int32(w_place + (step & AHEAD) * (w_words // 4))
-                multiply(sums, own_w, g.int32(x_place + (step & AHEAD) * (x_words // 4)))
                 if copied:
                     g.copy_async_wait(waited)
                 else:
-                    put_unit(held_w, first, second, factors, n_units, step + 1)
-                    read_unit(first, second, factors, planes, n_units, step + 2)
+                    put_unit(held_w, first, second, factors, n_units, step)
+                    read_unit(first, second, factors, planes, n_units, step + 1)
                 g.fence_async()
                 g.warpgroup_wait(1)
-                g.sync_threads()  # all have what the next step reads, and nobody reads what the last one did
+                g.sync_threads()  # all have put their weights, and products of two steps ago have ended
                 copy_x(held_x, full, x, first_token, n_steps, step + AHEAD)
                 if copied:
                     copy_w(held_w, codes, n_outputs - first_output, n_cols, step + AHEAD)
+                stage = step & LAST_STAGE
+                g.barrier_wait(full, stage, step >> STAGE_BITS & 1)
+                own_w = g.int32(w_place + stage * (w_words // 4))
+                multiply(sums, own_w, g.int32(x_place + stage * (x_words // 4)))
 
             g.warpgroup_finish(sums, n_sums)
             g.copy_async_wait(0)
