@@ -88,6 +88,12 @@ def test_models_are_steps_of_the_program(
     assert asked == [("llama3", 12)]
 
 
+def test_cases_for_other_gpus_are_left_out(gpu: FakeGpu, fake_cubins: Path) -> None:
+    other = Sized("other", wrong, "sm_80")
+    *_, last = gpu_steps.events(fake_cubins, 0, gpu_steps.case_steps([other], quick=True), 0)
+    assert last["facts"] == {"kernels_for": "sm_80"}
+
+
 def wrong() -> Case:
     """A case whose truth is another."""
     case = round_activations(1, 64)

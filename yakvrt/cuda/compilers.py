@@ -60,7 +60,7 @@ def compile_missing(
     Raises: OSError where the directory cannot be written, RuntimeError when a kernel does not compile.
     """
     compilers = compiler_versions()
-    kernels = {arch: list(dict.fromkeys(specs)) for arch, specs in wanted.items()}
+    kernels = {arch: dict.fromkeys(specs) for arch, specs in wanted.items()}  # sets in order
     for arch in kernels:
         (directory / arch).mkdir(parents=True, exist_ok=True)
 
