@@ -10,18 +10,18 @@ from gpu_run import GpuRun
 
 from yakvrt.cuda.device import Device
 
-# family, and whether activations and KV are rounded to bfloat16 for tensor cores
-MODELS = (("llama3", False), ("qwen3-moe", False), ("llama3", True), ("qwen3-moe", True))
+# family, and rows of a step of a prompt in bfloat16, for tensor cores; 0: exact
+MODELS = (("llama3", 0), ("qwen3-moe", 0), ("llama3", 12), ("qwen3-moe", 12), ("llama3", 48))
 
 # YAKV's key rows, whether rows rest in pinned host memory, and whether there is a tail
 YAKV_STEPS = (("r3", False, True), ("r3", True, True), ("q4", False, True), ("q4", True, False))
 
 
-def name_of(family: str, rounded: bool) -> str:
-    return f"tiny {family}, {'rounded' if rounded else 'exact'} steps"
+def name_of(family: str, rounded_rows: int) -> str:
+    return f"tiny {family}, {f'rounded steps of {rounded_rows} rows' if rounded_rows else 'exact steps'}"
 
 
-def examine_model(family: str, rounded: bool, device: Device, run: GpuRun) -> dict[str, Any]:
+def examine_model(family: str, rounded_rows: int, device: Device, run: GpuRun) -> dict[str, Any]:
     """Raises: Mismatch, DeviceError."""
     try:
         import ml_dtypes  # noqa: F401
@@ -34,7 +34,8 @@ def examine_model(family: str, rounded: bool, device: Device, run: GpuRun) -> di
 
     backend = CudaBackend(Device(device.number), run.kernels.directory)
     try:
-        error = (rounded_steps if rounded else exact_steps)(backend, family)
+        rounded = rounded_rows > 0
+        error = rounded_steps(backend, family, rounded_rows) if rounded else exact_steps(backend, family)
     finally:
         backend.close()
     return {"of_allowed": round(error, 4)}

@@ -24,7 +24,7 @@ LAUNCHES = 500  # fewer than fill the queue
 def not_loaded(kernels: Kernels) -> dict[str, str]:
     """Why, of every kernel that does not load."""
     found = {}
-    for spec in all_kernels():
+    for spec in all_kernels(kernels.arch):
         try:
             kernels.load(spec)
         except (DeviceError, ValueError) as error:

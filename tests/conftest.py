@@ -96,7 +96,7 @@ def fake_cubins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from yakvrt.cuda.kernel_list import all_kernels
 
     directory = tmp_path_factory.mktemp("cubins")
-    for spec in all_kernels():
+    for spec in all_kernels("sm_90a"):
         write_fake_cubin(directory, spec)
     return directory
 
@@ -111,10 +111,11 @@ def compiled_on_demand(tmp_path_factory: pytest.TempPathFactory, monkeypatch: py
 
     directory = tmp_path_factory.getbasetemp() / "compiled_on_demand"
 
-    def compiled(specs: list[KernelSpec], archs: list[str], directory: Path, progress: object) -> None:
-        for spec in specs:
-            if not (directory / archs[0] / f"{spec.symbol}.json").exists():
-                write_fake_cubin(directory, spec, *archs)
+    def compiled(wanted: dict[str, list[KernelSpec]], directory: Path, progress: object) -> None:
+        for arch, specs in wanted.items():
+            for spec in specs:
+                if not (directory / arch / f"{spec.symbol}.json").exists():
+                    write_fake_cubin(directory, spec, arch)
 
     monkeypatch.setattr(device_kernels, "compile_missing", compiled)
     monkeypatch.setattr(device_kernels, "cache_path", lambda: directory)

@@ -17,6 +17,16 @@ class _Local(dict[int, Any]):
     def __missing__(self, index: int) -> Any:
         raise Running.thread.error(f"reaches element {index} of a local array, which has {len(self)}")
 
+    def hide(self, value: Any) -> None:
+        """Every element becomes the value, as it is."""
+        dict.update(self, dict.fromkeys(self, value))
+
+    def show(self, hidden: Any, values: list[Any]) -> None:
+        """What was hidden gets its values."""
+        if any(value is not hidden for value in self.values()):
+            raise Running.thread.error("writes to a local array that products change")
+        dict.update(self, enumerate(values))
+
 
 class _Floats(_Local):
     def __setitem__(self, index: int, value: Any) -> None:

@@ -6,6 +6,7 @@ number.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,9 @@ POISON = 0xCD
 # instead of a thread's number in a stamp
 SEVERAL, ATOMIC = -1, -2
 
-# (block's barriers passed, thread, warp, warp's barriers passed): when an element was touched, and by whom
-Stamp = tuple[int, int, int, int]
+# (block's barriers passed, thread, warp, warp's barriers passed, thread's fences passed): when an element was
+# touched, and by whom
+Stamp = tuple[int, int, int, int, int]
 
 
 class EmulationError(AssertionError):
@@ -57,7 +59,8 @@ def poison(array: np.ndarray) -> np.ndarray:
 
 class Memory:
     """One array; `watched` where threads share it within a block. `origin`: bytes that its first element lies
-    behind a multiple of 16.
+    behind a multiple of 16. `guard` is told of every element that a thread reads or writes, where copies and
+    products that run beside the threads may use it (cuda_emulated_async.py).
     """
 
     def __init__(self, name: str, array: np.ndarray, watched: bool = False, origin: int = 0) -> None:
@@ -70,11 +73,14 @@ class Memory:
         self.half = self.mask // 2 + 1 if array.dtype.kind == "i" else 0
         self.written: list[Stamp | None] | None = [None] * array.size if watched else None
         self.read: list[Stamp | None] = [None] * array.size if watched else []
+        self.guard: Callable[[int, bool], None] | None = None
 
     def note_read(self, first: int, n: int = 1) -> None:
         assert self.written is not None
         now = Running.thread.stamp
         for i in range(first, first + n):
+            if self.guard is not None:
+                self.guard(i, False)
             old = self.written[i]
             if old is not None and old[0] == now[0] and unordered(old, now):
                 raise Running.thread.error(
@@ -83,7 +89,7 @@ class Memory:
             old = self.read[i]
             if old is not None and old[0] == now[0] and old[1] != now[1]:
                 warp, passed = (now[2], now[3]) if old[2] == now[2] else (-1, -1)
-                self.read[i] = (now[0], SEVERAL, warp, passed)
+                self.read[i] = (now[0], SEVERAL, warp, passed, 0)
             else:
                 self.read[i] = now
 
@@ -91,6 +97,8 @@ class Memory:
         """Several threads may write the same value."""
         assert self.written is not None
         now = Running.thread.stamp
+        if self.guard is not None:
+            self.guard(i, True)
         if changes and unordered(self.written[i], now):
             raise Running.thread.error(
                 f"writes {self.name}[{i}], which another thread wrote since the barrier"
@@ -107,7 +115,7 @@ class Memory:
         for old in (self.written[i], self.read[i]):
             if old is not None and old[1] != ATOMIC and unordered(old, now):
                 raise Running.thread.error(f"adds to {self.name}[{i}], which others use since the barrier")
-        self.written[i] = (now[0], ATOMIC, -1, -1)
+        self.written[i] = (now[0], ATOMIC, -1, -1, 0)
 
 
 class Pointer:

@@ -10,7 +10,7 @@ from cuda_emulated_memory import Pointer, Running
 from cuda_emulated_ops import emulated, emulates
 
 
-def _bf16_pairs(word: np.ndarray) -> np.ndarray:
+def bf16_pairs(word: np.ndarray) -> np.ndarray:
     parts = np.stack([word << np.uint32(16), word & np.uint32(0xFFFF0000)], axis=-1)
     return parts.view(np.float32).astype(np.float64)
 
@@ -57,7 +57,7 @@ def _define_mma(name: str, pairs_of: Callable[[np.ndarray], np.ndarray]) -> None
     setattr(emulated, name, lambda *values: Running.thread.wait("mma", values, combine))
 
 
-_define_mma("mma_m16n8k16_bf16", _bf16_pairs)
+_define_mma("mma_m16n8k16_bf16", bf16_pairs)
 _define_mma("mma_m16n8k16_f16", _f16_pairs)
 
 

@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cuda_emulated_async import Beside
 from cuda_emulated_memory import NUMBERS, EmulationError, Memory, Null, Pointer, Running, poison
 from greenlet import getcurrent, greenlet
 
 from yakvrt.kernels.cuda_kernel import CudaKernel
 
-WARP = 32
+WARP, WARPGROUP = 32, 128
 OWN_FILES = {str(path) for path in Path(__file__).parent.glob("cuda_emulat*.py")}
 
 
@@ -42,20 +43,26 @@ def line_of(name: str, site: tuple[Any, int]) -> str:
 
 
 class Thread:
-    """One CUDA thread. `copies` are asynchronous copies under way: groups, the last of them still open.
-    `waits_for`: the name of an op where it waits for all lanes of its warp or all threads of its block.
+    """One CUDA thread. `copies` and `products` are under way: groups, the last of them still open. `fences`:
+    how many barriers of the block lay before each of its fence_async. `waits_for`: the name of an op where it
+    waits for all lanes of its warp, all threads of its block, or for what `until` tells.
     """
 
     __slots__ = (
         "block",
         "combine",
         "copies",
+        "fenced",
+        "fences",
         "greenlet",
         "lane",
         "number",
+        "products",
         "result",
+        "seen",
         "site",
         "stamp",
+        "until",
         "value",
         "waits_for",
         "warp",
@@ -64,11 +71,15 @@ class Thread:
     def __init__(self, block: Block, number: int, body: Callable[[], None]) -> None:
         self.block, self.number = block, number
         self.warp, self.lane = divmod(number, WARP)
-        self.stamp = (0, number, self.warp, 0)
+        self.stamp = (0, number, self.warp, 0, 0)
         self.waits_for, self.value, self.site = "", None, (None, 0)
         self.combine: Callable[[list[Any]], list[Any]] | None = None
         self.result: Any = None
         self.copies: list[list[Callable[[], None]]] = [[]]
+        self.products: list[list[Any]] = [[]]
+        self.fenced, self.fences = False, list[int]()
+        self.seen: dict[Any, int] = {}  # phases of barriers in shared memory whose end it knows of
+        self.until: Callable[[], bool] | None = None
         self.greenlet = greenlet(body)
 
     @property
@@ -80,14 +91,20 @@ class Thread:
         return EmulationError(f"thread {self.number} of block ({x}, {y}) {what}")
 
     def wait(
-        self, name: str, value: Any = None, combine: Callable[[list[Any]], list[Any]] | None = None
+        self,
+        name: str,
+        value: Any = None,
+        combine: Callable[[list[Any]], list[Any]] | None = None,
+        n: int = WARP,
     ) -> Any:
-        """Waits for the warp, whose 32 values `combine` turns into 32 results; without it for the block."""
+        """Waits for the warp, or warpgroup of n threads, whose values `combine` turns into as many results;
+        without it for the block.
+        """
         self.waits_for, self.value, self.combine = name, value, combine
         self.site = call_site()
         block = self.block
         if combine is not None:
-            block.lanes_waiting[self.warp] += 1
+            block.waiting[n][self.number // n] += 1
         # the next one goes on at once: returning to the scheduler in between would double the switches
         for thread in block.ready:
             Running.thread = thread
@@ -96,9 +113,19 @@ class Thread:
         block.scheduler.switch()
         return self.result
 
+    def wait_until(self, name: str, until: Callable[[], bool]) -> None:
+        if not until():
+            self.until = until
+            self.wait(name)
+
     def passed_warp_barrier(self) -> None:
-        barriers, number, warp, passed = self.stamp
-        self.stamp = (barriers, number, warp, passed + 1)
+        barriers, number, warp, passed, fences = self.stamp
+        self.stamp = (barriers, number, warp, passed + 1, fences)
+
+    def passed_fence(self) -> None:
+        barriers, number, warp, passed, fences = self.stamp
+        self.fences.append(barriers)
+        self.stamp = (barriers, number, warp, passed, fences + 1)
 
 
 class Block:
@@ -111,11 +138,12 @@ class Block:
         self.scheduler = getcurrent()
         body = partial(kernel.function, *arguments)
         self.threads = [Thread(self, number, body) for number in range(kernel.threads)]
-        self.warps = [self.threads[i : i + WARP] for i in range(0, kernel.threads, WARP)]
         self.ready: Iterator[Thread] = iter(())  # whose turn it is in this round
-        self.lanes_waiting = [0] * len(self.warps)  # for the rest of their warp
+        # threads of each warp and warpgroup that wait for the rest of it
+        self.waiting = {n: [0] * -(-kernel.threads // n) for n in (WARP, WARPGROUP)}
         self._arrays: dict[Any, Memory] = {}
         self._dynamic = poison(np.empty(kernel.shared_bytes, np.uint8))
+        self.beside = Beside(self._dynamic)
 
     def shared(self, n: int, number: type[np.generic]) -> Pointer:
         """The array of one place in the kernel."""
@@ -131,7 +159,7 @@ class Block:
         size = np.dtype(number).itemsize
         if number not in self._arrays:
             array = self._dynamic[: len(self._dynamic) // size * size].view(number)
-            self._arrays[number] = Memory("dynamic shared memory", array, watched=True)
+            self._arrays[number] = self.beside.watch(Memory("dynamic shared memory", array, watched=True))
         if offset % 16:
             raise Running.thread.error(f"takes dynamic memory at byte {offset}, which is no multiple of 16")
         return Pointer(self._arrays[number], offset // size)
@@ -153,29 +181,48 @@ class Block:
             started = True
             round_ = [
                 thread
-                for warp, n_waiting in enumerate(self.lanes_waiting)
+                for n, counts in self.waiting.items()
+                for number, n_waiting in enumerate(counts)
                 if n_waiting
-                for thread in self._released_warp(warp)
+                for thread in self._released_team(n, number)
             ]
+            round_ = round_ or self._released_waiters()
             if not round_ and not all(thread.ended for thread in self.threads):
                 round_ = self._released_block()
+        if left := self.beside.left():
+            raise EmulationError(f"block {self.index} ends with {left} under way")
 
-    def _released_warp(self, number: int) -> list[Thread]:
-        """The lanes, where all of them have come to the same op."""
-        warp = self.warps[number]
-        first = warp[0]
-        if self.lanes_waiting[number] < WARP:
-            if ended := [thread for thread in warp if thread.ended]:
+    def _released_team(self, n: int, number: int) -> list[Thread]:
+        """The threads of a warp or warpgroup, where all of them have come to the same op."""
+        team = self.threads[number * n : (number + 1) * n]
+        first = team[0]
+        if self.waiting[n][number] < n:
+            if n > WARP:
+                return []  # other warps may still come
+            if ended := [thread for thread in team if thread.ended]:
                 lanes = ", ".join(str(thread.lane) for thread in ended)
-                raise self._stuck(warp, f"lanes {lanes} have ended")
-            raise self._stuck(warp, "deadlock")
-        self.lanes_waiting[number] = 0
-        if not all(thread.site == first.site for thread in warp):
-            raise self._stuck(warp, "the lanes of a warp diverge")
+                raise self._stuck(team, f"lanes {lanes} have ended")
+            raise self._stuck(team, "deadlock")
+        self.waiting[n][number] = 0
+        if not all(thread.site == first.site for thread in team):
+            raise self._stuck(team, "the lanes of a warp diverge")
         assert first.combine is not None
-        for thread, result in zip(warp, first.combine([thread.value for thread in warp]), strict=True):
+        Running.thread = first
+        for thread, result in zip(team, first.combine([thread.value for thread in team]), strict=True):
             thread.result = result
-        return warp
+        return team
+
+    def _released_waiters(self) -> list[Thread]:
+        """Those whose condition holds; copies arrive, one after another, when all threads wait."""
+        waiters = [thread for thread in self.threads if thread.until] if self.beside.barriers else []
+        while waiters:
+            if released := [thread for thread in waiters if thread.until and thread.until()]:
+                for thread in released:
+                    thread.until = None
+                return released
+            if not self.beside.next_copy_arrives():
+                raise self._stuck(self.threads, "deadlock")
+        return []
 
     def _released_block(self) -> list[Thread]:
         """All threads, where they have come to the same barrier."""
@@ -185,9 +232,19 @@ class Block:
         if not all(thread.site == first.site for thread in self.threads):
             raise self._stuck(self.threads, "divergent barriers")
         for thread in self.threads:
-            barriers, number, warp, passed = thread.stamp
-            thread.stamp = (barriers + 1, number, warp, passed)
-        return self.threads
+            barriers, number, warp, passed, fences = thread.stamp
+            thread.stamp = (barriers + 1, number, warp, passed, fences)
+        if self.beside.barriers:
+            self._share_seen()
+        return list(self.threads)
+
+    def _share_seen(self) -> None:
+        seen: dict[Any, int] = {}
+        for thread in self.threads:
+            for barrier, phase in thread.seen.items():
+                seen[barrier] = max(phase, seen.get(barrier, 0))
+        for thread in self.threads:
+            thread.seen = dict(seen)
 
     def _stuck(self, threads: list[Thread], why: str) -> EmulationError:
         places: dict[str, list[int]] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import cuda_emulated_tensor  # noqa: F401 (adds to the vocabulary)
+import cuda_emulated_warpgroup  # noqa: F401 (adds to the vocabulary)
 import numpy as np
 from cuda_cases.arrays import blocks, count, poisoned
 from cuda_cases.case import Case

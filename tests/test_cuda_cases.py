@@ -44,7 +44,7 @@ def program(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def test_every_kernel_has_a_case() -> None:
     launched = {launch.kernel.builder for sized in SMALL for launch in sized.make().launches}
-    assert launched == {spec.builder for spec in all_kernels()}
+    assert launched == {spec.builder for spec in all_kernels("sm_90a")}
 
 
 @pytest.mark.parametrize("sized", SMALL, ids=lambda sized: sized.name)
@@ -83,12 +83,16 @@ def test_models_are_steps_of_the_program(
     gpu: FakeGpu, fake_cubins: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
-    monkeypatch.setattr(
-        tiny_device_model, "rounded_steps", lambda backend, family: asked.append(family) or 0.5
-    )
+    monkeypatch.setattr(tiny_device_model, "rounded_steps", lambda backend, *how: asked.append(how) or 0.5)
     *_, last = gpu_steps.events(fake_cubins, 0, gpu_steps.model_steps()[2:3], 0)
     assert last["facts"] == {"of_allowed": 0.5}
-    assert asked == ["llama3"]
+    assert asked == [("llama3", 12)]
+
+
+def test_cases_for_other_gpus_are_left_out(gpu: FakeGpu, fake_cubins: Path) -> None:
+    other = Sized("other", wrong, "sm_80")
+    *_, last = gpu_steps.events(fake_cubins, 0, gpu_steps.case_steps([other], quick=True), 0)
+    assert last["facts"] == {"kernels_for": "sm_80"}
 
 
 def test_pinning_is_a_step_of_the_program(

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-import cuda_emulated_tensor  # noqa: F401 (adds to the vocabulary)
+import cuda_emulated_warpgroup  # noqa: F401 (adds to the vocabulary)
 import numpy as np
 import pytest
 from cuda_emulated_memory import EmulationError

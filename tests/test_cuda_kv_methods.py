@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_cubins import write_fake_cubin
 from fake_gpu import FakeGpu
 from kv_slots import KvSlots
 
-from yakvrt.cuda import device_kernels
 from yakvrt.cuda.backend import CudaBackend
 from yakvrt.cuda.device import Device
-from yakvrt.kernel_build.spec import KernelSpec
 from yakvrt.kvcache import tail_fit, yakv
 from yakvrt.kvcache.slot_state import copy_slot
 
@@ -25,17 +21,7 @@ Rows = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 @pytest.fixture
-def open_backend(
-    gpu: FakeGpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[..., CudaBackend]]:
-    """Kernels are "compiled" when asked for."""
-
-    def compiled(specs: list[KernelSpec], archs: list[str], directory: Path, progress: object) -> None:
-        for spec in specs:
-            write_fake_cubin(directory, spec, *archs)
-
-    monkeypatch.setattr(device_kernels, "compile_missing", compiled)
-    monkeypatch.setattr(device_kernels, "cache_path", lambda: tmp_path)
+def open_backend(gpu: FakeGpu, compiled_on_demand: None) -> Iterator[Callable[..., CudaBackend]]:
     yield lambda **how: CudaBackend(Device(), None, **how)
     assert not gpu.failures
     assert not gpu.device

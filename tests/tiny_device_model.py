@@ -105,9 +105,9 @@ def exact_steps(backend: CudaBackend, family: str) -> float:
     return max(worst, compare("greedy tokens", greedy, np.array(case.greedy_ids[:2])))
 
 
-def rounded_steps(backend: CudaBackend, family: str) -> float:
-    """A prompt of more rows than decode kernels take: bfloat16 products and KV."""
+def rounded_steps(backend: CudaBackend, family: str, capacity: int = 12) -> float:
+    """A prompt in a step of more rows than decode kernels take: bfloat16 products and KV."""
     case, tiny = tiny_cases(family)[2], TinyModel(backend, family, "bf16")
-    logits, expected = tiny.prefill(0, case.ids[:10], 12), case.logits[:10]
+    logits, expected = tiny.prefill(0, case.ids[:10], capacity), case.logits[:10]
     off = np.abs(logits - expected).mean(keepdims=True) / expected.std()
     return compare("mean error of logits", off, np.zeros(off.shape), atol=0.02)

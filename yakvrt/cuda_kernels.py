@@ -68,7 +68,7 @@ def _report(archs: list[str], directory: Path | None, as_json: bool) -> int:
     if directory is None:
         built = _compiled(archs, cache_path())
     else:
-        built = {arch: [load_cubin(directory, spec, arch) for spec in all_kernels()] for arch in archs}
+        built = {arch: [load_cubin(directory, spec, arch) for spec in all_kernels(arch)] for arch in archs}
     rows = [report_row(cubin.manifest) for cubins in built.values() for cubin in cubins]
     if as_json:
         print(json.dumps(rows, indent=1))
@@ -89,8 +89,7 @@ def _compiled(archs: list[str], directory: Path) -> dict[str, list[Cubin]]:
     try:
         with terminal.Bar("compiling CUDA kernels") as bar:
             return compile_missing(
-                all_kernels(),
-                archs,
+                {arch: all_kernels(arch) for arch in archs},
                 directory,
                 lambda done, total, symbol: bar.loading(f"compiling CUDA kernels: {symbol}", done, total),
             )

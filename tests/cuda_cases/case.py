@@ -50,10 +50,11 @@ class Case:
 
 @dataclass(frozen=True)
 class Sized:
-    """A case to be made: inputs of real sizes take a while."""
+    """A case to be made: inputs of real sizes take a while. `arch`: the only one that has its kernels."""
 
     name: str
     make: Callable[[], Case]
+    arch: str | None = None
 
 
 def sized(name: str, family: Callable[..., Case], *sizes: Any) -> Sized:

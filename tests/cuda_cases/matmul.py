@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
-from yakvrt.cuda.kernel_choice import DECODE_SHAPES, PREFILL_TILES
+from yakvrt.cuda.kernel_choice import DECODE_SHAPES, PREFILL_TILES, WGMMA_TILES
 from yakvrt.kernel_build.spec import kernel
+from yakvrt.kernels.activation_tiles import TILE_COLUMNS, TILE_ROWS, activation_tiles_ref
 from yakvrt.kernels.device_layout import DEVICE_LAYOUTS, TENSOR_CORE_FORMATS
 from yakvrt.kernels.matmul import ADD, GATE, WRITE, matmul_ref
 from yakvrt.kernels.matmul_bf16_cuda import OUTPUTS
 from yakvrt.kernels.matmul_cuda import ROWS_AT_ONCE, WARPS
+from yakvrt.kernels.matmul_wgmma_cuda import ARCHITECTURE
 from yakvrt.kernels.swiglu import swiglu_ref
 
 from .arrays import bf16_words, blocks, count, normal, poisoned, repeated, sample
@@ -80,6 +83,33 @@ def prefill_matmul(
     rounded, _ = bf16_words(weights)
     tolerance = 2e-6 * max(1, n_cols / 1024) ** 0.5
     return Case([launch], partial(_check, out, rounded, x, bias, mode, before, tolerance))
+
+
+def wgmma_matmul(
+    name: str,
+    tile: int,
+    batch: int,
+    n_outputs: int,
+    n_cols: int,
+    mode: int = WRITE,
+    with_bias: bool = False,
+) -> Case:
+    """As prefill_matmul, of activations in tiles."""
+    made = prefill_matmul(name, tile, batch, n_outputs, n_cols, mode, with_bias)
+    (launch,) = made.launches
+    *head, words, bias, has_bias, mode, n_rows, _, _, _ = launch.arguments
+    spec = kernel("matmul_wgmma_cuda", "matmul_wgmma_cuda", name, tile)
+    arguments = (*head, activation_tiles(words), bias, has_bias, mode, n_rows)
+    return replace(made, launches=[replace(launch, kernel=spec, arguments=arguments)])
+
+
+def activation_tiles(words: np.ndarray) -> np.ndarray:
+    """Further rows are no numbers."""
+    tiles = activation_tiles_ref(words)
+    n = len(words) % TILE_ROWS
+    if n:
+        tiles[-1, :, n:] = 0xFFFFFFFF
+    return tiles
 
 
 def _output(batch: int, n_outputs: int, width: int, mode: int) -> tuple[np.ndarray, np.ndarray]:
@@ -153,6 +183,28 @@ def round_activations(n_rows: int, n_cols: int) -> Case:
     return Case([launch], check)
 
 
+def round_tiles(n_rows: int, n_cols: int) -> Case:
+    x = normal(n_rows + 1, n_cols)
+    expected = activation_tiles_ref(bf16_words(x[:n_rows])[1])
+    out = poisoned(*expected.shape, dtype=np.uint32)
+    launch = Launch(
+        kernel("activation_tiles", "round_tiles_cuda"),
+        (blocks(expected.shape[1] * TILE_COLUMNS, 1024), n_rows + 1),
+        [out],
+        (out, x, n_cols, count(n_rows)),
+        nbytes(x, out),
+    )
+
+    def check() -> float:
+        flat, wanted = (
+            tiles.transpose(0, 2, 1, 3).reshape(-1, tiles.shape[1] * 32) for tiles in (out, expected)
+        )
+        compare("out", flat[:n_rows], wanted[:n_rows])
+        return untouched("further rows", flat[n_rows:])
+
+    return Case([launch], check)
+
+
 def small() -> list[Sized]:
     return [
         sized("quantize activations", quantize_activations, 2, 256),
@@ -160,6 +212,8 @@ def small() -> list[Sized]:
         sized("decode matmul BF16", decode_matmul, "BF16", 1, 4, 1, 18, 64),
         sized("decode matmul Q4_K", decode_matmul, "Q4_K", 8, 1, 3, 5, 512),
         sized("prefill matmul Q4_K", prefill_matmul, "Q4_K", 32, 5, 18, 256),
+        sized("round activations to tiles", round_tiles, 2, 96),
+        sized("wgmma matmul Q8_0", wgmma_matmul, "Q8_0", 128, 5, 18, 96),
     ]
 
 
@@ -168,6 +222,7 @@ def real() -> list[Sized]:
     made = [
         sized("quantize activations", quantize_activations, 4096, 4096),
         sized("round activations", round_activations, 4096, 4096),
+        Sized("round activations to tiles", partial(round_tiles, 4096, 4096), ARCHITECTURE),
     ]
     for name in DEVICE_LAYOUTS:
         for n_tokens, split in DECODE_SHAPES:
@@ -177,4 +232,9 @@ def real() -> list[Sized]:
             batch = 4096 if tile == max(PREFILL_TILES) else tile
             what = f"prefill matmul {name}, rows {batch}, tiles of {tile}"
             made.append(sized(what, prefill_matmul, name, tile, batch, 14336, 4096))
+        for tile in WGMMA_TILES if name in TENSOR_CORE_FORMATS else ():
+            batch = 4096 if tile == max(WGMMA_TILES) else tile
+            what = f"wgmma matmul {name}, rows {batch}, tiles of {tile}"
+            sizes = name, tile, batch, 14336, 4096
+            made.append(Sized(what, partial(wgmma_matmul, *sizes), ARCHITECTURE))
     return made

@@ -98,6 +98,11 @@ class CudaBackend:
             if not after_loss(error):
                 raise
 
+    @property
+    def arch(self) -> str:
+        """The architecture whose cubins it loads."""
+        return self._kernels.arch
+
     def decode_rows(self, n: int) -> int:
         """A power of two: every number of rows is a graph of its own."""
         return 1 << (n - 1).bit_length()

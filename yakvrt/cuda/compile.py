@@ -16,7 +16,7 @@ from typing import Any
 
 from ..kernel_build.compilers import answer_requests
 from ..kernel_build.spec import KernelSpec
-from .architecture import OLDEST
+from .architecture import ARCHITECTURES, OLDEST
 from .compilers import compiler_versions
 from .cubin import Cubin, Manifest, Resources, kernel_sources, write_cubin
 
@@ -53,7 +53,7 @@ def compile_cubins(spec: KernelSpec, archs: Iterable[str]) -> Iterator[Cubin]:
 
 
 def make_ptx(kernel: Any, symbol: str) -> str:
-    """PTX for the oldest architecture, whose entry is called `symbol`."""
+    """PTX for the oldest architecture, or the kernel's only one; its entry is called `symbol`."""
     with contextlib.suppress(ImportError):
         # what a .pth file does, unless the packages lie in a directory of PYTHONPATH
         import _numba_cuda_redirector  # noqa: F401
@@ -83,7 +83,8 @@ def make_ptx(kernel: Any, symbol: str) -> str:
         "abi": "numba",
         "launch_bounds": (kernel.threads, kernel.resident_blocks),
     }
-    made, _ = cuda.compile(kernel.function, signature, cc=OLDEST, **options)
+    capability = ARCHITECTURES[kernel.architecture] if kernel.architecture else OLDEST
+    made, _ = cuda.compile(kernel.function, signature, cc=capability, **options)
     ptx = str(made)
     (entry,) = re.findall(r"\.visible \.entry (\w+)\(", ptx)
     # Numba's environment, a symbol of hundreds of characters that kernels do not use
@@ -103,7 +104,8 @@ def assemble(ptx: str, arch: str) -> tuple[bytes, str]:
 def read_resources(log: str) -> Resources:
     """From the lines of ptxas -v.
 
-    Raises: RuntimeError where they do not name the registers.
+    Raises: RuntimeError where they do not name the registers, or tell that products of warpgroups wait for
+    each other instead of running beside other work.
     """
 
     def numbers(pattern: str) -> int:
@@ -111,6 +113,8 @@ def read_resources(log: str) -> Resources:
 
     if not re.search(r"Used \d+ registers", log):
         raise RuntimeError(f"the assembler did not tell the registers: {log!r}")
+    if "wgmma.mma_async instructions are serialized" in log:
+        raise RuntimeError(f"the assembler keeps wgmma from running beside other work: {log!r}")
     return Resources(
         numbers(r"Used (\d+) registers"),
         numbers(r"(\d+) bytes smem"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -50,19 +50,18 @@ def cache_path() -> Path:
 
 
 def compile_missing(
-    specs: Iterable[KernelSpec],
-    archs: Iterable[str],
+    wanted: Mapping[str, Iterable[KernelSpec]],
     directory: Path,
     progress: Progress | None = None,
 ) -> dict[str, list[Cubin]]:
-    """The cubins of `directory`/arch for every arch, in the order of specs, after compiling those that are
-    missing, damaged or of other sources or compilers.
+    """The cubins of `directory`/arch of the kernels wanted for it, in their order, after compiling those that
+    are missing, damaged or of other sources or compilers.
 
     Raises: OSError where the directory cannot be written, RuntimeError when a kernel does not compile.
     """
     compilers = compiler_versions()
-    specs, archs = list(dict.fromkeys(specs)), list(archs)
-    for arch in archs:
+    kernels = {arch: dict.fromkeys(specs) for arch, specs in wanted.items()}  # sets in order
+    for arch in kernels:
         (directory / arch).mkdir(parents=True, exist_ok=True)
 
     def held(arch: str, spec: KernelSpec) -> Cubin | None:
@@ -81,13 +80,15 @@ def compile_missing(
             "archs": lacking,
             "path": str(directory),
         }
-        for spec in specs
-        if (lacking := [arch for arch in archs if held(arch, spec) is None])
+        for spec in dict.fromkeys(spec for specs in kernels.values() for spec in specs)
+        if (
+            lacking := [arch for arch, specs in kernels.items() if spec in specs and held(arch, spec) is None]
+        )
     ]
     if missing:
         compile_in_helpers("yakvrt.cuda.compile", missing, len(os.sched_getaffinity(0)), progress)
-    found: dict[str, list[Cubin]] = {arch: [] for arch in archs}
-    for arch in archs:
+    found: dict[str, list[Cubin]] = {arch: [] for arch in kernels}
+    for arch, specs in kernels.items():
         for spec in specs:
             cubin = held(arch, spec)
             if cubin is None:

@@ -27,7 +27,7 @@ class Kernels:
         """Compiles what is missing, where this process may. Raises: RuntimeError, OSError."""
         wanted = [spec for spec in dict.fromkeys(specs) if spec not in self._loaded]
         if self._compiles and wanted:
-            compile_missing(wanted, [self.arch], self.directory, progress)
+            compile_missing({self.arch: wanted}, self.directory, progress)
 
     def load(self, spec: KernelSpec) -> LoadedKernel:
         """Raises: ValueError as load_cubin does, DeviceError."""

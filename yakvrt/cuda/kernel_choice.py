@@ -1,4 +1,4 @@
-"""Which of several kernels for one op fits a shape; kernel_list.py compiles what these can answer.
+"""Which of several kernels for one op fits a shape and a GPU; kernel_list.py compiles what these can answer.
 
 No choice was measured on a GPU: each follows from counts in the kernels' own files.
 """
@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from ..kernel_build.spec import KernelSpec, kernel
 from ..kernels.attend_fragments import HEAD_DIMS, head_blocks
-from ..kernels.device_layout import TENSOR_CORE_FORMATS
+from ..kernels.device_layout import TENSOR_CORE_FORMATS, device_layout
+from ..kernels.matmul_wgmma_cuda import ARCHITECTURE, OUTPUTS
 
 DECODE_ROWS = (1, 2, 4, 8)
 MOST_DECODE_ROWS = DECODE_ROWS[-1]
 PREFILL_TILES = (32, 128)
+WGMMA_TILES = (128, 256)
 EXPERT_PACKS = (*DECODE_ROWS, *PREFILL_TILES)
 # fewer outputs give too few blocks of one warp a row for all multiprocessors to read at once
 FEW_OUTPUTS = 8192
@@ -21,12 +23,18 @@ GROUPED_SHAPES = ((1, MOST_WARPS), *((n, 1) for n in DECODE_ROWS[1:]))  # an exp
 SPLIT_TOKENS = 512  # positions worth a block of their own in decode
 SCORE_TOKENS = 4096  # that a block scores
 GATHER_BLOCKS = 16  # keep a link to the host busy: a block has 16 KB under way
-BLOCKS_AT_ONCE = 264  # two for each of 132 multiprocessors
+MULTIPROCESSORS = 132
+BLOCKS_AT_ONCE = 2 * MULTIPROCESSORS
 
 
-def on_tensor_cores(format_name: str, rows_at_once: int) -> bool:
-    """Whether so many rows for each matrix are multiplied as bfloat16."""
-    return rows_at_once > MOST_DECODE_ROWS and format_name in TENSOR_CORE_FORMATS
+def activation_form(arch: str, format_name: str, rows_at_once: int, grouped: bool) -> str:
+    """The form of activations for so many rows of each matrix, which also tells the kernel: "tiles" for
+    wgmma, "bf16" for mma.sync, "int8" and "f32" for decode's.
+    """
+    if rows_at_once > MOST_DECODE_ROWS and format_name in TENSOR_CORE_FORMATS:
+        fills_a_tile = rows_at_once > PREFILL_TILES[0]
+        return "tiles" if arch == ARCHITECTURE and fills_a_tile and not grouped else "bf16"
+    return "f32" if device_layout(format_name).is_float else "int8"
 
 
 def decode_pack(rows_at_once: int) -> int:
@@ -36,6 +44,13 @@ def decode_pack(rows_at_once: int) -> int:
 
 def prefill_tile(rows_at_once: int) -> int:
     return next((n for n in PREFILL_TILES if n >= rows_at_once), PREFILL_TILES[-1])
+
+
+def wgmma_tile(n_rows: int, n_outputs: int) -> int:
+    """The small one where the large one leaves multiprocessors without a block."""
+    small, large = WGMMA_TILES
+    n_blocks = -(-n_rows // large) * -(-n_outputs // OUTPUTS)
+    return large if n_rows > small and n_blocks >= MULTIPROCESSORS else small
 
 
 def expert_pack(n_pairs: int, n_experts: int) -> int:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from ..kernel_build.spec import KernelSpec, kernel
 from ..kernels.device_layout import DEVICE_LAYOUTS, TENSOR_CORE_FORMATS
 from ..kernels.higgs_layout import row_bytes
+from ..kernels.matmul_wgmma_cuda import ARCHITECTURE
 from ..kernels.yakv_attend_cuda import FORMATS
-from .kernel_choice import DECODE_SHAPES, EXPERT_PACKS, GROUPED_SHAPES, PREFILL_TILES
+from .kernel_choice import DECODE_SHAPES, EXPERT_PACKS, GROUPED_SHAPES, PREFILL_TILES, WGMMA_TILES
 
 FLOATS = ("f32", "f16", "bf16")  # number formats of embedding tables and KV rows
 # head dimensions that HIGGS codes can be made of (rotate.py)
@@ -26,7 +27,8 @@ ROW_SIZES = sorted({row_bytes(size, *formats) for formats in FORMATS for size in
 YAKV_ATTENTION = tuple((size, *formats) for formats in FORMATS for size in (64, 128))
 
 
-def all_kernels() -> list[KernelSpec]:
+def all_kernels(arch: str) -> list[KernelSpec]:
+    """Those of an architecture."""
     return [
         kernel("rms_norm", "rms_norm_cuda"),
         kernel("rms_norm", "head_norm_cuda"),
@@ -55,6 +57,7 @@ def all_kernels() -> list[KernelSpec]:
             for tile in PREFILL_TILES
             for grouped in (False, True)
         ),
+        *(_of_sm_90() if arch == ARCHITECTURE else ()),
         kernel("moe_cuda", "moe_route_cuda"),
         *(kernel("moe_cuda", "moe_dispatch_cuda", n_tokens) for n_tokens in EXPERT_PACKS),
         kernel("moe_cuda", "moe_combine_cuda"),
@@ -118,4 +121,15 @@ def all_kernels() -> list[KernelSpec]:
         *(kernel("attend_prefill_cuda", "attend_prefill_cuda", *shape) for shape in ATTENTION),
         *(kernel("merge_partials", "merge_partials_cuda", size) for size in (64, 128, 256)),
         *(kernel("yakv_attend_cuda", "yakv_attend_cuda", *shape, True) for shape in YAKV_ATTENTION),
+    ]
+
+
+def _of_sm_90() -> list[KernelSpec]:
+    return [
+        kernel("activation_tiles", "round_tiles_cuda"),
+        *(
+            kernel("matmul_wgmma_cuda", "matmul_wgmma_cuda", name, tile)
+            for name in TENSOR_CORE_FORMATS
+            for tile in WGMMA_TILES
+        ),
     ]

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..kernel_build.spec import kernel
-from ..kernels.device_layout import UNIT, device_layout
+from ..kernels.activation_tiles import TILE_COLUMNS, TILE_WORDS, tile_counts
+from ..kernels.device_layout import UNIT
 from ..kernels.matmul_bf16_cuda import OUTPUTS
 from ..kernels.matmul_cuda import ROWS_AT_ONCE, WARPS
 from ..ops import Buffer
 from .device_array import DeviceArray
 from .device_matrix import DeviceMatrix
-from .kernel_choice import decode_matmul, decode_pack, on_tensor_cores, prefill_tile
+from .kernel_choice import activation_form, decode_matmul, decode_pack, prefill_tile, wgmma_tile
 
 if TYPE_CHECKING:
     from .recorder import CudaRecorder
@@ -48,8 +49,7 @@ def record_matmul(
     rows_at_once = packs.size if packs else n_rows
     prepared: dict[str, tuple[Any, Any]] = {}
     for out, matrix, mode in zip(outs, matrices, modes, strict=True):
-        dense = on_tensor_cores(matrix.format, rows_at_once)
-        form = "bf16" if dense else "f32" if device_layout(matrix.format).is_float else "int8"
+        form = activation_form(recorder.arch, matrix.format, rows_at_once, packs is not None)
         if form not in prepared:
             prepared[form] = _activations(recorder, x, form)
         given, terms = prepared[form]
@@ -57,17 +57,24 @@ def record_matmul(
         present = packs.n_places if packs else x.n_rows
         codes, high, scales, supers = matrix.planes
         head = (out.data, out.width, codes, high, scales, supers, matrix.n_rows, n_cols, given)
-        tail = (matrix.bias, int(matrix.bias is not None), mode, present, *places)
-        if dense:
+        tail = (matrix.bias, int(matrix.bias is not None), mode, present)
+        down = -(-matrix.n_rows // OUTPUTS)  # of either kernel for many rows
+        if form == "tiles":
+            tile = wgmma_tile(n_rows, matrix.n_rows)
+            spec = kernel("matmul_wgmma_cuda", "matmul_wgmma_cuda", matrix.format, tile)
+            recorder.launch(spec, (-(-n_rows // tile), down), *head, *tail)
+        elif form == "bf16":
             tile = packs.size if packs else prefill_tile(n_rows)
             spec = kernel("matmul_bf16_cuda", "matmul_bf16_cuda", matrix.format, tile, packs is not None)
-            grid = (packs.n if packs else -(-n_rows // tile), -(-matrix.n_rows // OUTPUTS))
-            recorder.launch(spec, grid, *head, *tail)
+            grid = (packs.n if packs else -(-n_rows // tile), down)
+            recorder.launch(spec, grid, *head, *tail, *places)
         else:
             pack = packs.size if packs else decode_pack(n_rows)
             spec, split = decode_matmul(matrix.format, pack, matrix.n_rows, packs is not None)
             across = -(-matrix.n_rows // (ROWS_AT_ONCE * WARPS // split))
-            recorder.launch(spec, (across, packs.n if packs else -(-n_rows // pack)), *head, terms, *tail)
+            recorder.launch(
+                spec, (across, packs.n if packs else -(-n_rows // pack)), *head, terms, *tail, *places
+            )
 
 
 def _activations(recorder: CudaRecorder, x: Buffer, form: str) -> tuple[Any, Any]:
@@ -79,6 +86,13 @@ def _activations(recorder: CudaRecorder, x: Buffer, form: str) -> tuple[Any, Any
         words = recorder.scratch("rounded", n_rows * n_cols // 2, np.uint32)
         spec = kernel("pack_activations", "round_activations_cuda")
         recorder.launch(spec, (-(-n_cols // 1024), n_rows), words, x.data, n_cols, x.n_rows)
+        return words, None
+    if form == "tiles":
+        down, across = tile_counts(n_rows, n_cols)
+        words = recorder.scratch("tiles", down * across * TILE_WORDS, np.uint32)
+        spec = kernel("activation_tiles", "round_tiles_cuda")
+        grid = (-(-across * TILE_COLUMNS // 1024), n_rows)
+        recorder.launch(spec, grid, words, x.data, n_cols, x.n_rows)
         return words, None
     codes = recorder.scratch("codes", n_rows * n_cols // 4, np.uint32)
     terms = recorder.scratch("terms", n_rows * n_cols // UNIT * 2, np.float32)

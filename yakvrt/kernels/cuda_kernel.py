@@ -25,7 +25,8 @@ class CudaKernel:
     `signature` holds one word per parameter of `function`: a number type, or a type and `*` for a pointer to
     device memory. A launch has `threads` per block, in one dimension, and `shared_bytes` of dynamic shared
     memory. `opcodes` are beginnings of SASS instructions that the machine code must hold.
-    Registers are kept so few that a multiprocessor can hold `resident_blocks`.
+    Registers are kept so few that a multiprocessor can hold `resident_blocks`. `architecture` is the only one
+    that has the kernel's instructions, None for all.
 
     Raises: ValueError where the signature does not fit the function.
     """
@@ -37,6 +38,7 @@ class CudaKernel:
     opcodes: tuple[str, ...] = ()
     work: Work | None = None
     resident_blocks: int = 1
+    architecture: str | None = None
 
     def __post_init__(self) -> None:
         names = list(inspect.signature(self.function).parameters)

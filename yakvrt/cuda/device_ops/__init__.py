@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from .arithmetic import absolute, divide, dot4_i8, exp2, fma, log2, reciprocal, round_even, rsqrt, sqrt
 from .async_copy import copy_async, copy_async_commit, copy_async_or_zero, copy_async_wait
+from .bulk_copy import barrier_expect_bytes, barrier_init, barrier_wait, copy_bulk, fence_async
 from .memory import (
     atomic_add_i32,
     dynamic_f32,
+    dynamic_tiles,
     dynamic_u16,
     dynamic_u32,
+    dynamic_u64,
     load_constant_f32x4,
     load_constant_u32x2,
     load_constant_u32x4,
@@ -67,11 +70,23 @@ from .tensor_core import (
 )
 from .threads import block, block_y, inline, lane, n_blocks, sync_threads, sync_warp, thread
 from .warp import ballot, shuffle_down, shuffle_from, shuffle_up, shuffle_xor, warp_max, warp_sum
+from .warpgroup import (
+    shared_byte,
+    warpgroup_commit,
+    warpgroup_fence,
+    warpgroup_finish,
+    warpgroup_mma_n128,
+    warpgroup_mma_n256,
+    warpgroup_wait,
+)
 
 __all__ = [
     "absolute",
     "atomic_add_i32",
     "ballot",
+    "barrier_expect_bytes",
+    "barrier_init",
+    "barrier_wait",
     "bf16_from_f32",
     "bits_from_f32",
     "block",
@@ -81,17 +96,21 @@ __all__ = [
     "copy_async_commit",
     "copy_async_or_zero",
     "copy_async_wait",
+    "copy_bulk",
     "count_ones",
     "divide",
     "dot4_i8",
     "dynamic_f32",
+    "dynamic_tiles",
     "dynamic_u16",
     "dynamic_u32",
+    "dynamic_u64",
     "exp2",
     "f16_from_f32",
     "f32_from_bf16",
     "f32_from_bits",
     "f32_from_f16",
+    "fence_async",
     "float32",
     "fma",
     "funnel_right",
@@ -128,6 +147,7 @@ __all__ = [
     "reciprocal",
     "round_even",
     "rsqrt",
+    "shared_byte",
     "shared_f32",
     "shared_i32",
     "shared_u16",
@@ -149,4 +169,10 @@ __all__ = [
     "uint64",
     "warp_max",
     "warp_sum",
+    "warpgroup_commit",
+    "warpgroup_fence",
+    "warpgroup_finish",
+    "warpgroup_mma_n128",
+    "warpgroup_mma_n256",
+    "warpgroup_wait",
 ]

@@ -141,7 +141,7 @@ local_f32, local_u32 = _array(types.float32, False), _array(types.uint32, False)
 local_i32 = _array(types.int32, False)
 
 
-def _dynamic(number: Any) -> Any:
+def _dynamic(number: Any, alignment: int = 16) -> Any:
     """array(offset): the launch's dynamic shared memory from a byte offset on, a multiple of 16."""
     bytes_ = ir.ArrayType(I8, 0)
 
@@ -150,6 +150,7 @@ def _dynamic(number: Any) -> Any:
         if held is None:
             held = cgutils.add_global_variable(builder.module, bytes_, "dynamic_shared", 3)
             held.align, held.linkage = 16, "external"
+        held.align = max(held.align, alignment)
         first = builder.gep(held, [ir.Constant(I32, 0), values[0]])
         generic = builder.addrspacecast(first, ir.PointerType(I8))
         return builder.bitcast(generic, ir.PointerType(LLVM_TYPES[number]))
@@ -161,9 +162,11 @@ def _dynamic(number: Any) -> Any:
     return array
 
 
-dynamic_f32, dynamic_u32, dynamic_u16 = (
-    _dynamic(number) for number in (types.float32, types.uint32, types.uint16)
+dynamic_f32, dynamic_u32, dynamic_u16, dynamic_u64 = (
+    _dynamic(number) for number in (types.float32, types.uint32, types.uint16, types.uint64)
 )
+# dynamic_u32 of memory that begins at a multiple of 1024 bytes, as swizzled tiles must
+dynamic_tiles = _dynamic(types.uint32, 1024)
 
 
 def _atomic_add(number: Any) -> Any:
