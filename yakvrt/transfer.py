@@ -101,7 +101,7 @@ def records_of(planned: Plan, machine: MachineFacts, report: Report) -> Iterator
                     samples_ns=timing.samples_ns,
                 )
                 yield record
-                if planned.link and case.test == "gather" and case.setting in planned.modelled:
+                if planned.link and case.test == "gather" and case.setting == planned.setting:
                     yield from modelled(record, planned.link)
             del memory  # before that of the next pages is taken
 

@@ -92,8 +92,8 @@ class Plan:
     n_samples: int
     sample_s: float
     link: Link | None
-    modelled: frozenset[Setting]
-    """The settings of the gathers that the link is modelled for."""
+    setting: Setting
+    """The first value of every flag: the link is modelled for gathers of these."""
 
     @property
     def out_bytes(self) -> int:
@@ -130,7 +130,7 @@ def plan(args: argparse.Namespace, machine: MachineFacts, free_bytes: int, n_thr
         n_samples=args.repetitions,
         sample_s=QUICK_SAMPLE_S if args.quick else SAMPLE_S,
         link=_link(args, tests),
-        modelled=frozenset(s for s in settings if s == replace(settings[0], offset=s.offset)),
+        setting=settings[0],
     )
 
 

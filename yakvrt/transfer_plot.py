@@ -1,4 +1,4 @@
-"""Draws the records of `yakvrt transfer`: rates of copies, of rows by their size, and maps of size and number."""
+"""Draws the records of `yakvrt transfer`: rates of copies and of rows by their size, maps of size and number."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Fields = Mapping[str, Any]
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
 SETTING = ("order", "offset", "pages", "n_threads")
-STYLE = {
+STYLE: Any = {
     "font.size": 10,
     "axes.titlesize": 11,
     "axes.spines.top": False,
@@ -71,7 +71,7 @@ def _draw_copies(copies: Sequence[Fields]) -> Any:
             if points:
                 start = "from memory" if test == "copy" else "same piece again"
                 label = f"{start}, {_setting_name(setting)}: {_peak(points)}"
-                style = {"color": COLOURS[i % 7], "marker": MARKERS[i % 7], "linestyle": line}
+                style: Any = {"color": COLOURS[i % 7], "marker": MARKERS[i % 7], "linestyle": line}
                 panel.plot(*zip(*points, strict=True), label=label, **style)
     panel.set_xscale("log", base=2)
     panel.set(xlabel="bytes copied at once", ylabel="GB/s", ylim=(0, None))
@@ -93,12 +93,12 @@ def _draw_rows(gathers: Sequence[Fields], copies: Sequence[Fields], modelled: Se
     base = _distinct(gathers, SETTING)[0]
     n_panels = 2 if modelled else 1
     figure, panels = pyplot.subplots(
-        1, n_panels, figsize=(6.2 * n_panels, 4.8), layout="constrained", squeeze=False
+        1, n_panels, figsize=(6.2 * n_panels, 5.4), layout="constrained", squeeze=False
     )
     panel = panels[0, 0]
     for i, setting in enumerate(_distinct(gathers, SETTING)):
         points = _points(gathers, "row_bytes", n_rows=n_rows, **setting)
-        style = {"color": COLOURS[i % 7], "marker": MARKERS[i % 7]}
+        style: Any = {"color": COLOURS[i % 7], "marker": MARKERS[i % 7]}
         panel.plot(*zip(*points, strict=True), label=_difference(setting, base), **style)
     shared = {name: base[name] for name in ("pages", "n_threads")}
     if peak := max((y for _, y in _points(copies, "n_bytes", test="copy", **shared)), default=0.0):
@@ -132,7 +132,7 @@ def _finish_rows(panel: Any, records: Sequence[Fields]) -> None:
     panel.set_xscale("log", base=2)
     panel.set(xlabel="bytes of a row", ylabel="GB/s", ylim=(0, None))
     _byte_ticks(panel.xaxis, {r["row_bytes"] for r in records})
-    panel.legend(fontsize=9)
+    panel.legend(fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=2)
 
 
 def _draw_maps(gathers: Sequence[Fields]) -> Any:
@@ -160,7 +160,7 @@ def _draw_maps(gathers: Sequence[Fields]) -> Any:
         image = panel.imshow(rates, cmap="viridis", vmin=0, vmax=top, aspect="auto", origin="lower")
         for y, x in zip(*np.nonzero(~np.isnan(rates)), strict=True):
             colour = "black" if rates[y, x] > 0.6 * top else "white"
-            panel.text(x, y, f"{rates[y, x]:.3g}", ha="center", va="center", color=colour, fontsize=9)
+            panel.text(x, y, _short(rates[y, x]), ha="center", va="center", color=colour, fontsize=9)
         panel.set_xticks(range(len(sizes)), [shown_bytes(n) for n in sizes], rotation=35, ha="right")
         panel.set_yticks(range(len(counts)), [f"{n}" for n in counts])
         panel.set(title=f"rows in {order} order", ylabel="rows")
@@ -168,7 +168,8 @@ def _draw_maps(gathers: Sequence[Fields]) -> Any:
         panel.spines[:].set_visible(False)
     panels[-1, 0].set_xlabel("bytes of a row")
     figure.colorbar(image, ax=panels[:, 0].tolist(), label="GB/s", shrink=0.8)
-    figure.suptitle(_title("Gathered rows", gathers[0]))
+    setting = _setting_name({**base, "order": ""})
+    figure.suptitle(f"{_title('Gathered rows', gathers[0])}\n{setting}")
     return figure
 
 
@@ -212,7 +213,7 @@ def _difference(setting: Fields, base: Fields) -> str:
         "order": "{} order",
         "offset": "rows start {} bytes off",
         "pages": "{} pages",
-        "n_threads": "{} thread(s)",
+        "n_threads": "1 thread" if changed.get("n_threads") == 1 else "{} threads",
     }
     return "but " + ", ".join(words[name].format(value) for name, value in changed.items())
 
@@ -222,6 +223,10 @@ def _peak(points: Sequence[tuple[float, float]]) -> str:
     top = max(rate for _, rate in points)
     half = next(int(size) for size, rate in points if rate >= top / 2)
     return f"up to {top:.1f} GB/s, half from {shown_bytes(half)}"
+
+
+def _short(rate: float) -> str:
+    return f"{rate:.2f}" if rate < 1 else f"{rate:.1f}" if rate < 10 else f"{rate:.0f}"
 
 
 def _byte_ticks(axis: Any, values: set[int]) -> None:

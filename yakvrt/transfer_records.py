@@ -67,6 +67,7 @@ class TransferRecord:
             "n_bytes": self.n_bytes,
             "avg_ns": round(mean_ns, 1),
             "median_ns": round(statistics.median(samples), 1),
+            "min_ns": min(samples),
             "stddev_ns": round(stddev_ns, 1),
             "cv": round(stddev_ns / mean_ns, 4) if mean_ns else 0.0,
             "median_gbps": round(statistics.median(rates), 4),
