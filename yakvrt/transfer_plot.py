@@ -1,4 +1,4 @@
-"""Draws the records of `yakvrt transfer`: rates of copies and of rows by their size, maps of size and number."""
+"""Draws the records of `yakvrt transfer`: rates of copies and rows by their size, maps of size and number."""
 
 from __future__ import annotations
 
