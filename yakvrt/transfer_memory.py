@@ -23,13 +23,19 @@ class HostMemory:
     Shapes: source uint8 [pool_bytes + SLACK], out uint8 [out_bytes + SLACK], both on a page.
     `huge_bytes`: how much of the source the system really keeps in huge pages; 0 where it does not say.
     Owns: both; they last as long as this object.
-    Raises: ValueError where less memory is free.
+    Raises: ValueError where less memory is free or the system refuses it.
     """
 
     def __init__(self, pages: str, pool_bytes: int, out_bytes: int) -> None:
         check_memory(pool_bytes, out_bytes)
         self.pool_bytes = pool_bytes
-        self.source, self.out = (_mapped(pages, n + SLACK) for n in (pool_bytes, out_bytes))
+        try:
+            self.source, self.out = (_mapped(pages, n + SLACK) for n in (pool_bytes, out_bytes))
+        except (OSError, MemoryError) as error:
+            raise ValueError(
+                f"the system refuses a source of {gib(pool_bytes)} and a target of {gib(out_bytes)} ({error}): "
+                "lower --pool and the sizes"
+            ) from error
         words = self.source[: len(self.source) // 8 * 8].view(np.uint64)
         for start in range(0, len(words), FILL_WORDS):
             end = min(start + FILL_WORDS, len(words))

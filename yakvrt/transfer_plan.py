@@ -34,6 +34,12 @@ SIZES = [4 << 10 << i for i in range(19)]
 ROW_SIZES = [32 << i for i in range(12)]
 ROW_COUNTS = [64 << 2 * i for i in range(6)]
 QUICK_SIZES, QUICK_ROW_SIZES, QUICK_ROW_COUNTS = [64 << 10, 1 << 20, 16 << 20], [64, 128, 1024, 16384], [1024]
+# flags, the tests that they are for, and the field of a case that holds their values
+GIVEN_SIZES = (
+    ("size", COPIES, "row_bytes"),
+    ("row_bytes", ("gather",), "row_bytes"),
+    ("rows", ("gather",), "n_rows"),
+)
 SAMPLE_S, QUICK_SAMPLE_S = 0.005, 0.001
 POOL_BYTES, QUICK_POOL_BYTES = 1 << 30, 128 << 20
 CACHES = 4  # a pool is at least so many times as large as the last cache
@@ -101,9 +107,9 @@ class Plan:
 
 
 def plan(args: argparse.Namespace, machine: MachineFacts, free_bytes: int, n_threads: int) -> Plan:
-    """What to run; sizes of the defaults that do not fit are left out.
+    """What to run; combinations that do not fit are left out.
 
-    Raises: UsageError, ValueError for sizes asked for that do not fit.
+    Raises: UsageError, ValueError for sizes asked for that fit in no combination.
     """
     if args.device.lower() != "cpu":
         raise UsageError(f"transfer has tests of the host alone, none of {args.device!r}: leave --device out")
@@ -114,13 +120,7 @@ def plan(args: argparse.Namespace, machine: MachineFacts, free_bytes: int, n_thr
     pool_bytes = _pool_bytes(args, machine, free_bytes)
     wanted = list(_cases(args, tests, settings))
     cases = [case for case in wanted if case.least_pool <= pool_bytes]
-    if given := [flag for flag in ("size", "row_bytes", "rows") if getattr(args, flag)]:
-        for case in wanted:
-            if case.least_pool > pool_bytes and _is_asked_for(case, given):
-                raise ValueError(
-                    f"a {case.name} needs a source of {case.least_pool} bytes and has {pool_bytes}: "
-                    "raise --pool or lower the sizes"
-                )
+    _check_given(args, wanted, pool_bytes)
     if not cases:
         raise UsageError(f"nothing to run: a source of {pool_bytes} bytes is too small, raise --pool")
     kinds = list(dict.fromkeys(setting.pages for setting in settings))
@@ -168,9 +168,17 @@ def _cases(args: argparse.Namespace, tests: Sequence[str], settings: Sequence[Se
             yield from (Case("gather", n, size, setting) for size, n in itertools.product(row_sizes, rows))
 
 
-def _is_asked_for(case: Case, given: Sequence[str]) -> bool:
-    """Whether the case stands for sizes that were given, not for defaults."""
-    return "size" in given if case.test in COPIES else "row_bytes" in given or "rows" in given
+def _check_given(args: argparse.Namespace, wanted: Sequence[Case], pool_bytes: int) -> None:
+    """Sizes that were given must fit in some combination, or nothing would say that they were left out."""
+    for flag, tests, field in GIVEN_SIZES:
+        for value in getattr(args, flag) or []:
+            of_value = [case for case in wanted if case.test in tests and getattr(case, field) == value]
+            least = min(of_value, key=lambda case: case.least_pool, default=None)
+            if least and least.least_pool > pool_bytes:
+                raise ValueError(
+                    f"a {least.name} needs a source of {least.least_pool} bytes and has {pool_bytes}: "
+                    "raise --pool or lower the sizes"
+                )
 
 
 def _pool_bytes(args: argparse.Namespace, machine: MachineFacts, free_bytes: int) -> int:
