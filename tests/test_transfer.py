@@ -31,21 +31,8 @@ from yakvrt.transfer_plan import ROW_COUNTS, ROW_SIZES, SIZES, Case, Plan, Setti
 from yakvrt.transfer_records import shown_bytes, shown_time
 
 MACHINE = MachineFacts("A CPU", 4, 1, 32 << 20, 8 << 30, "madvise", "Linux 6")
-SMALL = (
-    "--quick",
-    "--pool",
-    "1M",
-    "--size",
-    "4K",
-    "--row-bytes",
-    "32,136",
-    "--rows",
-    "7",
-    "-t",
-    "1",
-    "-r",
-    "5",
-)
+SMALL_ROWS = ("--row-bytes", "32,136", "--rows", "7")
+SMALL = ("--quick", "--pool", "1M", "--size", "4K", *SMALL_ROWS, "-t", "1", "-r", "5")
 LINK = ("--link-gbps", "50", "--latency-us", "2")
 
 
@@ -113,7 +100,7 @@ def test_defaults_are_bounded_by_memory_and_the_cache() -> None:
         (("--link-gbps", "0", "--latency-us", "1"), "is no link"),
         (("--link-gbps", "nan", "--latency-us", "1"), "is no link"),
         ((*LINK, "--test", "copy"), "add gather to --test"),
-        (("--pool", "4K", "--test", "gather"), "nothing to run"),
+        (("--pool", "4K", "--test", "gather", "--quick"), "nothing to run"),
     ],
 )
 def test_plan_refuses(flags: tuple[str, ...], says: str) -> None:
@@ -125,7 +112,9 @@ def test_sizes_asked_for_must_fit() -> None:
     with pytest.raises(ValueError, match="a copy of 1 x 2147483648 bytes needs a source of 2147483648 bytes"):
         planned("--size", "2G")
     with pytest.raises(ValueError, match="needs a source of 4194304 bytes and has 1048576"):
-        planned("--pool", "1M", "--rows", "64K", "--row-bytes", "32", "--test", "gather")
+        planned("--pool", "1M", "--rows", "64K", "--test", "gather")
+    found = planned("--pool", "1M", "--rows", "64,4K", "--test", "gather").cases
+    assert {case.row_bytes for case in found if case.n_rows == 4096} == {32, 64, 128}
     assert not [c for c in planned("--size", "4K", "--pool", "1M").cases if c.least_pool > 1 << 20]
 
 
@@ -218,7 +207,7 @@ def damaged(place: int) -> None:
 
 @pytest.mark.parametrize(
     ("place", "says"),
-    [(0, "wrong bytes"), (255, "wrong bytes"), (256, "behind"), (256 + SLACK - 1, "behind")],
+    [(0, "wrong"), (255, "wrong"), (256, "behind"), (256 + SLACK - 1, "behind")],
 )
 def test_one_wrong_byte_is_found(place: int, says: str) -> None:
     with pytest.raises(RuntimeError, match=says):
@@ -296,7 +285,7 @@ def test_help_names_the_tests(capsys: pytest.CaptureFixture[str]) -> None:
 def test_ctrl_c_keeps_what_was_measured() -> None:
     flags = ["--pool", "64M", "-o", "json", "--test", "copy,gather", "-r", "50"]
     command = [sys.executable, "-m", "yakvrt", "transfer", *flags]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(command, bufsize=0, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         head = process.stdout.readline() + process.stdout.readline()
         process.send_signal(signal.SIGINT)

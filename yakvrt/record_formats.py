@@ -62,10 +62,11 @@ def print_records(records: Iterable[R], outputs: Sequence[tuple[Format[R], TextI
     """
     last = None
     try:
-        for index, last in enumerate(records):
-            for form, stream in outputs:
-                heading = "" if index else form.header()
-                print(heading + form.row(last, index), end="", file=stream, flush=True)
+        for index, record in enumerate(records):
+            texts = [("" if index else form.header()) + form.row(record, index) for form, _ in outputs]
+            last = record  # before it is printed: whoever reads it may press Ctrl-C at once
+            for text, (_, stream) in zip(texts, outputs, strict=True):
+                print(text, end="", file=stream, flush=True)
     except KeyboardInterrupt:
         _print_footers(last, outputs)
         raise

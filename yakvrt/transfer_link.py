@@ -32,7 +32,9 @@ def modelled(gather: TransferRecord, link: Link) -> Iterator[TransferRecord]:
     )
     row_ns = latency_ns + gather.row_bytes / link.gbps
     yield _record(gather, link, "copy-rows", "rows * (latency + row bytes / rate)", (gather.n_rows * row_ns,))
-    line_ns = latency_ns + gather.n_rows * lines_per_row(gather.row_bytes, gather.offset) * LINE / link.gbps
+    line_ns = (
+        latency_ns + gather.n_rows * lines_per_row(gather.row_bytes, gather.row_offset) * LINE / link.gbps
+    )
     yield _record(gather, link, "zero-copy", "latency + rows * lines of 64 bytes / rate", (line_ns,))
 
 

@@ -33,8 +33,8 @@ class HostMemory:
             self.source, self.out = (_mapped(pages, n + SLACK) for n in (pool_bytes, out_bytes))
         except (OSError, MemoryError) as error:
             raise ValueError(
-                f"the system refuses a source of {gib(pool_bytes)} and a target of {gib(out_bytes)} ({error}): "
-                "lower --pool and the sizes"
+                f"the system refuses a source of {gib(pool_bytes)} and a target of {gib(out_bytes)} "
+                f"({error}): lower --pool and the sizes"
             ) from error
         words = self.source[: len(self.source) // 8 * 8].view(np.uint64)
         for start in range(0, len(words), FILL_WORDS):

@@ -47,10 +47,10 @@ CACHES = 4  # a pool is at least so many times as large as the last cache
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """How a copy or gather is done: the order of rows, the bytes before the first one, pages, threads."""
+    """How a copy or gather is done: how rows follow, the bytes before the first one, pages, threads."""
 
-    order: str
-    offset: int
+    row_order: str
+    row_offset: int
     pages: str
     n_threads: int
 
@@ -140,8 +140,8 @@ def _settings(args: argparse.Namespace, machine: MachineFacts, n_threads: int) -
     if not all(1 <= n <= machine.n_cpus for n in threads):
         raise UsageError(f"-t {','.join(map(str, threads))}: this process may use 1 to {machine.n_cpus} CPUs")
     values: dict[str, list[Any]] = {
-        "order": _known(args.order or list(ORDERS), ORDERS, "--order"),
-        "offset": _within(args.offset or [0, 16], "--offset", 0, MAX_OFFSET, 1),
+        "row_order": _known(args.order or list(ORDERS), ORDERS, "--order"),
+        "row_offset": _within(args.offset or [0, 16], "--offset", 0, MAX_OFFSET, 1),
         "pages": _known(args.pages or list(PAGES), PAGES, "--pages"),
         "n_threads": list(dict.fromkeys(threads)),
     }
@@ -157,8 +157,8 @@ def _cases(args: argparse.Namespace, tests: Sequence[str], settings: Sequence[Se
     rows = _within(args.rows or (QUICK_ROW_COUNTS if quick else ROW_COUNTS), "--rows", 1, MAX_ROWS, 1)
     first = settings[0]
     for setting in settings:
-        if (setting.order, setting.offset) == (first.order, first.offset):
-            plain = replace(setting, order="", offset=0)
+        if (setting.row_order, setting.row_offset) == (first.row_order, first.row_offset):
+            plain = replace(setting, row_order="", row_offset=0)
             for test in tests:
                 if test not in (*COPIES, "gather") and setting.pages == first.pages:
                     yield Case(test, 0, 0, plain)

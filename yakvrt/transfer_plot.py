@@ -12,7 +12,7 @@ Fields = Mapping[str, Any]
 # Okabe and Ito's colours, which most colour-blind readers tell apart
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
-SETTING = ("order", "offset", "pages", "n_threads")
+SETTING = ("row_order", "row_offset", "pages", "n_threads")
 STYLE: Any = {
     "font.size": 10,
     "axes.titlesize": 11,
@@ -141,14 +141,14 @@ def _draw_maps(gathers: Sequence[Fields]) -> Any:
     from matplotlib import pyplot
 
     base = _distinct(gathers, SETTING)[0]
-    orders = list(dict.fromkeys(r["order"] for r in gathers))
+    orders = list(dict.fromkeys(r["row_order"] for r in gathers))
     sizes = sorted({r["row_bytes"] for r in gathers})
     counts = sorted({r["n_rows"] for r in gathers})
     maps = []
     for order in orders:
         rates = np.full((len(counts), len(sizes)), np.nan)
         for r in gathers:
-            if all(r[name] == value for name, value in {**base, "order": order}.items()):
+            if all(r[name] == value for name, value in {**base, "row_order": order}.items()):
                 rates[counts.index(r["n_rows"]), sizes.index(r["row_bytes"])] = r["median_gbps"]
         maps.append(rates)
     top = max(float(np.nanmax(rates)) for rates in maps)
@@ -168,7 +168,7 @@ def _draw_maps(gathers: Sequence[Fields]) -> Any:
         panel.spines[:].set_visible(False)
     panels[-1, 0].set_xlabel("bytes of a row")
     figure.colorbar(image, ax=panels[:, 0].tolist(), label="GB/s", shrink=0.8)
-    setting = _setting_name({**base, "order": ""})
+    setting = _setting_name({**base, "row_order": ""})
     figure.suptitle(f"{_title('Gathered rows', gathers[0])}\n{setting}")
     return figure
 
@@ -199,8 +199,8 @@ def _typical_count(gathers: Sequence[Fields]) -> int:
 
 def _setting_name(setting: Fields) -> str:
     threads = "1 thread" if setting["n_threads"] == 1 else f"{setting['n_threads']} threads"
-    order = f"{setting['order']} order, " if setting.get("order") else ""
-    offset = f"{setting['offset']} bytes off, " if setting.get("offset") else ""
+    order = f"{setting['row_order']} order, " if setting.get("row_order") else ""
+    offset = f"{setting['row_offset']} bytes off, " if setting.get("row_offset") else ""
     return f"{order}{offset}{setting['pages']} pages, {threads}"
 
 
@@ -210,8 +210,8 @@ def _difference(setting: Fields, base: Fields) -> str:
         return _setting_name(base)
     changed = {name: value for name, value in setting.items() if value != base[name]}
     words = {
-        "order": "{} order",
-        "offset": "rows start {} bytes off",
+        "row_order": "{} order",
+        "row_offset": "rows start {} bytes off",
         "pages": "{} pages",
         "n_threads": "1 thread" if changed.get("n_threads") == 1 else "{} threads",
     }

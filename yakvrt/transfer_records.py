@@ -39,8 +39,8 @@ class TransferRecord:
     model: str
     n_rows: int
     row_bytes: int
-    order: str
-    offset: int
+    row_order: str
+    row_offset: int
     pages: str
     huge_bytes: int
     pool_bytes: int
@@ -100,15 +100,15 @@ def transfer_table() -> Table[TransferRecord]:
 
 def _cells(record: TransferRecord) -> list[str]:
     fields = record.fields()
-    is_gather = bool(record.order)
+    is_gather = bool(record.row_order)
     moves = record.n_bytes > 0
     return [
         record.test,
         record.kind,
         str(record.n_rows) if is_gather else "",
         shown_bytes(record.row_bytes) if moves else "",
-        record.order,
-        str(record.offset) if is_gather else "",
+        record.row_order,
+        str(record.row_offset) if is_gather else "",
         record.pages if moves else "",
         str(record.n_threads),
         shown_time(fields["median_ns"]),

@@ -184,11 +184,11 @@ def _gathers(case: Case, memory: HostMemory) -> Iterator[Operation]:
     """Gathers of rows at random, none twice in one gather: the pool is much larger than the caches."""
     rng = np.random.default_rng(SEED)
     n_pool = memory.pool_bytes // case.row_bytes
-    start = case.setting.offset
+    start = case.setting.row_offset
     rows = memory.source[start : start + n_pool * case.row_bytes].reshape(n_pool, case.row_bytes)
     while True:
         ids = rng.choice(n_pool, case.n_rows, replace=False).astype(np.int32)
-        if case.setting.order == "sorted":
+        if case.setting.row_order == "sorted":
             ids.sort()
         yield _gather(memory, rows, ids)
 
