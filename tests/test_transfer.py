@@ -294,3 +294,14 @@ def test_ctrl_c_keeps_what_was_measured() -> None:
     records = json.loads(head + rest)
     assert records
     assert all(record["verified_bytes"] == record["n_bytes"] for record in records)
+
+
+def test_one_kind_of_memory_is_held_at_a_time() -> None:
+    flags = ["--quick", "--pool", "256M", "--test", "copy", "--size", "4K", "-t", "1", "-r", "5"]
+    script = (
+        "import sys\nfrom yakvrt import terminal, transfer\n"
+        f"transfer.main({flags})\nprint(terminal.peak_memory_bytes(), file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.count("| copy") == 2
+    assert int(done.stderr) < 1.75 * (256 << 20)

@@ -64,20 +64,24 @@ def _transfer(args: argparse.Namespace) -> int:
 def records_of(planned: Plan, machine: MachineFacts, report: Report) -> Iterator[TransferRecord]:
     """Times case after case and yields a record of each as it ends, with those of the link behind it."""
     from yakvrt.bench_facts import build
+    from yakvrt.cpu.kernel_cache import KernelCache
     from yakvrt.transfer_link import modelled
     from yakvrt.transfer_memory import HostMemory
-    from yakvrt.transfer_timing import stopwatch
+    from yakvrt.transfer_timing import compile_kernels, stopwatch
 
     commit, number = build()
+    cache = KernelCache()
+    compile_kernels(cache, planned.cases, lambda done, total, name: report(f"compiling {name}", done, total))
     n_done = 0
-    with stopwatch(planned.n_samples, planned.sample_s) as watch:
-        watch.compile(planned.cases, lambda done, total, name: report(f"compiling {name}", done, total))
-        for pages, cases in groupby(planned.cases, lambda case: case.setting.pages):
-            memory = HostMemory(pages, planned.pool_bytes, planned.out_bytes)
+    for pages, cases in groupby(planned.cases, lambda case: case.setting.pages):
+        memory = HostMemory(pages, planned.pool_bytes, planned.out_bytes)
+        huge_bytes = memory.huge_bytes
+        with stopwatch(cache, memory, planned.n_samples, planned.sample_s) as watch:
+            del memory  # the watch holds it, so that it is gone before that of the next pages is taken
             for case in cases:
                 report(f"timing: {case.name}", n_done, len(planned.cases))
                 began = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-                timing = watch.time(case, memory)
+                timing = watch.time(case)
                 n_done += 1
                 record = TransferRecord(
                     build_commit=commit,
@@ -91,7 +95,7 @@ def records_of(planned: Plan, machine: MachineFacts, report: Report) -> Iterator
                     n_rows=case.n_rows,
                     row_bytes=case.row_bytes,
                     **dataclasses.asdict(case.setting),
-                    huge_bytes=memory.huge_bytes,
+                    huge_bytes=huge_bytes,
                     pool_bytes=planned.pool_bytes,
                     n_loops=timing.n_loops,
                     link_gbps=0.0,
@@ -103,7 +107,7 @@ def records_of(planned: Plan, machine: MachineFacts, report: Report) -> Iterator
                 yield record
                 if planned.link and case.test == "gather" and case.setting == planned.setting:
                     yield from modelled(record, planned.link)
-            del memory  # before that of the next pages is taken
+        del watch
 
 
 def _check_plot(directory: Path) -> None:

@@ -46,28 +46,31 @@ class Timing:
     verified_bytes: int
 
 
+def compile_kernels(cache: KernelCache, cases: list[Case], progress: Progress | None) -> None:
+    """Compiles what the cases take, before anything is timed."""
+    sizes = sorted({case.row_bytes for case in cases if case.test == "gather"})
+    cache.load([COPY, *(kernel("gather_rows", "gather_rows_cpu", n) for n in sizes)], progress)
+
+
 class Stopwatch:
-    """Teams of threads and the kernels they run.
+    """Teams of threads, and one kind of memory that they copy and gather.
 
     Units: sample_s is the least that a sample should last, so that operations which take less are repeated.
-    Owns: the teams; `stopwatch` closes them.
+    Owns: the memory, and the teams, whose last job keeps it; `stopwatch` lets go of both.
     """
 
-    def __init__(self, n_samples: int, sample_s: float) -> None:
-        self.cache = KernelCache()
+    def __init__(self, cache: KernelCache, memory: HostMemory, n_samples: int, sample_s: float) -> None:
+        self.memory = memory
+        self._cache = cache
         self._n_samples, self._sample_s = n_samples, sample_s
         self._teams: dict[int, Team] = {}
 
-    def compile(self, cases: list[Case], progress: Progress | None) -> None:
-        """Compiles what the cases take, before anything is timed."""
-        sizes = sorted({case.row_bytes for case in cases if case.test == "gather"})
-        self.cache.load([COPY, *(kernel("gather_rows", "gather_rows_cpu", n) for n in sizes)], progress)
-
-    def time(self, case: Case, memory: HostMemory) -> Timing:
+    def time(self, case: Case) -> Timing:
         """Times the case and compares what its last operation wrote.
 
         Raises: RuntimeError when that is not what numpy finds.
         """
+        memory = self.memory
         operations = _operations(case, memory)
         team = self._team(case.setting.n_threads)
         memory.poison(case.n_bytes)
@@ -86,13 +89,13 @@ class Stopwatch:
         return Timing(tuple(samples), n_loops, verify(case, last, memory.out))
 
     def close(self) -> None:
-        """Ends the threads."""
-        for team in self._teams.values():
-            team.close()
+        """Ends the threads and forgets them."""
+        while self._teams:
+            self._teams.popitem()[1].close()
 
     def _team(self, n_threads: int) -> Team:
         if n_threads not in self._teams:
-            self._teams[n_threads] = Team(n_threads, self.cache)
+            self._teams[n_threads] = Team(n_threads, self._cache)
         return self._teams[n_threads]
 
     def _next(self, operations: Iterator[Operation], n: int) -> tuple[Operation, Tape]:
@@ -104,14 +107,14 @@ class Stopwatch:
         tape = Tape()
         for operation in operations:
             tape.add(operation.spec, *operation.arguments)
-        tape.finish(self.cache.load(tape.specs))
+        tape.finish(self._cache.load(tape.specs))
         return tape
 
 
 @contextmanager
-def stopwatch(n_samples: int, sample_s: float) -> Iterator[Stopwatch]:
+def stopwatch(cache: KernelCache, memory: HostMemory, n_samples: int, sample_s: float) -> Iterator[Stopwatch]:
     """A Stopwatch whose threads end with the block."""
-    watch = Stopwatch(n_samples, sample_s)
+    watch = Stopwatch(cache, memory, n_samples, sample_s)
     try:
         yield watch
     finally:
