@@ -150,22 +150,23 @@ def _settings(args: argparse.Namespace, machine: MachineFacts, n_threads: int) -
 
 
 def _cases(args: argparse.Namespace, tests: Sequence[str], settings: Sequence[Setting]) -> Iterator[Case]:
+    """All cases, those that differ in their setting one after the other: what a machine does drifts."""
     quick = args.quick
     sizes = _within(args.size or (QUICK_SIZES if quick else SIZES), "--size", 64, MAX_BYTES, 64)
     row_sizes = args.row_bytes or (QUICK_ROW_SIZES if quick else ROW_SIZES)
     row_sizes = _within(row_sizes, "--row-bytes", 8, MAX_ROW_BYTES, 8)
     rows = _within(args.rows or (QUICK_ROW_COUNTS if quick else ROW_COUNTS), "--rows", 1, MAX_ROWS, 1)
-    first = settings[0]
-    for setting in settings:
-        if (setting.row_order, setting.row_offset) == (first.row_order, first.row_offset):
-            plain = replace(setting, row_order="", row_offset=0)
-            for test in tests:
-                if test not in (*COPIES, "gather") and setting.pages == first.pages:
-                    yield Case(test, 0, 0, plain)
-                elif test in COPIES:
-                    yield from (Case(test, 1, size, plain) for size in sizes)
-        if "gather" in tests:
-            yield from (Case("gather", n, size, setting) for size, n in itertools.product(row_sizes, rows))
+    without_rows = list(dict.fromkeys(replace(s, row_order="", row_offset=0) for s in settings))
+    for test in tests:
+        if test == "gather":
+            for size, n in itertools.product(row_sizes, rows):
+                yield from (Case(test, n, size, setting) for setting in settings)
+        elif test in COPIES:
+            for size in sizes:
+                yield from (Case(test, 1, size, setting) for setting in without_rows)
+        else:
+            first = settings[0].pages
+            yield from (Case(test, 0, 0, setting) for setting in without_rows if setting.pages == first)
 
 
 def _check_given(args: argparse.Namespace, wanted: Sequence[Case], pool_bytes: int) -> None:
