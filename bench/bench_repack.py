@@ -25,11 +25,11 @@ from yakvrt.cpu.tape import Tape
 from yakvrt.cpu.team import Team
 from yakvrt.cpu.tiled_matrix import tiled_bytes
 from yakvrt.cpu.topology import default_threads
-from yakvrt.kernel_build.spec import KernelSpec, kernel
+from yakvrt.kernel_build.spec import kernel
 from yakvrt.kernels.tile_layout import LAYOUTS, ROWS
 
 N_COLS = 4096
-COPY = KernelSpec("copy_bytes", "copy_bytes_cpu")
+COPY = kernel("copy_bytes", "copy_bytes_cpu")
 TARGET_S = 0.3  # for 100 MB
 
 

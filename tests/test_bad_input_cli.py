@@ -304,7 +304,11 @@ def test_little_memory_ends_in_a_sentence(model: str, kernels: None) -> None:
 
 @pytest.mark.parametrize(
     ("verb", "args"),
-    [("pull", ()), ("pull", ("a", "--unknown")), ("models", ("--unknown",)), ("bench", ("--unknown",))],
+    [
+        ("pull", ()),
+        ("pull", ("a", "--unknown")),
+        *((verb, ("--unknown",)) for verb in ("models", "bench", "transfer")),
+    ],
 )
 def test_every_verb_refuses_in_one_line(verb: str, args: tuple[Any, ...]) -> None:
     assert f"(see yakvrt {verb} --help)" in sentence(yakvrt(*args, verb=verb), 2)

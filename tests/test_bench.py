@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,11 +21,13 @@ from golden_values import TINY_FAMILIES, tiny_cases, tiny_dir
 from tiny_gguf import tiny_weights, write_tiny_gguf
 
 from yakvrt import bench
-from yakvrt.bench_arguments import build_parser, numbers, plan, prompt_and_gen, shown_columns
+from yakvrt.bench_arguments import build_parser, plan, prompt_and_gen, shown_columns
 from yakvrt.bench_facts import build, cpu_info, model_facts
-from yakvrt.bench_records import FORMATS, Record, format_bytes, format_params, test_name
+from yakvrt.bench_records import SQL_TABLE, Record, bench_table, format_bytes, format_params, test_name
 from yakvrt.hub import resolve
+from yakvrt.record_formats import formats, print_records
 from yakvrt.terminal import UsageError
+from yakvrt.value_lists import numbers
 
 test_name.__test__ = False  # type: ignore[attr-defined]  # a name of tests, not a test
 
@@ -136,17 +139,15 @@ def test_record_statistics() -> None:
     )
 
 
-def written(name: str, extra_columns: list[str] | None = None) -> str:
-    form, columns = FORMATS[name], extra_columns or []
-    rows = [
-        form.row(record, index, columns)
-        for index, record in enumerate([RECORD, replace(RECORD, n_gen=0, n_prompt=512)])
-    ]
-    return form.header(columns) + "".join(rows) + form.footer(RECORD)
+def written(name: str, extra_columns: tuple[str, ...] = ()) -> str:
+    printed = io.StringIO()
+    form = formats(bench_table(extra_columns), SQL_TABLE)[name]
+    print_records([RECORD, replace(RECORD, n_gen=0, n_prompt=512)], [(form, printed)])
+    return printed.getvalue()
 
 
 def test_markdown_table() -> None:
-    lines = written("md", ["n_batch"]).splitlines()
+    lines = written("md", ("n_batch",)).splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[:4]]
     assert cells[0] == ["model", "size", "params", "backend", "threads", "n_batch", "test", "t/s"]
     assert all(re.fullmatch(r"-+:?", cell) for cell in cells[1])
@@ -160,8 +161,18 @@ def test_markdown_table() -> None:
 def test_json_and_jsonl_hold_the_fields() -> None:
     expected = json.loads(json.dumps(RECORD.fields()))
     assert json.loads(written("json"))[0] == expected
-    assert json.loads(FORMATS["json"].header([]) + FORMATS["json"].footer(None)) == []
     assert json.loads(written("jsonl").splitlines()[0]) == expected
+
+
+def test_an_interrupted_run_leaves_whole_records() -> None:
+    def records() -> Iterator[Record]:
+        yield RECORD
+        raise KeyboardInterrupt
+
+    printed = io.StringIO()
+    with pytest.raises(KeyboardInterrupt):
+        print_records(records(), [(formats(bench_table([]), SQL_TABLE)["json"], printed)])
+    assert len(json.loads(printed.getvalue())) == 1
 
 
 def test_csv_and_sql_hold_the_fields() -> None:

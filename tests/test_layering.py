@@ -22,7 +22,9 @@ LAYERS: tuple[tuple[str, str], ...] = (
     (
         "verbs",
         """generate chat perplexity kl_divergence tokenize models pull plan cuda_kernels
-        bench bench_arguments bench_records bench_facts
+        bench bench_arguments bench_records bench_facts record_formats value_lists
+        transfer transfer_arguments transfer_plan transfer_timing transfer_memory transfer_link
+        transfer_records transfer_plot machine_facts
         cli_arguments machine_arguments device_arguments cli_parsing prompt_cache prompt_text terminal""",
     ),
     (

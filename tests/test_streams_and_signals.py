@@ -29,6 +29,7 @@ def close(*numbers: int) -> Callable[[], None]:
         ("chat", ()),
         ("tokenize", ("-p", "x")),
         ("bench", ()),
+        ("transfer", ()),
         ("perplexity", ("-p", "x")),
         ("models", ()),
         ("pull", ("smollm2-135m",)),

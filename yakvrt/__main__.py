@@ -13,6 +13,7 @@ VERBS = {
     "perplexity": "score a text, compare with saved log-probabilities",
     "plan": "what a model and its KV cache will take, before anything is taken",
     "bench": "measure prompt and generation speed",
+    "transfer": "measure copies and gathers of host memory, model a link",
     "tokenize": "text to token ids and back",
     "models": "list the models known by name",
     "pull": "fetch a model",

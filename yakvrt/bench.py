@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 
 from yakvrt import terminal
 from yakvrt.bench_arguments import Setup, Test, build_parser, plan, shown_columns
-from yakvrt.bench_records import FORMATS, Record
+from yakvrt.bench_records import SQL_TABLE, Record, bench_table
 from yakvrt.cli_parsing import parse
 from yakvrt.device_arguments import device_keywords, gpu_name
 from yakvrt.machine_arguments import machine_keywords
+from yakvrt.record_formats import formats, print_records
 
 if TYPE_CHECKING:
     from yakvrt.session import Session
@@ -127,19 +128,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _bench(args: argparse.Namespace) -> int:
     planned = plan(args)
-    columns = shown_columns([setup for setup, _ in planned])
-    outputs = [(FORMATS[args.output], sys.stdout)]
+    by_name = formats(bench_table(shown_columns([setup for setup, _ in planned])), SQL_TABLE)
+    outputs = [(by_name[args.output], sys.stdout)]
     if args.output_err:
-        outputs.append((FORMATS[args.output_err], sys.stderr))
-    last = None
-    rows = itertools.chain.from_iterable(records_of(setup, tests, args) for setup, tests in planned)
-    for index, last in enumerate(rows):
-        for form, stream in outputs:
-            # The heading waits for the first record: a model that cannot be loaded prints an error only.
-            heading = "" if index else form.header(columns)
-            print(heading + form.row(last, index, columns), end="", file=stream, flush=True)
-    for form, stream in outputs:
-        print(form.footer(last), end="", file=stream, flush=True)
+        outputs.append((by_name[args.output_err], sys.stderr))
+    records = (records_of(setup, tests, args) for setup, tests in planned)
+    print_records(itertools.chain.from_iterable(records), outputs)
     return 0
 
 

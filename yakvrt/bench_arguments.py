@@ -7,19 +7,15 @@ import itertools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
-from yakvrt.bench_records import FORMATS, test_name
+from yakvrt.bench_records import test_name
 from yakvrt.cli_arguments import DEFAULT_MODEL
 from yakvrt.cli_parsing import Parser
 from yakvrt.device_arguments import add_device_arguments
 from yakvrt.machine_arguments import add_machine_arguments
+from yakvrt.record_formats import FORMAT_NAMES
 from yakvrt.terminal import UsageError
-
-MAX_VALUES = 1000
-MAX_TOKENS = 1 << 24
-RANGE = re.compile(r"(\d+)(?:-(\d+)(?:([+*])(\d+))?)?")
-Value = TypeVar("Value")
+from yakvrt.value_lists import MAX_TOKENS, argument, flat, numbers, words
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,36 +48,6 @@ class Setup:
     n_ubatch: int | None
 
 
-def numbers(text: str) -> list[int]:
-    """Reads `a,b`, `first-last`, `first-last+step` and `first-last*mult` in any mixture.
-
-    Raises: ValueError.
-    """
-    values: list[int] = []
-    for part in text.split(","):
-        match = RANGE.fullmatch(part.strip())
-        if match is None:
-            raise ValueError(
-                f"{part!r} is no number or range: write 512, 128-1024, 128-1024+128 or 128-1024*2"
-            )
-        first = int(match[1])
-        last = int(match[2] or first)
-        factor = int(match[4] or 1)
-        if match[3] == "*" and (first < 1 or factor < 2):
-            raise ValueError(f"the range {part!r} never ends: start at 1 or more and multiply by 2 or more")
-        if last > MAX_TOKENS:
-            raise ValueError(f"{part!r} is over the limit of {MAX_TOKENS}: give a smaller number")
-        if factor < 1 or last < first:
-            raise ValueError(f"{part!r} does not rise: write first-last with first <= last")
-        value = first
-        while value <= last:
-            values.append(value)
-            value = value * factor if match[3] == "*" else value + factor
-            if len(values) > MAX_VALUES:
-                raise ValueError(f"{text!r} holds more than {MAX_VALUES} values: take larger steps")
-    return values
-
-
 def prompt_and_gen(text: str) -> tuple[int, int]:
     """Reads the `pp,tg` pair of -pg.
 
@@ -96,29 +62,6 @@ def prompt_and_gen(text: str) -> tuple[int, int]:
     return pp, tg
 
 
-def words(text: str) -> list[str]:
-    """Reads a list of names.
-
-    Raises: ValueError.
-    """
-    names = [name.strip() for name in text.split(",")]
-    if not all(names):
-        raise ValueError(f"{text!r} has an empty name: write the names as a,b")
-    return names
-
-
-def _argument(read: Callable[[str], Value]) -> Callable[[str], Value]:
-    """The reader with its sentence kept, which argparse shows for this exception only."""
-
-    def checked(text: str) -> Value:
-        try:
-            return read(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from error
-
-    return checked
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The verb's flags."""
     p = Parser(
@@ -131,14 +74,14 @@ def build_parser() -> argparse.ArgumentParser:
     )
 
     def many(*flags: str, read: Callable[[str], list[int] | list[str]], shown: str, help: str) -> None:
-        tests.add_argument(*flags, type=_argument(read), action="append", metavar=shown, help=help)
+        tests.add_argument(*flags, type=argument(read), action="append", metavar=shown, help=help)
 
     many(
         "-m", "--model", read=words, shown="NAME", help=f"name, hub repo, file or directory ({DEFAULT_MODEL})"
     )
     many("-p", "--n-prompt", read=numbers, shown="N", help="prompt tokens (512)")
     many("-n", "--n-gen", read=numbers, shown="N", help="generated tokens (128)")
-    pairs = _argument(prompt_and_gen)
+    pairs = argument(prompt_and_gen)
     tests.add_argument(
         "-pg", type=pairs, action="append", metavar="PP,TG", help="a prompt and generation after it"
     )
@@ -159,14 +102,9 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--progress", action="store_true", help="say on stderr what is being run")
     p.add_argument("--load-format", choices=("auto", "dummy"), default="auto", help="dummy: random weights")
     p.add_argument("--offline", action="store_true", help="use no network")
-    p.add_argument("-o", "--output", choices=list(FORMATS), default="md", help="format on stdout (md)")
-    p.add_argument("-oe", "--output-err", choices=list(FORMATS), help="format on stderr as well")
+    p.add_argument("-o", "--output", choices=FORMAT_NAMES, default="md", help="format on stdout (md)")
+    p.add_argument("-oe", "--output-err", choices=FORMAT_NAMES, help="format on stderr as well")
     return p
-
-
-def flat(given: list[list[Value]] | None, default: list[Value]) -> list[Value]:
-    """The values of a repeated flag, or the default."""
-    return default if given is None else [value for values in given for value in values]
 
 
 def plan(args: argparse.Namespace) -> list[tuple[Setup, list[Test]]]:

@@ -1,18 +1,16 @@
-"""The records of `yakvrt bench`, in llama-bench's field names, and the five ways of writing them."""
+"""The records of `yakvrt bench`, in llama-bench's field names, and how they look in a table."""
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
-import json
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-TABLE = "llama_bench"
-SAMPLE_FIELDS = ("samples_ns", "samples_ts")
+from yakvrt.record_formats import Table
+
+SQL_TABLE = "llama_bench"
 OUR_FIELDS = ("kv_method", "kv_bytes", "dtype")
 
 
@@ -90,65 +88,29 @@ def _stddev(values: Sequence[float]) -> float:
     return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def _flat_fields(record: Record) -> dict[str, Any]:
-    """The fields without the lists of samples, for formats of one value a column."""
-    return {name: value for name, value in record.fields().items() if name not in SAMPLE_FIELDS}
+def bench_table(extra_columns: Sequence[str]) -> Table[Record]:
+    """llama-bench's Markdown table, with these fields before the test."""
 
+    def cells(record: Record) -> list[str]:
+        fields = record.fields()
+        return [
+            record.model_type,
+            format_bytes(record.model_size),
+            format_params(record.model_n_params),
+            record.backends,
+            str(record.n_threads),
+            *(str(fields[name]) for name in extra_columns),
+            test_name(record.n_prompt, record.n_gen, record.n_depth),
+            f"{fields['avg_ts']:.2f} ± {fields['stddev_ts']:.2f}",
+        ]
 
-@dataclass(frozen=True, slots=True)
-class Format:
-    """One way of writing: each function returns the text to print, the row's second argument counts from 0.
-
-    The sequence of names is what the Markdown table shows beside its usual columns; the others show all.
-    """
-
-    header: Callable[[Sequence[str]], str]
-    row: Callable[[Record, int, Sequence[str]], str]
-    footer: Callable[[Record | None], str]
-
-
-def _nothing(_: object) -> str:
-    return ""
-
-
-def _markdown_widths(extra_columns: Sequence[str]) -> dict[str, int]:
-    """Width of every column, negative for left-aligned text."""
     widths = {"model": -30, "size": 10, "params": 10, "backend": -10, "threads": 7}
     widths.update((name, max(8, len(name))) for name in extra_columns)
-    return {**widths, "test": 15, "t/s": 20}
-
-
-def _markdown_line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    padded = (
-        cell.ljust(-width) if width < 0 else cell.rjust(width)
-        for cell, width in zip(cells, widths, strict=True)
+    return Table(
+        {**widths, "test": 15, "t/s": 20},
+        cells,
+        lambda last: f"\nbuild: {last.build_commit} ({last.build_number})\n",
     )
-    return "| " + " | ".join(padded) + " |\n"
-
-
-def _markdown_header(extra_columns: Sequence[str]) -> str:
-    widths = _markdown_widths(extra_columns)
-    rules = ["-" * -width if width < 0 else "-" * (width - 1) + ":" for width in widths.values()]
-    return _markdown_line(list(widths), list(widths.values())) + _markdown_line(rules, list(widths.values()))
-
-
-def _markdown_row(record: Record, index: int, extra_columns: Sequence[str]) -> str:
-    fields = record.fields()
-    cells = [
-        record.model_type,
-        format_bytes(record.model_size),
-        format_params(record.model_n_params),
-        record.backends,
-        str(record.n_threads),
-        *(str(fields[name]) for name in extra_columns),
-        test_name(record.n_prompt, record.n_gen, record.n_depth),
-        f"{fields['avg_ts']:.2f} ± {fields['stddev_ts']:.2f}",
-    ]
-    return _markdown_line(cells, list(_markdown_widths(extra_columns).values()))
-
-
-def _markdown_footer(last: Record | None) -> str:
-    return f"\nbuild: {last.build_commit} ({last.build_number})\n" if last else ""
 
 
 def format_bytes(n_bytes: int) -> str:
@@ -159,51 +121,3 @@ def format_bytes(n_bytes: int) -> str:
 def format_params(n_params: int) -> str:
     """A parameter count as llama-bench prints it."""
     return f"{n_params / 1e9:.2f} B" if n_params >= 1e9 else f"{n_params / 1e6:.2f} M"
-
-
-def _csv_line(values: Sequence[object]) -> str:
-    line = io.StringIO()
-    csv.writer(line, lineterminator="\n").writerow(values)
-    return line.getvalue()
-
-
-def _csv_row(record: Record, index: int, extra_columns: Sequence[str]) -> str:
-    fields = _flat_fields(record)
-    names = _csv_line(list(fields)) if index == 0 else ""
-    return names + _csv_line([int(value) if isinstance(value, bool) else value for value in fields.values()])
-
-
-def _json_row(record: Record, index: int, extra_columns: Sequence[str]) -> str:
-    text = json.dumps(record.fields(), indent=2, ensure_ascii=False)
-    return (",\n" if index else "") + "\n".join(f"  {line}" for line in text.splitlines())
-
-
-def _jsonl_row(record: Record, index: int, extra_columns: Sequence[str]) -> str:
-    return json.dumps(record.fields(), ensure_ascii=False) + "\n"
-
-
-def _sql_type(value: object) -> str:
-    return "REAL" if isinstance(value, float) else "INTEGER" if isinstance(value, int) else "TEXT"
-
-
-def _sql_value(value: object) -> str:
-    if isinstance(value, str):
-        return "'" + value.replace("'", "''") + "'"
-    return str(int(value)) if isinstance(value, bool) else str(value)
-
-
-def _sql_row(record: Record, index: int, extra_columns: Sequence[str]) -> str:
-    fields = _flat_fields(record)
-    columns = ",\n".join(f"  {name} {_sql_type(value)}" for name, value in fields.items())
-    table = f"CREATE TABLE IF NOT EXISTS {TABLE} (\n{columns}\n);\n\n" if index == 0 else ""
-    values = ", ".join(_sql_value(value) for value in fields.values())
-    return f"{table}INSERT INTO {TABLE} ({', '.join(fields)}) VALUES ({values});\n"
-
-
-FORMATS: dict[str, Format] = {
-    "md": Format(_markdown_header, _markdown_row, _markdown_footer),
-    "csv": Format(_nothing, _csv_row, _nothing),
-    "json": Format(lambda _: "[\n", _json_row, lambda _: "\n]\n"),
-    "jsonl": Format(_nothing, _jsonl_row, _nothing),
-    "sql": Format(_nothing, _sql_row, _nothing),
-}

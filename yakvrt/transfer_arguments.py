@@ -1,0 +1,68 @@
+"""The flags of `yakvrt transfer`."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+from yakvrt.cli_parsing import Parser
+from yakvrt.record_formats import FORMAT_NAMES
+from yakvrt.transfer_plan import MAX_BYTES, TESTS
+from yakvrt.value_lists import argument, numbers, words
+
+SUFFIXES = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+def byte_counts(text: str) -> list[int]:
+    """Reads lists and ranges of numbers that may end in K, M or G.
+
+    Raises: ValueError.
+    """
+    plain = re.sub(r"(\d{1,13})([KMG])\b", lambda m: str(int(m[1]) * SUFFIXES[m[2]]), text.upper())
+    return numbers(plain, MAX_BYTES)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The verb's flags."""
+    p = Parser(
+        "transfer",
+        "Time copies and gathers of host memory, and model what a link to a GPU adds.",
+    )
+    listed = "; ".join(f"{name}: {text}" for name, text in TESTS.items())
+    sweep = p.add_argument_group(
+        "tests",
+        f"{listed}. Values are lists (a,b) or ranges (first-last*mult), bytes may end in K, M or G. "
+        "All sizes, row sizes and numbers of rows are combined, at the first value of every other flag; "
+        "then the further values of each of those flags alone.",
+    )
+    add = sweep.add_argument
+    counts, names = argument(byte_counts), argument(words)
+    add("--test", type=names, action="append", metavar="NAME", help=f"{', '.join(TESTS)} (all)")
+    add("--size", type=counts, metavar="N", help="bytes of a copy (4K-1G*2)")
+    add("--row-bytes", type=counts, metavar="N", help="bytes of a row (32-64K*2)")
+    add("--rows", type=counts, metavar="N", help="rows of a gather (64-64K*4)")
+    add("--order", type=names, metavar="NAME", help="how rows follow (random,sorted)")
+    add("--offset", type=counts, metavar="N", help="bytes before the first row (0,16)")
+    add("--pages", type=names, metavar="NAME", help="pages of the memory (huge,small)")
+    add(
+        "-t",
+        "--threads",
+        type=argument(numbers),
+        metavar="N",
+        help="threads (physical cores, halved down to 1)",
+    )
+    add("--pool", type=counts, metavar="N", help="bytes that rows are spread over (1G, or 4 last caches)")
+    add("--quick", action="store_true", help="fewer sizes, a smaller pool, shorter samples")
+
+    link = p.add_argument_group(
+        "link", "Adds modelled records: a gather and one copy, a copy a row, reads of rows by the GPU itself."
+    )
+    link.add_argument("--link-gbps", type=float, metavar="GB/S", help="rate of the link, 10^9 bytes a second")
+    link.add_argument("--latency-us", type=float, metavar="US", help="what starting a transfer takes")
+
+    p.add_argument("-dev", "--device", default="cpu", metavar="DEV", help="cpu, the only one so far")
+    p.add_argument("-r", "--repetitions", type=int, default=9, metavar="N", help="samples, at least 5 (9)")
+    p.add_argument("-o", "--output", choices=FORMAT_NAMES, default="md", help="format on stdout (md)")
+    p.add_argument("--plot", type=Path, metavar="DIR", help="draws PNG and SVG files into the directory")
+    return p
