@@ -20,6 +20,7 @@ from fake_gpu import FakeGpu
 from golden_values import TINY_FAMILIES, tiny_cases, tiny_dir
 from tiny_gguf import tiny_weights, write_tiny_gguf
 
+import yakvrt
 from yakvrt import bench
 from yakvrt.bench_arguments import build_parser, plan, prompt_and_gen, shown_columns
 from yakvrt.bench_facts import build, cpu_info, model_facts
@@ -53,6 +54,8 @@ RECORD = Record(
     samples_ns=(1_000_000_000, 500_000_000),
     kv_method="full",
     kv_bytes=1000,
+    kv_moved_bytes=0,
+    kv_hit_rate=0.0,
     dtype="auto",
 )
 
@@ -129,13 +132,13 @@ def test_record_statistics() -> None:
     assert fields["stddev_ts"] == pytest.approx(90.5097, abs=1e-4)
     assert fields["avg_ns"] == 750_000_000
     assert replace(RECORD, samples_ns=(5,)).fields()["stddev_ts"] == 0.0
-    first, last = list(fields)[:8], list(fields)[-12:]
+    first, last = list(fields)[:8], list(fields)[-14:]
     assert " ".join(first) == (
         "build_commit build_number cpu_info gpu_info backends model_filename model_type model_size"
     )
     assert " ".join(last) == (
         "n_gen n_depth test_time avg_ns stddev_ns avg_ts stddev_ts samples_ns samples_ts "
-        "kv_method kv_bytes dtype"
+        "kv_method kv_bytes kv_moved_bytes kv_hit_rate dtype"
     )
 
 
@@ -243,6 +246,20 @@ def test_a_run_prints_records(capsys: pytest.CaptureFixture[str]) -> None:
         assert (record["n_threads"], record["kv_method"]) == (1, "full")
         assert record["kv_bytes"] > 0
     assert "pp5+tg2 @ d17" in printed.err
+
+
+def test_what_a_method_moves(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["-p", "0", "-n", "2", "-d", "200", "-r", "2", "-t", "1", "--kv", "full,oracle,arkvale-equal"]
+    assert bench.main(["-m", str(tiny_dir("qwen3")), *flags, "-o", "jsonl", "-oe", "md"]) == 0
+    printed = capsys.readouterr()
+    full, oracle, arkvale = (json.loads(line) for line in printed.out.splitlines())
+    assert (full["kv_moved_bytes"], full["kv_hit_rate"]) == (0, 0)
+    with yakvrt.load(str(tiny_dir("qwen3")), threads=1, ctx_size=32) as engine:
+        config = engine.config
+    row = 4 * config.head_dim  # K and V in 16 bits
+    assert oracle["kv_moved_bytes"] == config.n_layers * config.n_kv_heads * int(200 / 32) * row
+    assert (oracle["kv_hit_rate"], arkvale["kv_hit_rate"] > 0) == (0, True)
+    assert "| kv_method | kv_moved_bytes | kv_hit_rate |" in printed.err
 
 
 def test_an_unknown_model_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:

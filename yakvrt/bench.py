@@ -7,7 +7,7 @@ import itertools
 import random
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from yakvrt import terminal
@@ -55,6 +55,16 @@ def measure(
     return tuple(samples)
 
 
+def moved(before: Mapping[str, float | str], after: Mapping[str, float | str]) -> tuple[int, float]:
+    """Bytes from the host for a token decoded between two readings of Session.kv, and the hit rate."""
+
+    def counted(name: str) -> float:
+        return float(after.get(name, 0)) - float(before.get(name, 0))
+
+    moved_bytes, gross = counted("moved_bytes"), counted("gross_bytes")
+    return round(moved_bytes / max(1.0, counted("steps"))), 1 - moved_bytes / gross if gross else 0.0
+
+
 def records_of(setup: Setup, tests: Sequence[Test], args: argparse.Namespace) -> Iterator[Record]:
     """Loads one engine and yields a record for each test as it ends."""
     import yakvrt
@@ -92,9 +102,11 @@ def records_of(setup: Setup, tests: Sequence[Test], args: argparse.Namespace) ->
                 )
             n_batch = setup.n_batch or test.n_tokens  # the whole prompt, as generate takes it
             began = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+            before = session.kv
             samples = measure(
                 session, engine.config.vocab_size, test, n_batch, args.repetitions, not args.no_warmup
             )
+            moved_bytes, hit_rate = moved(before, session.kv)
             yield Record(
                 build_commit=commit,
                 build_number=number,
@@ -117,6 +129,8 @@ def records_of(setup: Setup, tests: Sequence[Test], args: argparse.Namespace) ->
                 samples_ns=samples,
                 kv_method=setup.kv,
                 kv_bytes=int(session.kv["bytes"]),
+                kv_moved_bytes=moved_bytes,
+                kv_hit_rate=round(hit_rate, 4),
                 dtype=setup.dtype,
             )
 

@@ -148,7 +148,9 @@ def shown_columns(setups: Sequence[Setup]) -> list[str]:
     """The record fields that tell the rows apart, for the Markdown table."""
     columns = {
         "type_k": {setup.cache_type for setup in setups} - {"f16"},
-        "kv_method": {setup.kv for setup in setups} - {"full"},
+        **dict.fromkeys(
+            ("kv_method", "kv_moved_bytes", "kv_hit_rate"), {setup.kv for setup in setups} - {"full"}
+        ),
         "dtype": {setup.dtype for setup in setups} - {"auto"},
         "n_batch": {setup.n_batch for setup in setups} - {None},
         "n_ubatch": {setup.n_ubatch for setup in setups} - {None},

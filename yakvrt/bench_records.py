@@ -11,7 +11,7 @@ from typing import Any
 from yakvrt.record_formats import Table
 
 SQL_TABLE = "llama_bench"
-OUR_FIELDS = ("kv_method", "kv_bytes", "dtype")
+OUR_FIELDS = ("kv_method", "kv_bytes", "kv_moved_bytes", "kv_hit_rate", "dtype")
 
 
 def test_name(n_prompt: int, n_gen: int, n_depth: int) -> str:
@@ -24,7 +24,9 @@ def test_name(n_prompt: int, n_gen: int, n_depth: int) -> str:
 class Record:
     """One test with all its samples; fields keep llama-bench's names and order, our own come last.
 
-    Units: *_ns nanoseconds of a whole repetition, *_ts tokens per second, model_size and kv_bytes bytes.
+    Units: *_ns nanoseconds of a whole repetition, *_ts tokens per second, model_size and kv_bytes bytes,
+    kv_moved_bytes bytes from the host for a generated token, kv_hit_rate the part of the bytes asked of the
+    host that were found on the device.
     """
 
     build_commit: str
@@ -63,6 +65,8 @@ class Record:
     samples_ns: tuple[int, ...]
     kv_method: str
     kv_bytes: int
+    kv_moved_bytes: int
+    kv_hit_rate: float
     dtype: str
 
     @property
