@@ -67,6 +67,28 @@ def make_multiply_step(g: Any, n_down: int, n_across: int) -> Any:
     return multiply
 
 
+def make_write_tile(g: Any, token_tile: int) -> Any:
+    """write_tile(out, out_stride, held, n_present, first_output, n_outputs, bias, has_bias, mode): the sums of
+    a block, [token_tile, PITCH] in shared memory, become rows of `out`.
+    """
+    finish = make_finish(g)
+
+    @g.inline
+    def write_tile(  # type: ignore[no-untyped-def]
+        out, out_stride, held, n_present, first_output, n_outputs, bias, has_bias, mode
+    ):
+        own = g.thread() & (OUTPUTS - 1)
+        column = first_output + own
+        if column < n_outputs:
+            added = g.float32(0)
+            if has_bias:
+                added = bias[column]
+            for token in range(g.thread() // OUTPUTS, min(token_tile, n_present), THREADS // OUTPUTS):
+                finish(out, g.int64(token) * out_stride + column, held[token * PITCH + own] + added, mode)
+
+    return write_tile
+
+
 def matmul_bf16_cuda(g: Any, format_name: str, token_tile: int, grouped: bool) -> CudaKernel:
     """Multiplies `token_tile` rows at a time.
 
@@ -93,7 +115,7 @@ def matmul_bf16_cuda(g: Any, format_name: str, token_tile: int, grouped: bool) -
     w_first = STAGES * x_words * 4
     w_buffers = STAGES if copied else 2
     ahead, waited, below = STAGES - 1, STAGES - 2, 8 * PITCH
-    place, finish = make_place(g), make_finish(g)
+    place, write_tile = make_place(g), make_write_tile(g, token_tile)
     multiply = make_multiply_step(g, n_down, n_across)
     load, widen = make_load_half_unit(g, format_name), make_widen_half_unit(g, format_name)
     read_scale = make_read_scale(g, format_name)
@@ -207,14 +229,8 @@ def matmul_bf16_cuda(g: Any, format_name: str, token_tile: int, grouped: bool) -
                     held[at], held[at + 1] = sums[i], sums[i + 1]
                     held[at + below], held[at + below + 1] = sums[i + 2], sums[i + 3]
             g.sync_threads()
-            column = first_output + (thread & 127)
-            if column < n_outputs:
-                added = g.float32(0)
-                if has_bias:
-                    added = bias[column]
-                for token in range(thread >> 7, min(token_tile, n_present), THREADS // OUTPUTS):
-                    product = held[token * PITCH + (thread & 127)] + added
-                    finish(out, g.int64(first_token + token) * out_stride + column, product, mode)
+            own_out = g.shifted(out, g.int64(first_token) * out_stride)
+            write_tile(own_out, out_stride, held, n_present, first_output, n_outputs, bias, has_bias, mode)
 
     return CudaKernel(
         kernel,

@@ -19,17 +19,14 @@ from .activation_tiles import ROW_WORDS, TILE_COLUMNS, TILE_ROWS, TILE_WORDS, ma
 from .cuda_kernel import CudaKernel, Work
 from .device_layout import TENSOR_CORE_FORMATS, UNIT, device_layout
 from .device_weights import make_load_half_unit, make_read_scale, make_widen_half_unit
-from .matmul_cuda import make_finish
+from .matmul_bf16_cuda import OUTPUTS, PITCH, THREADS, make_write_tile
 
 ARCHITECTURE = "sm_90a"
-OUTPUTS = 128  # of a block
-THREADS = 256
 STAGE_BITS = 2
 STAGES = 1 << STAGE_BITS  # steps whose factors are on their way, have come, or are being read
 LAST_STAGE = STAGES - 1
 AHEAD = STAGES - 2  # steps that are copied before a step's products, while those of the step before run
 TOKEN_TILES = (128, 256)
-PITCH = OUTPUTS + 4  # numbers between a token's sums in shared memory and the next one's
 # of a matrix descriptor: 128-byte swizzle, 1024 bytes from 8 rows to the next; the other offset is not used
 SWIZZLED_ROWS = 1 << 62 | 1024 // 16 << 32 | 1 << 16
 
@@ -73,7 +70,11 @@ def matmul_wgmma_cuda(g: Any, format_name: str, token_tile: int) -> CudaKernel:
     barriers_first = w_first + STAGES * w_words * 4
     waited = AHEAD - 1
     below, beside = 8, PITCH  # an accumulator's neighbours in a token's sums and in the next token's
-    swizzled, finish, multiply = make_swizzled(g), make_finish(g), make_multiply_step(g, token_tile)
+    swizzled, multiply, write_tile = (
+        make_swizzled(g),
+        make_multiply_step(g, token_tile),
+        make_write_tile(g, token_tile),
+    )
     load, widen = make_load_half_unit(g, format_name), make_widen_half_unit(g, format_name)
     read_scale = make_read_scale(g, format_name)
 
@@ -187,14 +188,8 @@ def matmul_wgmma_cuda(g: Any, format_name: str, token_tile: int) -> CudaKernel:
                 own_sums[at], own_sums[at + beside] = sums[i], sums[i + 1]
                 own_sums[at + below], own_sums[at + below + beside] = sums[i + 2], sums[i + 3]
             g.sync_threads()
-            column = first_output + (thread & 127)
-            if column < n_outputs:
-                added = g.float32(0)
-                if has_bias:
-                    added = bias[column]
-                for token in range(thread >> 7, min(token_tile, n_present), THREADS // OUTPUTS):
-                    product = held[token * PITCH + (thread & 127)] + added
-                    finish(out, g.int64(first_token + token) * out_stride + column, product, mode)
+            own_out = g.shifted(out, g.int64(first_token) * out_stride)
+            write_tile(own_out, out_stride, held, n_present, first_output, n_outputs, bias, has_bias, mode)
 
     return CudaKernel(
         kernel,
