@@ -22,6 +22,7 @@ from yakvrt.transfer_plan import COPIES, Case
 COPY = kernel("copy_bytes", "copy_bytes_cpu")
 PAGE, LINE = 4096, 64
 MAX_LOOPS = 1024
+MAX_ID = (1 << 31) - 1  # the gather's ids are int32
 CHECKED_BYTES = 32 << 20  # compared at once
 SEED = 1234
 
@@ -186,7 +187,7 @@ def _copy(memory: HostMemory, source: np.ndarray) -> Operation:
 def _gathers(case: Case, memory: HostMemory) -> Iterator[Operation]:
     """Gathers of rows at random, none twice in one gather: the pool is much larger than the caches."""
     rng = np.random.default_rng(SEED)
-    n_pool = memory.pool_bytes // case.row_bytes
+    n_pool = min(memory.pool_bytes // case.row_bytes, MAX_ID)
     start = case.setting.row_offset
     rows = memory.source[start : start + n_pool * case.row_bytes].reshape(n_pool, case.row_bytes)
     while True:
