@@ -8,7 +8,8 @@ from __future__ import annotations
 from ..kernel_build.spec import KernelSpec, kernel
 from ..kernels.attend_fragments import HEAD_DIMS, head_blocks
 from ..kernels.device_layout import TENSOR_CORE_FORMATS, device_layout
-from ..kernels.matmul_wgmma_cuda import ARCHITECTURE, OUTPUTS
+from ..kernels.matmul_bf16_cuda import OUTPUTS
+from ..kernels.matmul_wgmma_cuda import ARCHITECTURE
 
 DECODE_ROWS = (1, 2, 4, 8)
 MOST_DECODE_ROWS = DECODE_ROWS[-1]

@@ -68,8 +68,8 @@ def make_multiply_step(g: Any, n_down: int, n_across: int) -> Any:
 
 
 def make_write_tile(g: Any, token_tile: int) -> Any:
-    """write_tile(out, out_stride, held, n_present, first_output, n_outputs, bias, has_bias, mode): the sums of
-    a block, [token_tile, PITCH] in shared memory, become rows of `out`.
+    """write_tile(out, out_stride, held, n_present, first_output, n_outputs, bias, has_bias, mode): a block's
+    sums, [token_tile, PITCH] in shared memory, become rows of `out`.
     """
     finish = make_finish(g)
 
