@@ -264,7 +264,6 @@ def test_plot_needs_matplotlib_and_a_directory(
 
 
 def test_plots(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("matplotlib")
     directory = tmp_path / "new" / "plots"
     assert transfer.main([*SMALL, *LINK, "-o", "csv", "--plot", str(directory)]) == 0
     names = [f"transfer-{name}.{kind}" for name in ("copy", "map", "rows") for kind in ("png", "svg")]
