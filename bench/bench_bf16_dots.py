@@ -26,7 +26,7 @@ from yakvrt.engine import Engine
 
 def load(model: str, n_prompt: int, threads: int, fast: bool) -> Engine:
     chosen = SimpleNamespace(fast_bf16_dots=fast)
-    with mock.patch.object(matmul_choice, "host_features", lambda: chosen):  # asked when a step is recorded
+    with mock.patch.object(matmul_choice, "host_features", return_value=chosen):  # asked by recorders
         return yakvrt.load(model, dtype="bf16", ctx_size=n_prompt + 16, threads=threads)
 
 
