@@ -24,6 +24,7 @@ import depth_plot
 import numpy as np
 import result_file
 from kernel_clock import KernelClock, shown
+from method_label import name_and_args
 from prompt_capture import PromptRows, feed, input_widths
 from quiet import Meter, wait_for_quiet
 
@@ -54,8 +55,7 @@ class Side:
     """One method holding `depth` tokens."""
 
     def __init__(self, engine: Engine, setting: KvSetting, label: str, rows: PromptRows) -> None:
-        name, _, rest = label.partition(":")
-        module, parameters = open_method(name, dict(pair.split("=", 1) for pair in rest.split(";") if pair))
+        module, parameters = open_method(*name_and_args(label))
         self.label, self.method = label, module.build(setting, parameters)
         self.slot = self.method.open(setting.ctx_size)
         feed(setting, self.method, self.slot, rows)

@@ -39,6 +39,7 @@ from attention_scores import Study
 from decode_replay import RecordInputs, StepInputs
 from kept_rows import KeptRows, key_of
 from logit_scores import decode, logit_scores
+from method_label import name_and_args
 from prompt_capture import CapturePrompt, PromptRows, feed
 from teacher_tokens import TeacherTokens, of_gold, of_text
 from time_left import TimeLeft
@@ -63,8 +64,7 @@ def specs_of(methods: str, budgets: list[str]) -> list[Spec]:
     """Every method at every budget. Raises: ValueError for one that is not known."""
     specs = []
     for label in methods.split(","):
-        name, _, rest = label.partition(":")
-        extra = dict(pair.split("=", 1) for pair in rest.split(";") if pair)
+        name, extra = name_and_args(label)
         specs += [(label, name, {"sparse_budget": budget, **extra}) for budget in budgets]
     for _, name, parameters in specs:
         open_method(name, parameters)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import result_file
+from method_label import name_and_args
 
 from yakvrt.config import ModelConfig
 from yakvrt.cuda.resource_report import H200
@@ -67,11 +68,10 @@ def weights_of(shape: Path) -> Weights:
 
 def row(weights: Weights, label: str, n_tokens: int, batch: int, args: argparse.Namespace) -> dict[str, Any]:
     """A step of `batch` slots of n_tokens tokens each."""
-    name, _, rest = label.partition(":")
-    method, parameters = open_method(name, dict(pair.split("=", 1) for pair in rest.split(";") if pair))
+    method, parameters = open_method(*name_and_args(label))
     given = weights.config, parameters, "bf16", n_tokens
     pools, read = method.pools(*given), method.step_bytes(*given)
-    missing = 1 - (args.hit_rate if "slot_cache" in label else 0)
+    missing = 1 - (args.hit_rate if "cache of rows" in pools.device else 0)
     read_gb = (weights.read(batch) + batch * read.device) / 1e9
     moved_gb = batch * read.host * missing / 1e9
     device_ms = read_gb / (args.device_gbps * args.device_part) * 1e3

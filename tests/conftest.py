@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import sys
 import zlib
 from collections.abc import Callable, Iterator
@@ -84,6 +85,8 @@ def fake_driver(tmp_path_factory: pytest.TempPathFactory) -> None:
     from fake_driver import find_compiler, load_library
 
     if find_compiler() is None:
+        if os.environ.get("CI"):  # where nothing may be left out
+            pytest.fail("the fake driver takes a C compiler")
         pytest.skip("the fake driver takes a C compiler")
     load_library(tmp_path_factory.mktemp("driver"))
 

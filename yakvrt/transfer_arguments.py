@@ -7,11 +7,10 @@ import re
 from pathlib import Path
 
 from yakvrt.cli_parsing import Parser
+from yakvrt.machine_facts import UNITS
 from yakvrt.record_formats import FORMAT_NAMES
 from yakvrt.transfer_plan import MAX_BYTES, TESTS
 from yakvrt.value_lists import argument, numbers, words
-
-SUFFIXES = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 def byte_counts(text: str) -> list[int]:
@@ -19,7 +18,7 @@ def byte_counts(text: str) -> list[int]:
 
     Raises: ValueError.
     """
-    plain = re.sub(r"(\d{1,13})([KMG])\b", lambda m: str(int(m[1]) * SUFFIXES[m[2]]), text.upper())
+    plain = re.sub(r"(\d{1,13})([KMG])\b", lambda m: str(int(m[1]) * UNITS[m[2]]), text.upper())
     return numbers(plain, MAX_BYTES)
 
 
