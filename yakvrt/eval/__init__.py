@@ -1,0 +1,1 @@
+"""Quality of KV methods on whole tasks: `python -m yakvrt eval`."""
