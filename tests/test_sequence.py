@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from yakvrt.generation import StopText
 from yakvrt.sampler import SamplingParams
 from yakvrt.sequence import Sequence as Running
-from yakvrt.sequence import StopText
 from yakvrt.stream_decoder import StreamDecoder
 
 EOS = 256

@@ -68,6 +68,10 @@ class Engine:
     def n_threads(self) -> int:
         return self._backend.n_threads
 
+    @property
+    def n_slots(self) -> int:
+        return int(self._kv.stats()["n_slots"])
+
     def session(self) -> Session:
         """Opens a KV slot. Raises: RuntimeError when all are in use."""
         with self._lock:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -58,10 +58,30 @@ class Runner:
         *,
         n_last: int = 1,
     ) -> np.ndarray:
+        """prefill_steps() at one go. Returns: its hidden states."""
+        steps = self.prefill_steps(slot, start, ids, progress, n_last=n_last)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                hidden: np.ndarray = end.value
+                return hidden
+
+    def prefill_steps(
+        self,
+        slot: int,
+        start: int,
+        ids: Sequence[int],
+        progress: Callable[[int, int], None] | None = None,
+        *,
+        n_last: int = 1,
+    ) -> Generator[None, None, np.ndarray]:
         """Takes in the tokens at positions start, start+1, ... of a slot, layer by layer, so that a KV method
         needs exact rows of one layer at a time.
 
-        Returns: hidden states float32 [n_last, E] of the last layer and the last n_last tokens.
+        Yields after every chunk of a layer, where other slots may decode; no other prompt may begin before
+        this one ends or is closed. Returns: hidden states float32 [n_last, E] of the last layer and the last
+        n_last tokens.
         """
         step, x, _ = self._step("prefill", self.chunk)
         batch, n_layers = step.batch, self._config.n_layers
@@ -96,6 +116,7 @@ class Runner:
                     if progress:
                         done = (layer * len(chunks) + i + 1) / (n_layers * len(chunks))
                         progress(int(done * len(ids)), len(ids))
+                    yield
                 self._kv.store(layer, slot, start, len(ids))
         finally:
             if states:

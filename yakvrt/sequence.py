@@ -5,20 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from collections.abc import Sequence as IdSequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from yakvrt.sampler import Logits, Sampled, Sampler, SamplingParams
+from .generation import FinishReason, Generation
+from .sampler import Logits, Sampled, SamplingParams
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from yakvrt.no_tokenizer import NoTokenizer
-    from yakvrt.tokenizer import Tokenizer
+    from .no_tokenizer import NoTokenizer
+    from .tokenizer import Tokenizer
 
 Progress = Callable[[int, int], None]
-FinishReason = Literal["stop", "length"]
 
 
 class SlotSession(Protocol):
@@ -45,43 +45,6 @@ class SlotSession(Protocol):
     def close(self) -> None: ...
 
 
-class StopText:
-    """Passes text on, up to the first stop string; holds back what may be the beginning of one."""
-
-    __slots__ = ("_held", "_stops", "found")
-
-    def __init__(self, stops: tuple[str, ...]) -> None:
-        self._stops = stops
-        self._held = ""
-        self.found = False
-
-    def push(self, piece: str) -> str:
-        """The text that is now certain to lie before any stop string."""
-        if not self._stops:
-            return piece
-        text = self._held + piece
-        places = [place for stop in self._stops if (place := text.find(stop)) >= 0]
-        if places:
-            self.found, self._held = True, ""
-            return text[: min(places)]
-        n_held = max(self._overlap(text, stop) for stop in self._stops)
-        self._held = text[len(text) - n_held :]
-        return text[: len(text) - n_held]
-
-    def flush(self) -> str:
-        """The text held back, once no more will come."""
-        held, self._held = self._held, ""
-        return held
-
-    @staticmethod
-    def _overlap(text: str, stop: str) -> int:
-        """The length of the longest end of the text that begins the stop string."""
-        for n in range(min(len(stop) - 1, len(text)), 0, -1):
-            if stop.startswith(text[-n:]):
-                return n
-        return 0
-
-
 class Sequence:
     """Iterate it for pieces of text; the KV that the session shares with the prompt is kept and reused.
 
@@ -106,15 +69,9 @@ class Sequence:
     ) -> None:
         self.prompt_ids: list[int] = list(prompt_ids)
         self.params = params
-        self.ids: list[int] = []
-        self.logprobs: list[Sampled] | None = None if params.logprobs is None else []
-        self.finish_reason: FinishReason | None = None
         self._session = session
-        self._tokenizer = tokenizer
         self._owns_session = owns_session
         self._progress = progress
-        self._eos_ids = frozenset(tokenizer.eos_ids)
-        self._sampler = Sampler(params, self._eos_ids)
         self._parts: list[str] = []
         self._cache_n = 0
         self._prompt_s = self._ttft_s = self._predicted_s = 0.0
@@ -122,20 +79,10 @@ class Sequence:
         self._logits: Logits = np.empty(0, np.float32)  # of the prompt, once it is taken in
         self._pieces = self._run()
         try:
-            self._check_prompt()
+            self._generation = Generation(tokenizer, self.prompt_ids, params, session.ctx_size)
         except ValueError:
             self.close()
             raise
-
-    def _check_prompt(self) -> None:
-        n, room = len(self.prompt_ids), self._session.ctx_size
-        if n == 0:
-            raise ValueError("the prompt is empty; give at least one token")
-        if n >= room:
-            raise ValueError(
-                f"prompt has {n} tokens, the context holds {room} and one must stay free; "
-                "raise --ctx-size or shorten the prompt"
-            )
 
     def __iter__(self) -> Iterator[str]:
         return self
@@ -160,9 +107,23 @@ class Sequence:
         return "".join(self._parts)
 
     @property
+    def ids(self) -> list[int]:
+        """Every sampled id."""
+        return self._generation.ids
+
+    @property
+    def logprobs(self) -> list[Sampled] | None:
+        """One for every id, where the parameters ask for them."""
+        return self._generation.logprobs
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        return self._generation.finish_reason if self._prompt_s else None
+
+    @property
     def seed(self) -> int:
         """The seed in use, drawn when none was given."""
-        return self._sampler.seed
+        return self._generation.seed
 
     @property
     def kv(self) -> dict[str, Any]:
@@ -218,43 +179,20 @@ class Sequence:
 
     def _generate(self) -> Iterator[str]:
         self.prefill()
-        started, logits = time.perf_counter(), self._logits
-        stream, stop_text = self._tokenizer.stream(continues=True), StopText(self.params.stop)
-        history = list(self.prompt_ids)
-        ends = self._eos_ids | self.params.stop_ids
-        limit = self._session.ctx_size - len(history)
-        if self.params.max_tokens >= 0:
-            limit = min(limit, self.params.max_tokens)
+        started, logits, answer = time.perf_counter(), self._logits, self._generation
         before = 0.0
-        while len(self.ids) < limit:
-            sampled = self._sampler.sample(logits, history)
+        while answer.finish_reason is None:
+            piece = answer.push(logits)
             now = time.perf_counter()
-            if self.ids:
+            if before:
                 self._predicted_s += now - before
             else:
                 self._ttft_s = self._prompt_s + now - started
-            self.ids.append(sampled.id)
-            history.append(sampled.id)
-            if self.logprobs is not None:
-                self.logprobs.append(sampled)
-            if sampled.id in ends:
-                self.finish_reason = "stop"
-                break
-            if piece := stop_text.push(stream.push(sampled.id)):
+            if piece:
                 yield piece
-            if stop_text.found:
-                self.finish_reason = "stop"
-                return
-            if len(self.ids) < limit:
+            if answer.finish_reason is None:
                 before = time.perf_counter()
-                logits = self._session.decode(sampled.id)
-        rest = stop_text.push(stream.flush())
-        if not stop_text.found:
-            rest += stop_text.flush()
-        if self.finish_reason is None:
-            self.finish_reason = "stop" if stop_text.found else "length"
-        if rest:
-            yield rest
+                logits = self._session.decode(answer.ids[-1])
 
     def _prefill(self) -> Logits:
         """Run the part of the prompt whose KV the session does not hold yet, at least its last token."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from collections.abc import Sequence as IdSequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -74,12 +74,34 @@ class Session:
                 logits = self._runner.logits(hidden[start : start + self._runner.logits_chunk]).copy()
             yield logits
 
+    def prefill_steps(self, ids: IdSequence[int]) -> Generator[None, None, np.ndarray]:
+        """prefill() in many small steps, between which other sessions may decode, but take in no prompt.
+        Closed early, the tokens are forgotten.
+
+        Returns: float32 logits [V]. Raises: as prefill(), at the first step.
+        """
+        self._check(ids)
+        held = len(self._ids)
+        steps = self._runner.prefill_steps(self.slot, held, ids)
+        try:
+            while True:
+                with self._lock:
+                    try:
+                        next(steps)
+                    except StopIteration as end:
+                        logits: np.ndarray = self._runner.logits(end.value)[0].copy()
+                        self._ids.extend(int(token) for token in ids)
+                        return logits
+                yield
+        finally:
+            steps.close()
+            if len(self._ids) == held:
+                self.truncate(held)
+
     def decode(self, token: int) -> np.ndarray:
         """Appends one token. Returns: float32 logits [V]. Raises: as prefill()."""
         with self._lock:
-            self._check([token])
-            logits: np.ndarray = self._runner.decode([self.slot], [len(self._ids)], [token])[0].copy()
-            self._ids.append(int(token))
+            logits: np.ndarray = decode_together([self], [token])[0].copy()
         return logits
 
     def truncate(self, n: int) -> None:
@@ -189,9 +211,29 @@ class Session:
                 f"{len(self._ids) + len(ids)} tokens do not fit, the slot holds {self.ctx_size}; "
                 "raise --ctx-size"
             )
-        low, high = min(ids), max(ids)
-        if low < 0 or high >= self._vocab_size:
-            wrong = low if low < 0 else high
-            raise ValueError(
-                f"token id {wrong} is outside the vocabulary; ids run from 0 to {self._vocab_size - 1}"
-            )
+        check_ids(ids, self._vocab_size)
+
+
+def decode_together(sessions: IdSequence[Session], tokens: IdSequence[int]) -> np.ndarray:
+    """Appends a token to each of several sessions of one engine.
+
+    Returns: float32 logits [B, V], valid until the next call of any session. Raises: ValueError as prefill();
+    no session has changed then.
+    """
+    runner, lock = sessions[0]._runner, sessions[0]._lock
+    with lock:
+        for session, token in zip(sessions, tokens, strict=True):
+            session._check([token])
+        positions = [len(session._ids) for session in sessions]
+        logits = runner.decode([session.slot for session in sessions], positions, tokens)
+        for session, token in zip(sessions, tokens, strict=True):
+            session._ids.append(int(token))
+    return logits
+
+
+def check_ids(ids: IdSequence[int], vocab_size: int) -> None:
+    """Raises: ValueError for ids outside the vocabulary."""
+    low, high = min(ids), max(ids)
+    if low < 0 or high >= vocab_size:
+        wrong = low if low < 0 else high
+        raise ValueError(f"token id {wrong} is outside the vocabulary; ids run from 0 to {vocab_size - 1}")

@@ -1,0 +1,265 @@
+"""Many requests over the KV slots of one engine: continuous batching, with prompts between decode steps."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import threading
+import time
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .generation import Generation
+from .request import EndReason, Request
+from .session import check_ids, decode_together
+from .slot_choice import choose_slot
+
+if TYPE_CHECKING:
+    from .engine import Engine
+    from .sampler import SamplingParams
+    from .session import Session
+
+
+@dataclass(slots=True)
+class Running:
+    """A request that has a slot. `prompt` are the steps of its prompt still to do."""
+
+    request: Request
+    session: Session
+    prompt: Generator[None, None, np.ndarray] | None
+
+
+@dataclass(slots=True)
+class Counts:
+    """Since the scheduler began."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    predicted_tokens: int = 0
+    decode_steps: int = 0
+    ends: dict[str, int] = field(default_factory=dict)
+
+
+class Scheduler:
+    """A thread that answers requests, submitted from any thread, over all slots of an engine.
+
+    One prompt at a time is taken in, and every `stall_ms` it waits while those that have begun to answer
+    decode a token together: their streams stand still for at most that, one step of the prompt (a chunk of
+    one layer) and one decode. Requests wait for a slot in the order of their priority, then of
+    arrival. What a slot holds after its answer is kept until the slot is needed, and begins the prompts that
+    begin alike. close() ends the thread, not the engine.
+
+    Raises: RuntimeError when a session of the engine is open.
+    """
+
+    def __init__(self, engine: Engine, *, stall_ms: float = 50.0, max_waiting: int = 1024) -> None:
+        if not 0 <= stall_ms <= 60_000 or not 0 <= max_waiting <= 1_000_000:
+            raise ValueError(f"stall_ms={stall_ms:g}, max_waiting={max_waiting} is out of range")
+        self._engine, self._stall_s, self._max_waiting = engine, stall_ms / 1e3, max_waiting
+        self.counts = Counts()
+        self._idle: list[Session] = []  # longest idle first
+        try:
+            for _ in range(engine.n_slots):
+                self._idle.append(engine.session())
+        except BaseException:
+            self._close_sessions()
+            raise
+        self._waiting: list[tuple[int, int, Request]] = []
+        self._running: list[Running] = []
+        self._arrivals = itertools.count()
+        self._changed = threading.Condition()
+        self._is_draining = self._is_closed = False
+        self._failure: Exception | None = None
+        self._thread = threading.Thread(target=self._run, name="yakvrt-scheduler", daemon=True)
+        self._thread.start()
+
+    @property
+    def n_running(self) -> int:
+        """Requests that have a slot."""
+        return len(self._running)
+
+    @property
+    def n_waiting(self) -> int:
+        return len(self._waiting)
+
+    def submit(
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams | None = None,
+        *,
+        priority: int = 0,
+        timeout_s: float | None = None,
+    ) -> Request:
+        """Asks for an answer. A lower priority number comes first; timeout_s ends it, wherever it is then.
+
+        Raises: ValueError for a prompt that no slot can ever hold, or ids outside the vocabulary;
+            RuntimeError once draining or closed, or when max_waiting requests wait already.
+        """
+        engine, ids = self._engine, [int(token) for token in prompt_ids]
+        generation = Generation(engine.tokenizer, ids, params or engine.sampling_defaults, engine.ctx_size)
+        check_ids(ids, engine.config.vocab_size)
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        request = Request(ids, generation, deadline)
+        with self._changed:
+            if self._failure:
+                raise RuntimeError(f"the scheduler has failed: {self._failure}") from self._failure
+            if self._is_draining:
+                raise RuntimeError("the scheduler takes no more requests; it is shutting down")
+            if len(self._waiting) >= self._max_waiting:
+                raise RuntimeError(f"{self._max_waiting} requests are waiting already; try again later")
+            heapq.heappush(self._waiting, (priority, next(self._arrivals), request))
+            self.counts.requests += 1
+            self._changed.notify_all()
+        return request
+
+    def drain(self, timeout: float | None = None) -> bool:
+        """Takes no more requests and waits for those there are. Returns: whether all have ended in time."""
+        with self._changed:
+            self._is_draining = True
+            return self._changed.wait_for(lambda: not (self._waiting or self._running), timeout)
+
+    def close(self) -> None:
+        """Aborts what is under way and ends the thread; further calls do nothing."""
+        with self._changed:
+            self._is_draining = self._is_closed = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    def __enter__(self) -> Scheduler:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # What follows runs in the scheduler's thread.
+
+    def _run(self) -> None:
+        try:
+            while self._wait_for_work():
+                self._end_early()
+                self._admit()
+                self._prompt_steps()
+                self._decode()
+        except Exception as error:
+            with self._changed:
+                self._failure = error
+        finally:
+            self._end_all(self._failure or "abort")
+            self._close_sessions()
+
+    def _wait_for_work(self) -> bool:
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._running or self._is_closed)
+            return not self._is_closed
+
+    def _end_early(self) -> None:
+        """Ends what was aborted or is out of time."""
+        now = time.monotonic()
+        for running in list(self._running):
+            if reason := running.request.early_end(now):
+                self._end(running, reason)
+        with self._changed:
+            kept = []
+            for entry in self._waiting:
+                if reason := entry[2].early_end(now):
+                    self._say_end(entry[2], reason)
+                else:
+                    kept.append(entry)
+            if len(kept) < len(self._waiting):
+                heapq.heapify(kept)
+                self._waiting = kept
+                self._changed.notify_all()
+
+    def _admit(self) -> None:
+        """Gives the next request a slot, unless a prompt is under way."""
+        if not self._idle or any(running.prompt for running in self._running):
+            return
+        with self._changed:
+            if not self._waiting:
+                return
+            entry = self._waiting[0]
+        request = entry[2]
+        session = choose_slot(request.prompt_ids, self._idle, [running.session for running in self._running])
+        n_cached = len(session.ids)
+        request.begin(n_cached)
+        prompt = session.prefill_steps(request.prompt_ids[n_cached:])
+        with self._changed:
+            self._waiting.remove(entry)  # no longer the first, perhaps
+            heapq.heapify(self._waiting)
+            self._idle.remove(session)
+            self._running.append(Running(request, session, prompt))
+        self.counts.cached_tokens += n_cached
+
+    def _prompt_steps(self) -> None:
+        """Steps of the prompt under way: for stall_ms if anybody waits for a decode, else one."""
+        running = next((running for running in self._running if running.prompt), None)
+        if running is None or running.prompt is None:
+            return
+        until = time.monotonic() + (self._stall_s if len(self._running) > 1 else 0.0)
+        while True:
+            try:
+                next(running.prompt)
+            except StopIteration as end:
+                running.prompt = None
+                self.counts.prompt_tokens += len(running.request.prompt_ids)
+                self._take(running, end.value)
+                return
+            if time.monotonic() >= until:
+                return
+
+    def _decode(self) -> None:
+        """A token for everybody whose prompt is taken in."""
+        together = [running for running in self._running if running.prompt is None]
+        if not together:
+            return
+        logits = decode_together(
+            [running.session for running in together], [running.request.ids[-1] for running in together]
+        )
+        self.counts.decode_steps += 1
+        for running, row in zip(together, logits, strict=True):
+            self._take(running, row)
+
+    def _take(self, running: Running, logits: np.ndarray) -> None:
+        try:
+            reason = running.request.take(logits)
+        except ValueError as error:  # nothing may be chosen, which is this request's own affair
+            self._end(running, error)
+            return
+        self.counts.predicted_tokens += 1
+        if reason:
+            self._end(running, reason)
+
+    def _end(self, running: Running, reason: EndReason | Exception) -> None:
+        if running.prompt:
+            running.prompt.close()
+        with self._changed:
+            self._running.remove(running)
+            self._idle.append(running.session)
+            self._say_end(running.request, reason)
+            self._changed.notify_all()
+
+    def _say_end(self, request: Request, reason: EndReason | Exception) -> None:
+        name = reason if isinstance(reason, str) else "error"
+        self.counts.ends[name] = self.counts.ends.get(name, 0) + 1
+        request.end(reason)
+
+    def _end_all(self, reason: EndReason | Exception) -> None:
+        for running in list(self._running):
+            self._end(running, reason)
+        with self._changed:
+            self._is_draining = True
+            for _, _, request in self._waiting:
+                self._say_end(request, reason)
+            self._waiting.clear()
+            self._changed.notify_all()
+
+    def _close_sessions(self) -> None:
+        for session in self._idle:
+            session.close()
