@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .generation import Generation
+from .prefix_cache import PrefixCache
 from .request import EndReason, Request
 from .session import check_ids, decode_together
 from .slot_choice import choose_slot
@@ -51,17 +52,19 @@ class Scheduler:
     One prompt at a time is taken in, and every `stall_ms` it waits while those that have begun to answer
     decode a token together: their streams stand still for at most that, one step of the prompt (a chunk of
     one layer) and one decode. Requests wait for a slot in the order of their priority, then of
-    arrival. What a slot holds after its answer is kept until the slot is needed, and begins the prompts that
-    begin alike. close() ends the thread, not the engine.
+    arrival. What a slot holds after its answer stays there until the slot is needed, then in a cache of
+    cache_bytes; prompts that begin alike begin with it. close() ends the thread, not the engine.
 
     Raises: RuntimeError when a session of the engine is open.
     """
 
-    def __init__(self, engine: Engine, *, stall_ms: float = 50.0, max_waiting: int = 1024) -> None:
+    def __init__(
+        self, engine: Engine, *, stall_ms: float = 50.0, max_waiting: int = 1024, cache_bytes: int = 0
+    ) -> None:
         if not 0 <= stall_ms <= 60_000 or not 0 <= max_waiting <= 1_000_000:
             raise ValueError(f"stall_ms={stall_ms:g}, max_waiting={max_waiting} is out of range")
         self._engine, self._stall_s, self._max_waiting = engine, stall_ms / 1e3, max_waiting
-        self.counts = Counts()
+        self.counts, self.cache = Counts(), PrefixCache(cache_bytes)
         self._idle: list[Session] = []  # longest idle first
         try:
             for _ in range(engine.n_slots):
@@ -186,7 +189,8 @@ class Scheduler:
                 return
             entry = self._waiting[0]
         request = entry[2]
-        session = choose_slot(request.prompt_ids, self._idle, [running.session for running in self._running])
+        busy = [running.session for running in self._running]
+        session = choose_slot(request.prompt_ids, self._idle, busy, self.cache)
         n_cached = len(session.ids)
         request.begin(n_cached)
         prompt = session.prefill_steps(request.prompt_ids[n_cached:])
