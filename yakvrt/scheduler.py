@@ -6,10 +6,10 @@ import heapq
 import itertools
 import threading
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from .session import check_ids, decode_together
 from .slot_choice import choose_slot
 
 if TYPE_CHECKING:
-    from .engine import Engine
+    from .engine import Engine, Message
     from .sampler import SamplingParams
     from .session import Session
 
@@ -92,19 +92,26 @@ class Scheduler:
 
     def submit(
         self,
-        prompt_ids: Sequence[int],
+        prompt: str | Sequence[int] | Sequence[Message],
         params: SamplingParams | None = None,
         *,
+        raw: bool = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         priority: int = 0,
         timeout_s: float | None = None,
+        **overrides: Any,
     ) -> Request:
-        """Asks for an answer. A lower priority number comes first; timeout_s ends it, wherever it is then.
+        """Asks for an answer; the first arguments are those of Engine.generate(). A lower priority number
+        comes first; timeout_s ends it, wherever it is then.
 
-        Raises: ValueError for a prompt that no slot can ever hold, or ids outside the vocabulary;
-            RuntimeError once draining or closed, or when max_waiting requests wait already.
+        Raises: ValueError for a prompt that no slot can ever hold, ids outside the vocabulary, parameters out
+            of range; TypeError for unknown ones; RuntimeError once draining or closed, or when max_waiting
+            requests wait already.
         """
-        engine, ids = self._engine, [int(token) for token in prompt_ids]
-        generation = Generation(engine.tokenizer, ids, params or engine.sampling_defaults, engine.ctx_size)
+        engine = self._engine
+        params = engine.sampling_params(params, **overrides)
+        ids = engine.prompt_ids(prompt, raw=raw, chat_template_kwargs=chat_template_kwargs)
+        generation = Generation(engine.tokenizer, ids, params, engine.ctx_size)
         check_ids(ids, engine.config.vocab_size)
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         request = Request(ids, generation, deadline)
