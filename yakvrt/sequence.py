@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 
 from yakvrt.sampler import Logits, Sampled, Sampler, SamplingParams
+from yakvrt.trace_log import NO_TRACE, Trace
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -103,6 +104,7 @@ class Sequence:
         *,
         owns_session: bool = False,
         progress: Progress | None = None,
+        trace: Trace = NO_TRACE,
     ) -> None:
         self.prompt_ids: list[int] = list(prompt_ids)
         self.params = params
@@ -112,7 +114,7 @@ class Sequence:
         self._session = session
         self._tokenizer = tokenizer
         self._owns_session = owns_session
-        self._progress = progress
+        self._progress, self._trace = progress, trace
         self._eos_ids = frozenset(tokenizer.eos_ids)
         self._sampler = Sampler(params, self._eos_ids)
         self._parts: list[str] = []
@@ -227,7 +229,8 @@ class Sequence:
             limit = min(limit, self.params.max_tokens)
         before = 0.0
         while len(self.ids) < limit:
-            sampled = self._sampler.sample(logits, history)
+            with self._trace.span("sample"):
+                sampled = self._sampler.sample(logits, history)
             now = time.perf_counter()
             if self.ids:
                 self._predicted_s += now - before
