@@ -39,9 +39,11 @@ Totals = Callable[[], Mapping[str, float | str]]
 
 
 class Stage(NamedTuple):
-    """A part of a step; n_bytes of weights are read there at least."""
+    """A part of a step; n_bytes of weights are read there at least. One without a name is called after the
+    span in which it runs.
+    """
 
-    name: str
+    name: str = ""
     layer: int = NO_LAYER
     n_bytes: int = 0
 
@@ -177,7 +179,10 @@ class TraceLog:
         key = id(stages), len(self.processes), self._within
         if key not in self._of_stages:
             names = "wait_ns", "bytes"
-            labels = [self._label(stage.name, self._within, stage.layer, names) for stage in stages]
+            within = self._within
+            labels = [
+                self._label(stage.name or within or "other", within, stage.layer, names) for stage in stages
+            ]
             n_bytes = np.array([stage.n_bytes for stage in stages], np.int64)
             # with the stages themselves, so that no others get their id
             self._of_stages[key] = stages, np.array(labels, np.int32), n_bytes

@@ -65,7 +65,7 @@ class Recorder:
         """What follows is recorded into a part of its own."""
         self.tape = Tape()
         self.parts.append([self.tape])
-        self._stage = Stage("other")
+        self._stage = Stage()
         self.tape.add(
             kernel("rope", "rope_table_cpu"),
             self._rope_table,

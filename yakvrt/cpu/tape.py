@@ -74,11 +74,9 @@ class Tape:
         self._table = np.array(rows, np.int64).reshape(-1, 3)
         self._table[-1, 2] = 1
         stages = {first: stage for first, stage in self._stages if first < len(rows)}
-        if stages:  # what comes before the first belongs to it
-            stages = dict(zip([0, *list(stages)[1:]], stages.values(), strict=True))
-        else:
-            stages = {0: Stage("other")}
-        self.stages, self.bounds = tuple(stages.values()), np.array([*stages, len(rows)], np.int64)
+        self.stages = tuple(stages.values()) or (Stage(),)
+        # what comes before the first belongs to it
+        self.bounds = np.array([0, *list(stages)[1:], len(rows)], np.int64)
 
     @property
     def address(self) -> int:
