@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,8 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_gpu import FakeGpu
-from golden_values import tiny_cases, tiny_dir
+from golden_values import tiny_dir
 from kernel_team import KernelTeam, count
 from take_rows import TAKE_ROWS
 
@@ -21,6 +21,9 @@ from yakvrt import bench, generate
 from yakvrt.cpu.tape import Tape
 from yakvrt.trace_file import Tracing
 from yakvrt.trace_log import RECORD, Stage, TraceLog
+
+sys.path.append(str(Path(__file__).parent.parent / "bench"))
+import trace_report
 
 Event = Mapping[str, Any]
 PROMPT = list(range(1, 21))
@@ -248,8 +251,6 @@ def test_a_bad_path_is_told_before_anything_is_loaded(
 
 
 def test_the_verbs_write_it_and_the_report_reads_it(tmp_path: Path, capsys: Any) -> None:
-    import trace_report
-
     path, model = tmp_path / "trace.json", str(tiny_dir("qwen3"))
     flags = ["-m", model, "-t", "2", "--trace", str(path)]
     assert generate.main([*flags, "--json", "--prompt-ids", "1,2,3,4", "-n", "4", "-s", "1"]) == 0
@@ -272,35 +273,3 @@ def test_the_verbs_write_it_and_the_report_reads_it(tmp_path: Path, capsys: Any)
     path.write_text("[]")
     assert trace_report.main([str(path)]) == 1
     assert "is no trace of yakvrt" in capsys.readouterr().err
-
-
-def test_a_gpu_has_a_track_for_each_stream(gpu: FakeGpu, fake_cubins: Path, tmp_path: Path) -> None:
-    path, case = tmp_path / "trace.json", tiny_cases("llama3")[1]
-    with (
-        Tracing(str(path)) as tracing,
-        yakvrt.load(
-            str(tiny_dir("llama3")),
-            device="cuda",
-            cubins=fake_cubins,
-            ctx_size=32,
-            cache_type="f32",
-            ubatch_size=8,
-        ) as engine,
-        tracing.follow(engine, "a run"),
-    ):
-        sequence = engine.generate(case.ids, temperature=0, max_tokens=2, ignore_eos=True)
-        list(sequence)
-        n_layers = engine.config.n_layers
-    assert sequence.ids == case.greedy_ids[:2]
-    assert not gpu.failures
-    assert not gpu.held
-    events = read(path)
-    check_nesting(events)
-    found = [(e["name"], e["args"].get("layer")) for e in slices(events, cat="decode", tid=1)]
-    layers = [(name, i) for i in range(n_layers) for name in ("qkv", "attend", "attn_output", "mlp")]
-    assert found == [("embed", None), *layers, ("logits", None)]
-    assert {event["args"]["name"] for event in events if event["name"] == "thread_name"} == {
-        "host",
-        "stream",
-        "stream beside it",
-    }
