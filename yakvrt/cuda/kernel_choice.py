@@ -24,6 +24,7 @@ GROUPED_SHAPES = ((1, MOST_WARPS), *((n, 1) for n in DECODE_ROWS[1:]))  # an exp
 SPLIT_TOKENS = 512  # positions worth a block of their own in decode
 SCORE_TOKENS = 4096  # that a block scores
 GATHER_BLOCKS = 16  # keep a link to the host busy: a block has 16 KB under way
+GATHER_LOADS = (1, 2, 4, 8)  # of 16 bytes that a lane has under way, of gathers that are timed
 MULTIPROCESSORS = 132
 BLOCKS_AT_ONCE = 2 * MULTIPROCESSORS
 
