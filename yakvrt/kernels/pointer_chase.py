@@ -12,7 +12,7 @@ PLACE_BYTES = 128  # from one place to the next: a line of a GPU's cache
 
 
 def pointer_chase_ref(chain: np.ndarray, at: int, n_steps: int) -> int:
-    """The place that is reached from `at`. Shapes: chain uint32 [places, PLACE_BYTES / 4], the next one first."""
+    """The place that is reached from `at`. Shapes: chain uint32 [places, words], the next one first."""
     for _ in range(n_steps):
         at = int(chain[at, 0])
     return at
