@@ -103,11 +103,14 @@ def _write_files(args: argparse.Namespace, kept: list[dict[str, Any]]) -> None:
 
 
 def _keep_tuning(kept: list[dict[str, Any]]) -> None:
-    """Of a run to its end: half of one could name the wrong winner. Raises: OSError."""
+    """Of a run to its end: half of one could name the wrong winner. The records matter more than this."""
     from yakvrt.transfer_tuning import keep_rates
 
-    for path in keep_rates(kept):
-        terminal.note(f"wrote {path}, which the runtime reads")
+    try:
+        for path in keep_rates(kept):
+            terminal.note(f"wrote {path}, which the runtime reads")
+    except (OSError, RuntimeError, ValueError) as error:
+        terminal.note(f"what the runtime could use is not kept: {terminal.one_line(error)}")
 
 
 def _check_plot(directory: Path) -> None:

@@ -246,7 +246,7 @@ def _lacks(case: DeviceCase, room: Room) -> str:
         return (
             f"a {case.name} needs a pool of {2 * case.n_bytes} bytes and has {case.pool_bytes}: raise --pool"
         )
-    if case.n_bytes // PIECE > MOST_PIECES:
+    if case.method == "zero-copy" and case.n_bytes // PIECE > MOST_PIECES:
         return f"a {case.name} moves more than {gib(MOST_PIECES * PIECE)} at once: lower the sizes"
     for where, needed, free in (
         ("host memory", case.host_bytes + WORK_BYTES, room.host_bytes),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from yakvrt.terminal import counted
 from yakvrt.transfer_axes import (
     COLOURS,
     MARKERS,
@@ -193,6 +194,8 @@ def _draw_overlap(overlaps: Sequence[Fields]) -> Any:
         title="part of the shorter one that is hidden", xlim=(min(0, panels[0].get_xlim()[0]), None)
     )
     panels[1].set(title="time of the work, alone = 1")
+    for panel in panels:
+        panel.set_axisbelow(True)
     panels[1].axvline(1, color="0.4", lw=1)
     panels[0].set_yticks(range(len(names)), names)
     panels[0].invert_yaxis()
@@ -233,7 +236,7 @@ def _order(setting: Mapping[str, Any]) -> str:
 
 def _transfer_name(r: Fields) -> str:
     if r["method"] == "zero-copy":
-        return f"rows, {r['grid']} blocks"
+        return f"rows, {counted(r['grid'], 'block')}"
     return f"copy {WAYS[r['direction']]}"
 
 

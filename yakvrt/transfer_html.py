@@ -92,13 +92,13 @@ def _table(test: str, records: Sequence[Fields]) -> Iterator[str]:
     )
     yield '<div class="wide"><table><tr>'
     names = [*columns, *MEASURES]
-    kinds = ['class="text"' if isinstance(records[0][n], str) else "" for n in names]
+    kinds = [' class="text"' if isinstance(records[0][n], str) else "" for n in names]
     for name, kind in zip(names, kinds, strict=True):
-        yield f"<th {kind}>{escape(_heading(name))}</th>"
+        yield f"<th{kind}>{escape(_heading(name))}</th>"
     yield "</tr>"
     for r in records:
         cells = "".join(
-            f"<td {kind}>{escape(_shown(n, r[n]))}</td>" for n, kind in zip(names, kinds, strict=True)
+            f"<td{kind}>{escape(_shown(n, r[n]))}</td>" for n, kind in zip(names, kinds, strict=True)
         )
         yield f"<tr>{cells}</tr>"
     yield "</table></div>"
