@@ -22,6 +22,7 @@ METHODS = {
     "copy-2d": "one copy of rows that lie evenly apart",
 }
 DIRECTIONS = ("h2d", "d2h", "both")
+N_SETS = 8  # of ids of rows, which operations take in turn
 FILLERS = ("arithmetic", "memory")
 
 
@@ -65,7 +66,8 @@ class DeviceCase:
         """The same of the GPU's."""
         if self.test == "pinning":
             return 0
-        return 2 * self.n_bytes if self.direction == "d2d" else self.n_bytes
+        ids = 4 * N_SETS * self.n_rows if self.pool_bytes else 0
+        return ids + (2 * self.n_bytes if self.direction == "d2d" else self.n_bytes)
 
     @property
     def name(self) -> str:

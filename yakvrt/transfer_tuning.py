@@ -119,4 +119,5 @@ def _latency_us(records: Sequence[Fields], method: str) -> float:
 
 
 def _nearest(values: set[int], wanted: int) -> int:
-    return min(values, key=lambda value: abs(value.bit_length() - wanted.bit_length()))
+    """By their ratio; the larger one of two."""
+    return min(values, key=lambda value: (max(value, wanted) / min(value, wanted), -value))

@@ -86,7 +86,12 @@ def function(name: str, *kinds: Any) -> Callable[..., None] | None:
     """The driver's function for calls in a loop, which takes numbers and addresses of these ctypes and raises
     DeviceError; None where the driver is too old for it.
     """
-    address, _ = call("cuGetProcAddress", name.encode(), SINCE_CUDA, 0)
+    try:
+        address, _ = call("cuGetProcAddress", name.encode(), SINCE_CUDA, 0)
+    except DeviceError as error:
+        if "NOT_FOUND" not in str(error):
+            raise
+        address = 0
     if not address:
         return None
     foreign = ctypes.CFUNCTYPE(ctypes.c_int, *kinds)(int(address))
