@@ -160,18 +160,23 @@ def _draw_blocks(reads: Sequence[Fields], in_flight: Sequence[Fields]) -> Any:
             label = f"rows of {shown_bytes(size)}"
             left.plot(*zip(*points, strict=True), label=label, color=COLOURS[i], marker=MARKERS[i])
         left.set(title=f"{n_rows} rows", xlabel="blocks of 256 threads")
+        left.set_xscale("log", base=2)
+        grids = sorted({r["grid"] for r in here})
+        left.set_xticks(grids, [f"{n}" for n in grids])
+        left.minorticks_off()
         left.legend(fontsize=9)
     for i, setting in enumerate(distinct(in_flight, ("loads",))):
         loads = setting["loads"]
         rates = points_of(in_flight, "grid", loads=loads)
         points = [(grid * BLOCK_LANES * LANE_BYTES * loads, rate) for grid, rate in rates]
-        label = f"{loads} loads of 16 bytes a lane"
+        label = f"{counted(loads, 'load')} of 16 bytes a lane"
         right.plot(*zip(*points, strict=True), label=label, color=COLOURS[i % 7], marker=MARKERS[i % 7])
     if in_flight:
         right.set(title="rows of 1 KiB", xlabel="bytes under way")
+        right.set_xscale("log", base=2)
+        byte_ticks(right.xaxis, {4096 << i for i in range(11)})
         right.legend(fontsize=9)
     for panel in (left, right):
-        panel.set_xscale("log", base=2)
         panel.set(ylabel="GB/s", ylim=(0, None))
     figure.suptitle(_title("Blocks that read rows over the link", (list(reads) or list(in_flight))[0]))
     return figure
