@@ -18,6 +18,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parent.parent / "bench"))
 
+import bench_gpu
 import gpu_transfer
 from fake_cubins import write_fake_cubin
 from fake_driver import Plugged
@@ -25,7 +26,14 @@ from fake_gpu import FakeGpu
 from fake_stream import DriverError
 from interruption import Interruption
 
-from yakvrt import transfer, transfer_gpu_latency, transfer_gpu_overlap, transfer_gpu_plan, tuning
+from yakvrt import (
+    transfer,
+    transfer_gpu_latency,
+    transfer_gpu_overlap,
+    transfer_gpu_plan,
+    transfer_html,
+    tuning,
+)
 from yakvrt.cuda.device import Device
 from yakvrt.cuda.driver import DeviceLost, function
 from yakvrt.cuda.kernel_choice import gather_blocks
@@ -148,7 +156,7 @@ def check_report(text: str, tests: list[str], n_plots: int) -> None:
     parser.close()
     assert parser.open == []
     assert len(set(parser.ids)) == len(parser.ids)
-    assert parser.count["svg"] == n_plots
+    assert parser.count.get("svg", 0) == n_plots
     assert re.findall(r"<h2>([^<]+)</h2>", text) == ["Machine and build", *tests]
     assert not re.search(r"url\((?!#)|@import", text)
 
@@ -192,20 +200,28 @@ def test_ctrl_c_keeps_what_was_measured_and_opens_the_gate(
     patched: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
     name: str,
     n: int,
     after: bool,
 ) -> None:
-    """A gate that stayed shut would let the fake driver fail when memory is given back."""
+    """A gate that stayed shut would let the fake driver fail when memory is given back. No plots: they take
+    longer than the rest.
+    """
+    monkeypatch.setattr(transfer_html, "find_spec", lambda name: None)
+    report = tmp_path / "report.html"
     interruption = Interruption(monkeypatch, n, name, after=after)
     flags = ("--test", "copy,rows", "--size", "4K", "--memory", "pinned,registered", "--method", "zero-copy")
-    assert transfer.main([*SMALL, *SMALL_ROWS, *flags]) == 130
+    assert transfer.main([*SMALL, *SMALL_ROWS, *flags, "--html", str(report)]) == 130
     assert interruption.happened
     assert not gpu.failures
     assert not gpu.held
     records = json.loads(capsys.readouterr().out or "[]")
     assert all(record["verified_bytes"] == record["n_bytes"] for record in records)
     assert bool(records) == (name != "cuStreamWaitValue32")
+    assert report.exists() == bool(records)
+    if records:
+        check_report(report.read_text(), [*dict.fromkeys(record["test"] for record in records)], 0)
 
 
 @pytest.mark.parametrize(
@@ -327,13 +343,18 @@ except KeyboardInterrupt:
 """
 
 
-def test_transfers_behind_the_steps_of_test_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_transfers_behind_the_steps_of_test_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_transfer, "LEAST_S", 0)
     found = gpu_transfer.examine_transfers([sys.executable, "-c", ENDLESS], gpu_transfer.GRACE_S + 1.0)
     assert [record["test"] for record in found["records"]] == ["copy", "last"]
     assert found["error"] == "code 130: "
     assert found["link"] is None
     assert "were left" in gpu_transfer.examine_transfers([], 5)["error"]
+    events = [{"device": {"name": "GPU"}}, {"step": 0, "facts": {}}]
+    assert bench_gpu.report(events, ["one"], tmp_path / "result.json", lambda: found) == 0
+    assert json.loads((tmp_path / "result.json").read_text())["transfer"] == found
+    assert bench_gpu.report(events, ["one", "two"], tmp_path / "result.json", lambda: found) == 1
+    assert "transfer" not in json.loads((tmp_path / "result.json").read_text())
 
 
 def test_it_runs_without_a_compiler() -> None:

@@ -114,7 +114,6 @@ class _Values:
         quick = self.quick = bool(args.quick)
         self.room = room
         self.sizes = within(args.size or (QUICK_SIZES if quick else SIZES), "--size", 64, MAX_BYTES, 64)
-        self.given_rows = bool(args.row_bytes)
         self.row_sizes = within(
             args.row_bytes or (QUICK_ROW_SIZES if quick else ROW_SIZES), "--row-bytes", 16, MAX_ROW_BYTES, 16
         )
