@@ -53,20 +53,25 @@ class Sampled:
 
 
 class Gate:
-    """A point in a stream that it does not pass before the host opens it."""
+    """A point in a stream that it does not pass before the host opens it; where it `works`."""
 
     def __init__(self, stream: Stream) -> None:
         """Raises: DeviceError where no memory can be pinned."""
-        self._stream, self._memory = stream, PinnedMemory(4)
+        self._stream, self._memory, self.works = stream, PinnedMemory(4), False
         self._word = self._memory.array.view(np.uint32)
         self.open()
+
+    def probe(self) -> None:
+        """Finds out whether it works: a driver or a virtual GPU may be without. Times then begin before all is
+        asked for. Raises: DeviceLost.
+        """
         try:
             self.shut_for(0)
-            stream.synchronise()
+            self._stream.synchronise()
             self.works = True
         except DeviceLost:
             raise
-        except DeviceError:  # a driver or a virtual GPU without it: times then begin before all is asked for
+        except DeviceError:
             self.works = False
 
     def shut(self) -> None:
@@ -103,6 +108,7 @@ class DeviceClock:
             held.callback(event.close)
         self.gate = Gate(self.stream)
         held.callback(self.gate.free)
+        self.gate.probe()
         held.callback(self.stream.synchronise)
 
     def time(self, operation: Operation) -> Sampled:
