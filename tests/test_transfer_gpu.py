@@ -91,13 +91,39 @@ def check(record: dict[str, Any]) -> None:
     assert record["is_gated"] == (not waits)
 
 
+def watch_first_launches(gpu: FakeGpu) -> set[int]:
+    """The functions that were launched, none of them first behind a shut gate: a driver that loads a kernel
+    when it is first launched may wait for every stream.
+    """
+    launched: set[int] = set()
+    shut, launch, wait = [False], gpu.cuLaunchKernel, gpu.cuStreamWaitValue32
+
+    def waits(stream: int, address: int, value: int, flags: int) -> None:
+        shut[0] = bool(value)
+        wait(stream, address, value, flags)
+
+    def launches(function: int, *given: int) -> None:
+        assert function in launched or not shut[0]
+        launched.add(function)
+        launch(function, *given)
+
+    def synchronises(event: int) -> None:
+        shut[0] = False
+        type(gpu).cuEventSynchronize(gpu, event)
+
+    gpu.cuLaunchKernel, gpu.cuStreamWaitValue32 = launches, waits  # type: ignore[method-assign]
+    gpu.cuEventSynchronize = synchronises  # type: ignore[method-assign]
+    return launched
+
+
 def test_all_tests(gpu: FakeGpu, patched: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Once, with the report, its plots and what the runtime reads."""
-    report = tmp_path / "report.html"
+    report, launched = tmp_path / "report.html", watch_first_launches(gpu)
     records = records_of(capsys, "--html", str(report), "--order", "random")
     if gpu.failures:
         raise gpu.failures[0]
     assert not gpu.held
+    assert len(launched) == len(KERNELS)
     for record in records:
         check(record)
     assert [*dict.fromkeys(r["test"] for r in records)] == [name for name in GPU_TESTS if name != "numa"]

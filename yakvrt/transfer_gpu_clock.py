@@ -62,8 +62,8 @@ class Gate:
         self.open()
 
     def probe(self) -> None:
-        """Finds out whether it works: a driver or a virtual GPU may be without. Times then begin before all is
-        asked for. Raises: DeviceLost.
+        """Finds out whether it works: a driver or a virtual GPU may be without. Times then begin before all
+        is asked for. Raises: DeviceLost.
         """
         try:
             self.shut_for(0)
@@ -115,15 +115,16 @@ class DeviceClock:
         """Warms up, finds the number of loops, takes the samples and checks what the last one left."""
         gated = self._may_gate(operation)
         most = max(1, MOST_GATED // operation.n_calls) if gated else MOST_LOOPS
-        self.once_ns(operation, 1)
-        n, taken = 1, self.once_ns(operation, 1)
+        # Without the gate: a driver that loads a kernel when it is first asked for may wait for all streams.
+        self._once_ns(operation, 1, gated=False)
+        n, taken = 1, self._once_ns(operation, 1, gated)
         while n < most and taken * n < self.sample_s * 1e9 / 2:
             n = min(most, max(2 * n, int(self.sample_s * 1e9 / max(taken, 1.0))))
-            taken = self.once_ns(operation, n)
-        samples = tuple(self.once_ns(operation, n) for _ in range(self.n_samples))
+            taken = self._once_ns(operation, n, gated)
+        samples = tuple(self._once_ns(operation, n, gated) for _ in range(self.n_samples))
         return Sampled(samples, n, operation.clock, gated, operation.check())
 
-    def once_ns(self, operation: Operation, n: int) -> float:
+    def _once_ns(self, operation: Operation, n: int, gated: bool) -> float:
         """A sample: the mean of n in a row."""
         if operation.clock == HOST:
             began = time.perf_counter_ns()
@@ -132,7 +133,7 @@ class DeviceClock:
             taken = time.perf_counter_ns() - began
             self.stream.synchronise()
             return taken / n
-        with self.between_events(self._may_gate(operation), beside=operation.beside):
+        with self.between_events(gated, beside=operation.beside):
             for _ in range(n):
                 operation.ask()
         return self.end.ms_since(self.start) * 1e6 / n
