@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from yakvrt.transfer_gpu_records import overlapped
 from yakvrt.transfer_records import shown_bytes, shown_time
 
 Fields = Mapping[str, Any]
@@ -66,7 +67,11 @@ def _parts(records: Sequence[Fields]) -> Iterator[str]:
     yield '<table class="facts">'
     for name in FACTS:
         if first.get(name) not in (None, "", -1):
-            value = shown_bytes(first[name]) if name.endswith("_bytes") else first[name]
+            value = first[name]
+            if name.endswith("_bytes") and value >= 1 << 30:
+                value = f"{value / 2**30:.1f} GiB"  # what systems have is no round number
+            elif name.endswith("_bytes"):
+                value = shown_bytes(value)
             cells = (escape(text) for text in (_heading(name), str(value)))
             yield "<tr>" + "".join(f'<td class="text">{cell}</td>' for cell in cells) + "</tr>"
     yield "</table>"
@@ -86,22 +91,26 @@ def _table(test: str, records: Sequence[Fields]) -> Iterator[str]:
     """What differs between the records, then what was measured."""
     told = [n for n in records[0] if n not in HIDDEN and n not in MEASURES]
     columns = [n for n in told if len({r[n] for r in records}) > 1]
-    shared = [f"{_heading(n)} {_shown(n, records[0][n])}" for n in told if n not in columns and records[0][n]]
-    yield (
-        f"<h2>{escape(test)}</h2><p>{escape(', '.join(shared))}</p>" if shared else f"<h2>{escape(test)}</h2>"
-    )
+    shared = [(n, _shown(n, records[0][n])) for n in told if n not in columns]
+    yield f"<h2>{escape(test)}</h2>"
+    yield f"<p>{escape(', '.join(f'{_heading(n)} {text}' for n, text in shared if text))}</p>"
     yield '<div class="wide"><table><tr>'
-    names = [*columns, *MEASURES]
+    moves = any(r["n_bytes"] for r in records)
+    names = [*columns, *(n for n in MEASURES if moves or not n.endswith("gbps"))]
     kinds = [' class="text"' if isinstance(records[0][n], str) else "" for n in names]
-    for name, kind in zip(names, kinds, strict=True):
-        yield f"<th{kind}>{escape(_heading(name))}</th>"
-    yield "</tr>"
+    cells = [f"<th{kind}>{escape(_heading(n))}</th>" for n, kind in zip(names, kinds, strict=True)]
+    hidden = test == "overlap"
+    yield "".join(cells) + ("<th>hidden</th><th>work takes</th>" if hidden else "") + "</tr>"
     for r in records:
-        cells = "".join(
-            f"<td{kind}>{escape(_shown(n, r[n]))}</td>" for n, kind in zip(names, kinds, strict=True)
-        )
-        yield f"<tr>{cells}</tr>"
+        cells = [f"<td{kind}>{escape(_shown(n, r[n]))}</td>" for n, kind in zip(names, kinds, strict=True)]
+        yield f"<tr>{''.join(cells)}{_hidden(r) if hidden else ''}</tr>"
     yield "</table></div>"
+
+
+def _hidden(r: Fields) -> str:
+    """Cells: how much of transfer or work the other one hides, how many times as long the work takes."""
+    takes = r["work_beside_ns"] / r["work_alone_ns"] if r["work_alone_ns"] else 0.0
+    return f"<td>{overlapped(dict(r)):.0%}</td><td>{takes:.2f}</td>"
 
 
 def _heading(name: str) -> str:
@@ -111,14 +120,23 @@ def _heading(name: str) -> str:
         "stddev_gbps": "± GB/s",
         "n_rows": "rows",
         "row_bytes": "row",
+        "row_offset": "offset",
+        "is_gated": "gated",
     }.get(name, re.sub(r"^n_|_(info|bytes|ns)$", "", name).replace("_", " "))
 
 
 def _shown(name: str, value: Any) -> str:
+    """As people read it; "" for what a test does not have."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if name in ("node", "gpu_node") and value < 0:
+        return ""
+    if name not in MEASURES and not value:
+        return ""
     if name.endswith("_bytes"):
-        return shown_bytes(value) if value else ""
+        return shown_bytes(value)
     if name.endswith("_ns"):
-        return shown_time(value) if value else ""
+        return shown_time(value)
     if name == "cv":
         return f"{value:.1%}"
     if isinstance(value, float):
