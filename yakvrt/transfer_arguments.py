@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
 from pathlib import Path
 
@@ -85,8 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--cubins",
         metavar="DIR",
         type=Path,
-        default=os.environ.get("YAKVRT_CUBINS") or None,
-        help="kernels that `kernels build` made ($YAKVRT_CUBINS; else they are compiled)",
+        help="kernels that `kernels build` made (else they are compiled)",
     )
     gpu.add_argument(
         "--memory",
