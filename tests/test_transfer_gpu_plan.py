@@ -65,6 +65,12 @@ def test_sizes_asked_for_must_fit_both_memories() -> None:
         planned("--test", "rows", "--rows", "64K", "--row-bytes", "32K")
     with pytest.raises(ValueError, match=r"pool \(zero-copy\) of 65536 x 128 bytes needs 128\."):
         planned("--pool", "1G,128G")
+    large = ("--test", "rows", "--pool", "4G", "--rows", "64K", "--row-bytes", "16K", "--method")
+    assert planned(*large, "zero-copy")
+    with pytest.raises(
+        ValueError, match="needs a pool of 2147483648 bytes and has 1073741824: lower the sizes"
+    ):
+        planned(*large, "copy-rows")
     assert max(c.row_bytes for c in planned("--test", "copy", room=small)) == 1 << 30
     assert [c.pool_bytes >> 30 for c in planned("--test", "pool", "--order", "random")] == [
         1,

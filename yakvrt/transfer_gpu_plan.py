@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from yakvrt.cuda.kernel_choice import GATHER_BLOCKS, GATHER_LOADS
+from yakvrt.cuda.pinned_pool import CHUNK_BYTES
 from yakvrt.memory_plan import gib
 from yakvrt.terminal import UsageError
 from yakvrt.transfer_gpu_case import DIRECTIONS, FILLERS, GPU_TESTS, METHODS, DeviceCase
