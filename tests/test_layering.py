@@ -24,7 +24,10 @@ LAYERS: tuple[tuple[str, str], ...] = (
         """generate chat perplexity kl_divergence eval tokenize models pull plan cuda_kernels
         bench bench_arguments bench_records bench_facts record_formats value_lists
         transfer transfer_arguments transfer_plan transfer_timing transfer_memory transfer_link
-        transfer_records transfer_plot machine_facts trace_file
+        transfer_host transfer_records transfer_axes transfer_plot transfer_html transfer_tuning machine_facts
+        transfer_gpu transfer_gpu_case transfer_gpu_plan transfer_gpu_clock transfer_gpu_memory
+        transfer_gpu_copies transfer_gpu_rows transfer_gpu_gather transfer_gpu_latency
+        transfer_gpu_overlap transfer_gpu_pinning transfer_gpu_records transfer_gpu_plot trace_file
         cli_arguments machine_arguments device_arguments cli_parsing prompt_cache prompt_text terminal""",
     ),
     (
@@ -43,7 +46,7 @@ LAYERS: tuple[tuple[str, str], ...] = (
     ),
     ("ops", "ops backend cpu cuda trace_log"),
     ("kernels", "kernels"),
-    ("leaf", "gguf_tools cache_directory control_group free_memory higgs_grids kernel_build"),
+    ("leaf", "gguf_tools cache_directory tuning control_group free_memory higgs_grids kernel_build"),
 )
 # Names of the package itself (yakvrt.load, yakvrt.__version__): for the verbs, and nobody below them.
 PACKAGE = "yakvrt"

@@ -95,7 +95,7 @@ def test_defaults_are_bounded_by_memory_and_the_cache() -> None:
         (("-t", "0"), "may use 1 to 4 CPUs"),
         (("-t", "5"), "may use 1 to 4 CPUs"),
         (("-r", "4"), "at least 5"),
-        (("--device", "cuda"), "none of 'cuda': leave --device out"),
+        (("--grid", "4"), "--grid is for tests of a GPU: add --device cuda"),
         (("--link-gbps", "50"), "give both"),
         (("--link-gbps", "0", "--latency-us", "1"), "is no link"),
         (("--link-gbps", "nan", "--latency-us", "1"), "is no link"),
@@ -241,7 +241,7 @@ def test_more_memory_than_there_is(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_bad_input_is_one_sentence() -> None:
     assert "none of job, op" in sentence(yakvrt("--test", "nvlink", verb="transfer"), 2)
-    assert "leave --device out" in sentence(yakvrt("--device", "cuda:0", verb="transfer"), 2)
+    assert "is not cpu, cuda or cuda:N" in sentence(yakvrt("--device", "gpu", verb="transfer"), 2)
     with open("/dev/full", "wb") as full:
         code, _, err = yakvrt(*SMALL, verb="transfer", stdout=full)
     assert code == 1

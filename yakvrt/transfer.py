@@ -1,27 +1,25 @@
-"""`yakvrt transfer`: how fast rows of host memory are copied and gathered, and what a link would add."""
+"""`yakvrt transfer`: how fast rows of host memory are copied and gathered, and what a link to a GPU adds."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
-from itertools import groupby
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yakvrt import terminal
 from yakvrt.cli_parsing import parse
-from yakvrt.record_formats import formats, print_records
+from yakvrt.device import gpu_number
+from yakvrt.record_formats import Fields, Table, formats, print_records
 from yakvrt.transfer_arguments import build_parser
-from yakvrt.transfer_plan import Plan, plan
-from yakvrt.transfer_records import MEASURED, SQL_TABLE, TransferRecord, transfer_table
 
 if TYPE_CHECKING:
     from yakvrt.machine_facts import MachineFacts
 
 Report = Callable[[str, int, int], None]
+Source = Callable[[Report], Iterator[Fields]]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,84 +28,89 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _transfer(args: argparse.Namespace) -> int:
-    from yakvrt.cpu.topology import default_threads
-    from yakvrt.free_memory import available_memory
     from yakvrt.machine_facts import machine_facts
-    from yakvrt.transfer_memory import check_memory
 
     machine = machine_facts()
+    with ExitStack() as held:
+        number = gpu_number(args.device)
+        if number is None:
+            records, table, sql_name = _on_host(args, machine)
+        else:
+            records, table, sql_name = _on_gpu(args, machine, number, held)
+        if args.plot:
+            _check_plot(args.plot)
+        if args.html:
+            _check_report(args.html)
+        kept: list[dict[str, Any]] = []
+
+        def noted(report: Report) -> Iterator[Fields]:
+            for record in records(report):
+                kept.append(record.fields())
+                yield record
+
+        outputs = [(formats(table, sql_name)[args.output], sys.stdout)]
+        try:
+            # Records on a terminal show by themselves how far it is.
+            with terminal.Bar("timing") as bar:
+                is_shown = sys.stderr.isatty() and not sys.stdout.isatty()
+                print_records(noted(bar.loading if is_shown else lambda *_: None), outputs)
+        except KeyboardInterrupt:
+            _write_files(args, kept)
+            raise
+        _write_files(args, kept)
+    _keep_tuning(kept)
+    return 0
+
+
+def _on_host(args: argparse.Namespace, machine: MachineFacts) -> tuple[Source, Table[Any], str]:
+    """Raises: UsageError, ValueError."""
+    from yakvrt.cpu.topology import default_threads
+    from yakvrt.free_memory import available_memory
+    from yakvrt.transfer_host import records_of
+    from yakvrt.transfer_memory import check_memory
+    from yakvrt.transfer_plan import plan
+    from yakvrt.transfer_records import SQL_TABLE, transfer_table
+
     planned = plan(args, machine, available_memory(), default_threads())
     check_memory(planned.pool_bytes, planned.out_bytes)
-    if args.plot:
-        _check_plot(args.plot)
-    outputs = [(formats(transfer_table(), SQL_TABLE)[args.output], sys.stdout)]
-    kept: list[dict[str, Any]] = []
+    return lambda report: records_of(planned, machine, report), transfer_table(), SQL_TABLE
 
-    def records(report: Report) -> Iterator[TransferRecord]:
-        for record in records_of(planned, machine, report):
-            if args.plot:
-                kept.append(record.fields())
-            yield record
 
-    # Records on a terminal show by themselves how far it is.
-    with terminal.Bar("timing") as bar:
-        is_shown = sys.stderr.isatty() and not sys.stdout.isatty()
-        print_records(records(bar.loading if is_shown else lambda *_: None), outputs)
-    if args.plot:
+def _on_gpu(
+    args: argparse.Namespace, machine: MachineFacts, number: int, held: ExitStack
+) -> tuple[Source, Table[Any], str]:
+    """Raises: UsageError, ValueError, DeviceError."""
+    from yakvrt.transfer_gpu import device_records, opened
+    from yakvrt.transfer_gpu_records import GPU_SQL_TABLE, device_table
+
+    gpu = held.enter_context(opened(number, args.cubins))
+    planned = gpu.plan(args, machine)
+    return lambda report: device_records(gpu, planned, machine, report), device_table(), GPU_SQL_TABLE
+
+
+def _write_files(args: argparse.Namespace, kept: list[dict[str, Any]]) -> None:
+    """What was asked for beside stdout, from the records so far. Raises: OSError."""
+    if args.plot and kept:
         from yakvrt.transfer_plot import draw
 
         for path in draw(kept, args.plot):
             terminal.note(f"wrote {path}")
-    return 0
+    if args.html and kept:
+        from yakvrt.transfer_html import write_report
+
+        write_report(args.html, kept)
+        terminal.note(f"wrote {args.html}")
 
 
-def records_of(planned: Plan, machine: MachineFacts, report: Report) -> Iterator[TransferRecord]:
-    """Times case after case and yields a record of each as it ends, with those of the link behind it."""
-    from yakvrt.bench_facts import build
-    from yakvrt.cpu.kernel_cache import KernelCache
-    from yakvrt.transfer_link import modelled
-    from yakvrt.transfer_memory import HostMemory
-    from yakvrt.transfer_timing import compile_kernels, stopwatch
+def _keep_tuning(kept: list[dict[str, Any]]) -> None:
+    """Of a run to its end: half of one could name the wrong winner. The records matter more than this."""
+    from yakvrt.transfer_tuning import keep_rates
 
-    commit, number = build()
-    cache = KernelCache()
-    compile_kernels(cache, planned.cases, lambda done, total, name: report(f"compiling {name}", done, total))
-    n_done = 0
-    for pages, cases in groupby(planned.cases, lambda case: case.setting.pages):
-        memory = HostMemory(pages, planned.pool_bytes, planned.out_bytes)
-        huge_bytes = memory.huge_bytes
-        with stopwatch(cache, memory, planned.n_samples, planned.sample_s) as watch:
-            del memory  # the watch holds it, so that it is gone before that of the next pages is taken
-            for case in cases:
-                report(f"timing: {case.name}", n_done, len(planned.cases))
-                began = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-                timing = watch.time(case)
-                n_done += 1
-                record = TransferRecord(
-                    build_commit=commit,
-                    build_number=number,
-                    gpu_info="",
-                    backends="CPU",
-                    **dataclasses.asdict(machine),
-                    test=case.test,
-                    kind=MEASURED,
-                    model="",
-                    n_rows=case.n_rows,
-                    row_bytes=case.row_bytes,
-                    **dataclasses.asdict(case.setting),
-                    huge_bytes=huge_bytes,
-                    pool_bytes=planned.pool_bytes,
-                    n_loops=timing.n_loops,
-                    link_gbps=0.0,
-                    link_latency_us=0.0,
-                    verified_bytes=timing.verified_bytes,
-                    test_time=began,
-                    samples_ns=timing.samples_ns,
-                )
-                yield record
-                if planned.link and case.test == "gather" and case.setting == planned.setting:
-                    yield from modelled(record, planned.link)
-        del watch
+    try:
+        for path in keep_rates(kept):
+            terminal.note(f"wrote {path}, which the runtime reads")
+    except (OSError, RuntimeError, ValueError) as error:
+        terminal.note(f"what the runtime could use is not kept: {terminal.one_line(error)}")
 
 
 def _check_plot(directory: Path) -> None:
@@ -122,6 +125,16 @@ def _check_plot(directory: Path) -> None:
         raise ValueError("--plot draws with matplotlib, which is not there: pip install 'yakvrt[plot]'")
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=directory):
+        pass
+
+
+def _check_report(path: Path) -> None:
+    """The same of a file. Raises: OSError."""
+    import tempfile
+
+    if path.is_dir():
+        raise IsADirectoryError(21, "Is a directory", str(path))
+    with tempfile.TemporaryFile(dir=path.parent):
         pass
 
 

@@ -6,9 +6,11 @@ import argparse
 import re
 from pathlib import Path
 
-from yakvrt.cli_parsing import Parser
+from yakvrt.cli_parsing import Parser, kind
+from yakvrt.device import gpu_number
 from yakvrt.machine_facts import UNITS
 from yakvrt.record_formats import FORMAT_NAMES
+from yakvrt.transfer_gpu_case import DIRECTIONS, GPU_TESTS, METHODS
 from yakvrt.transfer_plan import MAX_BYTES, TESTS
 from yakvrt.value_lists import argument, numbers, words
 
@@ -22,11 +24,16 @@ def byte_counts(text: str) -> list[int]:
     return numbers(plain, MAX_BYTES)
 
 
+def _device(text: str) -> str:
+    gpu_number(text)
+    return text.lower()
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The verb's flags."""
     p = Parser(
         "transfer",
-        "Time copies and gathers of host memory, and model what a link to a GPU adds.",
+        "Time copies and gathers of host memory and what a link to a GPU adds: modelled, or measured on one.",
     )
     listed = "; ".join(f"{name}: {text}" for name, text in TESTS.items())
     sweep = p.add_argument_group(
@@ -37,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = sweep.add_argument
     counts, names = argument(byte_counts), argument(words)
-    add("--test", type=names, action="append", metavar="NAME", help=f"{', '.join(TESTS)} (all)")
+    add("--test", type=names, action="append", metavar="NAME", help="names of tests (all)")
     add("--size", type=counts, metavar="N", help="bytes of a copy (4K-1G*2)")
     add("--row-bytes", type=counts, metavar="N", help="bytes of a row (32-64K*2)")
     add("--rows", type=counts, metavar="N", help="rows of a gather (64-64K*4)")
@@ -51,8 +58,45 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="threads (physical cores, halved down to 1)",
     )
-    add("--pool", type=counts, metavar="N", help="bytes that rows are spread over (1G, or 4 last caches)")
+    add(
+        "--pool",
+        type=counts,
+        metavar="N",
+        help="bytes that rows are spread over (1G, or 4 last caches; GPU: 1G-64G*2)",
+    )
     add("--quick", action="store_true", help="fewer sizes, a smaller pool, shorter samples")
+
+    on_gpu = "; ".join(f"{name}: {text}" for name, text in GPU_TESTS.items())
+    gpu = p.add_argument_group(
+        "GPU",
+        f"With --device cuda the tests are {on_gpu}. Rows come from the first --pool. What a whole run "
+        "finds is kept for the runtime (tuning/ in the cache directory).",
+    )
+    gpu.add_argument(
+        "-dev",
+        "--device",
+        type=kind("cpu, cuda or cuda:N", _device),
+        default="cpu",
+        metavar="DEV",
+        help="cpu, cuda or cuda:N (cpu)",
+    )
+    gpu.add_argument(
+        "--cubins",
+        metavar="DIR",
+        type=Path,
+        help="kernels that `kernels build` made (else they are compiled)",
+    )
+    gpu.add_argument(
+        "--memory",
+        type=names,
+        metavar="NAME",
+        help="kinds of host memory (pinned,pageable,registered,registered-huge,write-combined)",
+    )
+    gpu.add_argument("--direction", type=names, metavar="NAME", help=f"of copies ({','.join(DIRECTIONS)})")
+    gpu.add_argument("--method", type=names, metavar="NAME", help=f"of taking rows ({','.join(METHODS)})")
+    gpu.add_argument(
+        "--grid", type=counts, metavar="N", help="blocks of the kernel that reads rows (16,1-132)"
+    )
 
     link = p.add_argument_group(
         "link", "Adds modelled records: a gather and one copy, a copy a row, reads of rows by the GPU itself."
@@ -60,8 +104,10 @@ def build_parser() -> argparse.ArgumentParser:
     link.add_argument("--link-gbps", type=float, metavar="GB/S", help="rate of the link, 10^9 bytes a second")
     link.add_argument("--latency-us", type=float, metavar="US", help="what starting a transfer takes")
 
-    p.add_argument("-dev", "--device", default="cpu", metavar="DEV", help="cpu, the only one so far")
     p.add_argument("-r", "--repetitions", type=int, default=9, metavar="N", help="samples, at least 5 (9)")
     p.add_argument("-o", "--output", choices=FORMAT_NAMES, default="md", help="format on stdout (md)")
     p.add_argument("--plot", type=Path, metavar="DIR", help="draws PNG and SVG files into the directory")
+    p.add_argument(
+        "--html", type=Path, metavar="FILE", help="writes a report with tables and plots, in one file"
+    )
     return p

@@ -31,22 +31,35 @@ class HostMemory:
         check_memory(pool_bytes, out_bytes)
         self.pool_bytes = pool_bytes
         try:
-            self.source, self.out = (_mapped(pages, n + SLACK) for n in (pool_bytes, out_bytes))
+            self.source, self.out = (mapped(pages, n + SLACK) for n in (pool_bytes, out_bytes))
         except (OSError, MemoryError) as error:
             raise ValueError(
                 f"the system refuses a source of {gib(pool_bytes)} and a target of {gib(out_bytes)} "
                 f"({error}): lower --pool and the sizes"
             ) from error
-        words = self.source[: len(self.source) // 8 * 8].view(np.uint64)
-        for start in range(0, len(words), FILL_WORDS):
-            end = min(start + FILL_WORDS, len(words))
-            np.multiply(np.arange(start, end, dtype=np.uint64), ODD, out=words[start:end])
+        fill(self.source)
         self.out[:] = POISON
         self.huge_bytes = min(huge_bytes_of(self.source), pool_bytes)
 
     def poison(self, n_bytes: int) -> None:
         """Makes sure that nothing of an earlier test is left in the target's first bytes."""
         self.out[: n_bytes + SLACK] = POISON
+
+
+def pattern(first: int, last: int) -> np.ndarray:
+    """What a source holds at its words first .. last - 1: uint64 [last - first]."""
+    return np.arange(first, last, dtype=np.uint64) * ODD
+
+
+def fill(source: np.ndarray, first: int = 0) -> None:
+    """Makes the words of a source all different, or of a part that begins with its word `first`.
+
+    Shapes: uint8 [n], 8-byte aligned.
+    """
+    words = source[: len(source) // 8 * 8].view(np.uint64)
+    for start in range(0, len(words), FILL_WORDS):
+        end = min(start + FILL_WORDS, len(words))
+        words[start:end] = pattern(first + start, first + end)
 
 
 def check_memory(pool_bytes: int, out_bytes: int) -> None:
@@ -59,7 +72,8 @@ def check_memory(pool_bytes: int, out_bytes: int) -> None:
         )
 
 
-def _mapped(pages: str, n_bytes: int) -> np.ndarray:
+def mapped(pages: str, n_bytes: int) -> np.ndarray:
+    """Memory of its own in huge or small pages, not touched yet: uint8 [n_bytes]."""
     return TileMemory.empty(n_bytes).data if pages == "huge" else reserved((n_bytes,))
 
 

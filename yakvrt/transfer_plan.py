@@ -40,6 +40,7 @@ GIVEN_SIZES = (
     ("row_bytes", ("gather",), "row_bytes"),
     ("rows", ("gather",), "n_rows"),
 )
+GPU_FLAGS = ("memory", "direction", "method", "grid")
 SAMPLE_S, QUICK_SAMPLE_S = 0.005, 0.001
 POOL_BYTES, QUICK_POOL_BYTES = 1 << 30, 128 << 20
 CACHES = 4  # a pool is at least so many times as large as the last cache
@@ -111,11 +112,12 @@ def plan(args: argparse.Namespace, machine: MachineFacts, free_bytes: int, n_thr
 
     Raises: UsageError, ValueError for sizes asked for that fit in no combination.
     """
-    if args.device.lower() != "cpu":
-        raise UsageError(f"transfer has tests of the host alone, none of {args.device!r}: leave --device out")
+    for name in GPU_FLAGS:
+        if getattr(args, name):
+            raise UsageError(f"--{name} is for tests of a GPU: add --device cuda or leave it out")
     if args.repetitions < MIN_SAMPLES:
         raise UsageError(f"-r {args.repetitions} is too few for a median: give at least {MIN_SAMPLES}")
-    tests = _known(flat(args.test, list(TESTS)), TESTS, "--test")
+    tests = known(flat(args.test, list(TESTS)), TESTS, "--test")
     settings = _settings(args, machine, n_threads)
     pool_bytes = _pool_bytes(args, machine, free_bytes)
     wanted = list(_cases(args, tests, settings))
@@ -140,9 +142,9 @@ def _settings(args: argparse.Namespace, machine: MachineFacts, n_threads: int) -
     if not all(1 <= n <= machine.n_cpus for n in threads):
         raise UsageError(f"-t {','.join(map(str, threads))}: this process may use 1 to {machine.n_cpus} CPUs")
     values: dict[str, list[Any]] = {
-        "row_order": _known(args.order or list(ORDERS), ORDERS, "--order"),
-        "row_offset": _within(args.offset or [0, 16], "--offset", 0, MAX_OFFSET, 1),
-        "pages": _known(args.pages or list(PAGES), PAGES, "--pages"),
+        "row_order": known(args.order or list(ORDERS), ORDERS, "--order"),
+        "row_offset": within(args.offset or [0, 16], "--offset", 0, MAX_OFFSET, 1),
+        "pages": known(args.pages or list(PAGES), PAGES, "--pages"),
         "n_threads": list(dict.fromkeys(threads)),
     }
     first = Setting(*(some[0] for some in values.values()))
@@ -152,10 +154,10 @@ def _settings(args: argparse.Namespace, machine: MachineFacts, n_threads: int) -
 def _cases(args: argparse.Namespace, tests: Sequence[str], settings: Sequence[Setting]) -> Iterator[Case]:
     """All cases, those that differ in their setting one after the other: what a machine does drifts."""
     quick = args.quick
-    sizes = _within(args.size or (QUICK_SIZES if quick else SIZES), "--size", 64, MAX_BYTES, 64)
+    sizes = within(args.size or (QUICK_SIZES if quick else SIZES), "--size", 64, MAX_BYTES, 64)
     row_sizes = args.row_bytes or (QUICK_ROW_SIZES if quick else ROW_SIZES)
-    row_sizes = _within(row_sizes, "--row-bytes", 8, MAX_ROW_BYTES, 8)
-    rows = _within(args.rows or (QUICK_ROW_COUNTS if quick else ROW_COUNTS), "--rows", 1, MAX_ROWS, 1)
+    row_sizes = within(row_sizes, "--row-bytes", 8, MAX_ROW_BYTES, 8)
+    rows = within(args.rows or (QUICK_ROW_COUNTS if quick else ROW_COUNTS), "--rows", 1, MAX_ROWS, 1)
     without_rows = list(dict.fromkeys(replace(s, row_order="", row_offset=0) for s in settings))
     for test in tests:
         if test == "gather":
@@ -184,7 +186,7 @@ def _check_given(args: argparse.Namespace, wanted: Sequence[Case], pool_bytes: i
 
 def _pool_bytes(args: argparse.Namespace, machine: MachineFacts, free_bytes: int) -> int:
     if args.pool:
-        return _within(args.pool, "--pool", 4096, MAX_BYTES, 4096)[0]
+        return within(args.pool, "--pool", 4096, MAX_BYTES, 4096)[0]
     wanted = max(QUICK_POOL_BYTES if args.quick else POOL_BYTES, CACHES * machine.llc_bytes)
     return min(wanted, free_bytes // 4) >> 20 << 20
 
@@ -205,14 +207,16 @@ def _link(args: argparse.Namespace, tests: Sequence[str]) -> Link | None:
     return Link(gbps, latency_us)
 
 
-def _known(given: Sequence[str], known: Sequence[str] | dict[str, str], flag: str) -> list[str]:
+def known(given: Sequence[str], names: Sequence[str] | dict[str, str], flag: str) -> list[str]:
+    """Each once. Raises: UsageError for one that is none of the names."""
     for name in given:
-        if name not in known:
-            raise UsageError(f"{flag} {name!r} is none of {', '.join(known)}")
+        if name not in names:
+            raise UsageError(f"{flag} {name!r} is none of {', '.join(names)}")
     return list(dict.fromkeys(given))
 
 
-def _within(values: Sequence[int], flag: str, least: int, most: int, multiple: int) -> list[int]:
+def within(values: Sequence[int], flag: str, least: int, most: int, multiple: int) -> list[int]:
+    """Each once. Raises: UsageError for one out of range."""
     for value in values:
         if not least <= value <= most or value % multiple:
             steps = f", a multiple of {multiple}" if multiple > 1 else ""

@@ -2,51 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from yakvrt.transfer_axes import (
+    COLOURS,
+    MARKERS,
+    STYLE,
+    Fields,
+    byte_ticks,
+    distinct,
+    points_of,
+    short,
+    shown_peak,
+    typical_count,
+)
+from yakvrt.transfer_gpu_plot import gpu_figures
 from yakvrt.transfer_records import MODELLED, shown_bytes
 
-Fields = Mapping[str, Any]
-# Okabe and Ito's colours, which most colour-blind readers tell apart
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = "osD^vPX"
 SETTING = ("row_order", "row_offset", "pages", "n_threads")
-STYLE: Any = {
-    "font.size": 10,
-    "axes.titlesize": 11,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "0.4",
-    "axes.grid": True,
-    "grid.color": "0.9",
-    "legend.frameon": False,
-    "lines.linewidth": 1.6,
-    "lines.markersize": 4.5,
-    "svg.hashsalt": "yakvrt",
-}
 
 
 def draw(records: Sequence[Fields], directory: Path) -> list[Path]:
-    """Writes what the records are enough for: copy, rows and map, each as .png and .svg.
+    """Writes what the records are enough for, each as .png and .svg: copy, rows and map of the host's tests,
+    more of a GPU's.
 
     Raises: OSError.
     """
+    written = []
+    for name, figure in _drawn(records):
+        for suffix in ("png", "svg"):
+            written.append(directory / f"{name}.{suffix}")
+            metadata = {"Date": None} if suffix == "svg" else None
+            figure.savefig(written[-1], dpi=150, metadata=metadata)
+    return written
+
+
+def svg_texts(records: Sequence[Fields]) -> Iterator[str]:
+    """The same as texts of SVG files."""
+    for _, figure in _drawn(records):
+        text = StringIO()
+        figure.savefig(text, format="svg", metadata={"Date": None})
+        yield text.getvalue()
+
+
+def _drawn(records: Sequence[Fields]) -> Iterator[tuple[str, Any]]:
+    """Figures and their names, one at a time."""
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    written = []
     with matplotlib.rc_context(STYLE):
-        for name, figure in _figures(records):
-            for suffix in ("png", "svg"):
-                written.append(directory / f"{name}.{suffix}")
-                metadata = {"Date": None} if suffix == "svg" else None
-                figure.savefig(written[-1], dpi=150, metadata=metadata)
+        for name, figure in gpu_figures(records) if "method" in records[0] else _figures(records):
+            yield name, figure
             pyplot.close(figure)
-    return written
 
 
 def _figures(records: Sequence[Fields]) -> Iterator[tuple[str, Any]]:
@@ -64,18 +76,18 @@ def _draw_copies(copies: Sequence[Fields]) -> Any:
     from matplotlib import pyplot
 
     figure, panel = pyplot.subplots(figsize=(8.5, 4.8), layout="constrained")
-    settings = _distinct(copies, ("pages", "n_threads"))
+    settings = distinct(copies, ("pages", "n_threads"))
     for test, line in (("copy", "-"), ("copy-cached", "--")):
         for i, setting in enumerate(settings):
-            points = _points(copies, "n_bytes", test=test, **setting)
+            points = points_of(copies, "n_bytes", test=test, **setting)
             if points:
                 start = "from memory" if test == "copy" else "same piece again"
-                label = f"{start}, {_setting_name(setting)}: {_peak(points)}"
+                label = f"{start}, {_setting_name(setting)}: {shown_peak(points)}"
                 style: Any = {"color": COLOURS[i % 7], "marker": MARKERS[i % 7], "linestyle": line}
                 panel.plot(*zip(*points, strict=True), label=label, **style)
     panel.set_xscale("log", base=2)
     panel.set(xlabel="bytes copied at once", ylabel="GB/s", ylim=(0, None))
-    _byte_ticks(panel.xaxis, {r["n_bytes"] for r in copies})
+    byte_ticks(panel.xaxis, {r["n_bytes"] for r in copies})
     if llc := copies[0]["llc_bytes"]:
         panel.axvline(llc, color="0.6", lw=1, ls=":")
         top = panel.get_xaxis_transform()
@@ -89,19 +101,19 @@ def _draw_rows(gathers: Sequence[Fields], copies: Sequence[Fields], modelled: Se
     """Rate against row size at one number of rows; beside it what a modelled link makes of the rows."""
     from matplotlib import pyplot
 
-    n_rows = _typical_count(gathers)
-    base = _distinct(gathers, SETTING)[0]
+    n_rows = typical_count(gathers)
+    base = distinct(gathers, SETTING)[0]
     n_panels = 2 if modelled else 1
     figure, panels = pyplot.subplots(
         1, n_panels, figsize=(6.2 * n_panels, 5.4), layout="constrained", squeeze=False
     )
     panel = panels[0, 0]
-    for i, setting in enumerate(_distinct(gathers, SETTING)):
-        points = _points(gathers, "row_bytes", n_rows=n_rows, **setting)
+    for i, setting in enumerate(distinct(gathers, SETTING)):
+        points = points_of(gathers, "row_bytes", n_rows=n_rows, **setting)
         style: Any = {"color": COLOURS[i % 7], "marker": MARKERS[i % 7]}
         panel.plot(*zip(*points, strict=True), label=_difference(setting, base), **style)
     shared = {name: base[name] for name in ("pages", "n_threads")}
-    if peak := max((y for _, y in _points(copies, "n_bytes", test="copy", **shared)), default=0.0):
+    if peak := max((y for _, y in points_of(copies, "n_bytes", test="copy", **shared)), default=0.0):
         panel.axhline(peak, color="0.45", ls="--", lw=1.2, label=f"fastest copy from memory, {peak:.1f} GB/s")
     panel.set(title=f"{n_rows} rows gathered on the host (measured)")
     _finish_rows(panel, gathers)
@@ -119,7 +131,7 @@ def _draw_link(panel: Any, modelled: Sequence[Fields], base: Fields, n_rows: int
         "copy-rows": "a copy for each row",
     }
     for i, (test, name) in enumerate(names.items()):
-        points = _points(modelled, "row_bytes", test=test, n_rows=n_rows, **base)
+        points = points_of(modelled, "row_bytes", test=test, n_rows=n_rows, **base)
         if points:
             style = {"color": COLOURS[i], "marker": MARKERS[i], "linestyle": "--"}
             panel.plot(*zip(*points, strict=True), label=name, **style)
@@ -131,7 +143,7 @@ def _draw_link(panel: Any, modelled: Sequence[Fields], base: Fields, n_rows: int
 def _finish_rows(panel: Any, records: Sequence[Fields]) -> None:
     panel.set_xscale("log", base=2)
     panel.set(xlabel="bytes of a row", ylabel="GB/s", ylim=(0, None))
-    _byte_ticks(panel.xaxis, {r["row_bytes"] for r in records})
+    byte_ticks(panel.xaxis, {r["row_bytes"] for r in records})
     panel.legend(fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=2)
 
 
@@ -140,7 +152,7 @@ def _draw_maps(gathers: Sequence[Fields]) -> Any:
     import numpy as np
     from matplotlib import pyplot
 
-    base = _distinct(gathers, SETTING)[0]
+    base = distinct(gathers, SETTING)[0]
     orders = list(dict.fromkeys(r["row_order"] for r in gathers))
     sizes = sorted({r["row_bytes"] for r in gathers})
     counts = sorted({r["n_rows"] for r in gathers})
@@ -160,7 +172,7 @@ def _draw_maps(gathers: Sequence[Fields]) -> Any:
         image = panel.imshow(rates, cmap="viridis", vmin=0, vmax=top, aspect="auto", origin="lower")
         for y, x in zip(*np.nonzero(~np.isnan(rates)), strict=True):
             colour = "black" if rates[y, x] > 0.6 * top else "white"
-            panel.text(x, y, _short(rates[y, x]), ha="center", va="center", color=colour, fontsize=9)
+            panel.text(x, y, short(rates[y, x]), ha="center", va="center", color=colour, fontsize=9)
         panel.set_xticks(range(len(sizes)), [shown_bytes(n) for n in sizes], rotation=35, ha="right")
         panel.set_yticks(range(len(counts)), [f"{n}" for n in counts])
         panel.set(title=f"rows in {order} order", ylabel="rows")
@@ -171,30 +183,6 @@ def _draw_maps(gathers: Sequence[Fields]) -> Any:
     setting = _setting_name({**base, "row_order": ""})
     figure.suptitle(f"{_title('Gathered rows', gathers[0])}\n{setting}")
     return figure
-
-
-def _points(records: Sequence[Fields], x: str, **wanted: Any) -> list[tuple[float, float]]:
-    """(x, GB/s) of the records that have these values."""
-    found = [r for r in records if all(r[name] == value for name, value in wanted.items())]
-    return sorted((r[x], r["median_gbps"]) for r in found)
-
-
-def _distinct(records: Sequence[Fields], names: Sequence[str]) -> list[dict[str, Any]]:
-    """The settings that occur, the one timed first in front."""
-    return [
-        dict(zip(names, values, strict=True))
-        for values in dict.fromkeys(tuple(r[name] for name in names) for r in records)
-    ]
-
-
-def _typical_count(gathers: Sequence[Fields]) -> int:
-    """The number of rows that was timed with most row sizes, and of those the one in the middle."""
-    by_count: dict[int, set[int]] = {}
-    for r in gathers:
-        by_count.setdefault(r["n_rows"], set()).add(r["row_bytes"])
-    most = max(map(len, by_count.values()))
-    best = sorted(n for n, sizes in by_count.items() if len(sizes) == most)
-    return best[len(best) // 2]
 
 
 def _setting_name(setting: Fields) -> str:
@@ -216,27 +204,6 @@ def _difference(setting: Fields, base: Fields) -> str:
         "n_threads": "1 thread" if changed.get("n_threads") == 1 else "{} threads",
     }
     return "but " + ", ".join(words[name].format(value) for name, value in changed.items())
-
-
-def _peak(points: Sequence[tuple[float, float]]) -> str:
-    """The largest rate, and the size from which on half of it is reached."""
-    top = max(rate for _, rate in points)
-    half = next(int(size) for size, rate in points if rate >= top / 2)
-    return f"up to {top:.1f} GB/s, half from {shown_bytes(half)}"
-
-
-def _short(rate: float) -> str:
-    return f"{rate:.2f}" if rate < 1 else f"{rate:.1f}" if rate < 10 else f"{rate:.0f}"
-
-
-def _byte_ticks(axis: Any, values: set[int]) -> None:
-    from matplotlib.ticker import NullLocator
-
-    ticks = sorted(values)
-    shown = ticks[:: -(-len(ticks) // 10)]
-    axis.set_ticks(shown, [shown_bytes(n) for n in shown])
-    axis.set_minor_locator(NullLocator())
-    axis.set_tick_params(rotation=30)
 
 
 def _title(what: str, record: Fields) -> str:

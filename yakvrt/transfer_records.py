@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,21 +60,26 @@ class TransferRecord:
     def fields(self) -> dict[str, Any]:
         """Every field in the order of writing, the statistics after test_time."""
         stored = dataclasses.asdict(self)
-        samples = [float(round(ns, 1)) for ns in stored.pop("samples_ns")]
-        rates = [self.n_bytes / ns if ns else 0.0 for ns in samples]
-        mean_ns, stddev_ns = statistics.fmean(samples), _stddev(samples)
-        return {
-            **stored,
-            "n_bytes": self.n_bytes,
-            "avg_ns": round(mean_ns, 1),
-            "median_ns": round(statistics.median(samples), 1),
-            "min_ns": min(samples),
-            "stddev_ns": round(stddev_ns, 1),
-            "cv": round(stddev_ns / mean_ns, 4) if mean_ns else 0.0,
-            "median_gbps": round(statistics.median(rates), 4),
-            "stddev_gbps": round(_stddev(rates), 4),
-            "samples_ns": samples,
-        }
+        samples_ns = stored.pop("samples_ns")
+        return {**stored, **statistics_of(self.n_bytes, samples_ns)}
+
+
+def statistics_of(n_bytes: int, samples_ns: Sequence[float]) -> dict[str, Any]:
+    """What every record says of its samples, the samples last."""
+    samples = [float(round(ns, 1)) for ns in samples_ns]
+    rates = [n_bytes / ns if ns else 0.0 for ns in samples]
+    mean_ns, stddev_ns = statistics.fmean(samples), _stddev(samples)
+    return {
+        "n_bytes": n_bytes,
+        "avg_ns": round(mean_ns, 1),
+        "median_ns": round(statistics.median(samples), 1),
+        "min_ns": min(samples),
+        "stddev_ns": round(stddev_ns, 1),
+        "cv": round(stddev_ns / mean_ns, 4) if mean_ns else 0.0,
+        "median_gbps": round(statistics.median(rates), 4),
+        "stddev_gbps": round(_stddev(rates), 4),
+        "samples_ns": samples,
+    }
 
 
 def _stddev(values: list[float]) -> float:

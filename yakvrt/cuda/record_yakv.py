@@ -16,7 +16,7 @@ from ..kernels.rotate import rotation_lanes
 from ..kernels.select_topk_cuda import candidates_stride
 from ..kernels.yakv_tail_cuda import BLOCKS
 from ..ops import Buffer
-from .kernel_choice import GATHER_BLOCKS, SCORE_TOKENS, decode_splits
+from .kernel_choice import SCORE_TOKENS, decode_splits
 from .record_codes import BlockRows, pool_words, record_codes
 from .yakv_pools import RowPool, YakvRows
 
@@ -211,7 +211,7 @@ class _Step:
         size = row_bytes(self.head_dim, self.shape.k_format, self.shape.v_format)
         self.recorder.launch_beside(
             kernel("yakv_gather_cuda", "yakv_gather_cuda", size, False),
-            (GATHER_BLOCKS, 1),
+            (self.recorder.gather_blocks, 1),
             *(
                 *self._pool(cached),
                 *self._pool(self.rows.rows),

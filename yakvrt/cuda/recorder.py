@@ -80,7 +80,7 @@ class CudaRecorder:
     ) -> None:
         self.parts: list[list[Piece]] = []
         self.capacity = capacity
-        self.arch = backend.arch
+        self.arch, self.gather_blocks = backend.arch, backend.gather_blocks
         self.n_heads, self.n_kv_heads, self.head_dim = heads
         self._backend = backend
         self.batch_numbers = np.zeros(Batch.length(capacity), np.int64)
