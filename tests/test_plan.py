@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 from golden_values import tiny_dir
 
 import yakvrt
+from yakvrt.calibration import Setting
+from yakvrt.kvcache.contract import StepBytes
+from yakvrt.model_source import open_model
+from yakvrt.modelled_step import weight_reads
 from yakvrt.plan import main
-from yakvrt.tuning import load, save
+from yakvrt.prediction import predict
+from yakvrt.tuning import LinkRates, load, save
 
 
 def plan(capsys: pytest.CaptureFixture[str], *flags: str) -> tuple[int, str]:
@@ -112,3 +118,26 @@ def test_a_hub_model_is_planned_from_its_configuration_alone(
     captured = capsys.readouterr()
     assert json.loads(captured.out)["model"] == "user/not-here"
     assert "user/not-here is not on this machine: its config.json is planned" in captured.err
+
+
+@pytest.mark.usefixtures("_own_tuning")
+def test_a_gpu_that_timed_nothing_is_modelled(capsys: pytest.CaptureFixture[str]) -> None:
+    rates = {"gather_gbps": 0.5, "memory_gbps": 100}
+    every = {field.name: 1.0 for field in fields(LinkRates)} | rates
+    setting = Setting("GPU", "key", 1)
+    with open_model(str(tiny_dir("qwen3")), offline=True) as source:
+        given = setting, source, "auto", StepBytes(10_000_000, 1_000_000), 600, 2
+        assert predict(*given, on_gpu=True, host_rows=True) is None
+        save("GPU", "link", every)
+        found = predict(*given, on_gpu=True, host_rows=True)
+        assert found is not None
+        assert (found["how"], found["link_ms"], found["step_ms"]) == ("modelled", 4.0, 4.0)
+        assert found["tokens_per_s"] == 500
+        weights_ms = weight_reads(source.config, source.tensors, "auto").dense / 1e8
+        assert found["device_ms"] == pytest.approx(0.2 + weights_ms, abs=1e-3)
+        found = predict(*given, on_gpu=True, host_rows=False)
+        assert found is not None
+        assert (found["link_ms"], found["step_ms"]) == (0, pytest.approx(0.22 + weights_ms, abs=1e-3))
+        save("GPU", "link", {**every, "gather_gbps": "fast"})
+        assert predict(*given, on_gpu=True, host_rows=True) is None
+    assert "gather_gbps is 'fast', not a number; measure again" in capsys.readouterr().err

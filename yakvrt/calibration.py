@@ -51,12 +51,10 @@ class Setting:
 
 
 def setting_of(args: argparse.Namespace, source: ModelSource, parameters: Any, kind: str) -> Setting:
-    """Raises: RuntimeError where a GPU's kernels have no compiler, UsageError, DeviceError."""
+    """Raises: UsageError, DeviceError."""
     gpu = gpu_name(args)
     if gpu:
-        from yakvrt.cuda.compilers import cache_path
-
-        n_threads, made_of = 1, (str(args.cubins or cache_path().name), args.kv_device)
+        n_threads, made_of = 1, (_cubins(args), args.kv_device)
     else:
         from yakvrt.cpu.affinity import team_size, usable
         from yakvrt.cpu.kernel_cache import default_directory
@@ -68,6 +66,16 @@ def setting_of(args: argparse.Namespace, source: ModelSource, parameters: Any, k
     formats = [source.tensors[name].format for name, _ in tensor_shapes(source.config)]
     told = (source.config, formats, args.dtype, args.kv, parameters, kind, n_threads, *made_of)
     return Setting(gpu or cpu_info(), hashlib.sha256(repr(told).encode()).hexdigest()[:16], n_threads)
+
+
+def _cubins(args: argparse.Namespace) -> str:
+    """Which kernels a GPU runs; empty where there are none and nothing compiles them."""
+    from yakvrt.cuda.compilers import cache_path
+
+    try:
+        return str(args.cubins or cache_path().name)
+    except RuntimeError:
+        return ""
 
 
 def find(setting: Setting, sections: dict[str, Section] | None) -> tuple[StepTimes, str] | None:
