@@ -98,16 +98,16 @@ def time_steps(
     config, shallowest = source.config, timed.n_tokens[0]
     n_sides = len(timed.n_tokens) + 2 * len(timed.n_slots) - 1
 
-    def said(sides: list[_Side]) -> None:
+    def said(sides: list[Steps]) -> None:
         if progress:
             progress("filling slots", len(sides), n_sides)
 
-    def sides_of(n_slots: int, n_tokens: int, *n_layers: int) -> Iterator[_Side]:
+    def sides_of(n_slots: int, n_tokens: int, *n_layers: int) -> Iterator[Steps]:
         said(sides)
-        held = _Slots(backend, config, weights, timed, n_slots, n_tokens)
-        yield from (_Side(held, n) for n in n_layers)
+        held = FilledSlots(backend, config, weights, timed, n_slots, n_tokens)
+        yield from (Steps(held, n) for n in n_layers)
 
-    sides: list[_Side] = []
+    sides: list[Steps] = []
     for n_slots in timed.n_slots:
         sides += sides_of(n_slots, shallowest, config.n_layers, 1)
     for n_tokens in timed.n_tokens[1:]:
@@ -117,7 +117,7 @@ def time_steps(
         if done >= LEAST_ROUNDS and clock() - began > ENOUGH_S:
             break
         for side in sides:
-            side.run(STEPS, clock)
+            side.run(clock)
         if progress:
             progress("timing steps", done + 1, ROUNDS)
     taken = [statistics.median(side.taken_ms) for side in sides]
@@ -127,8 +127,8 @@ def time_steps(
     return StepTimes(config.n_layers, timed.n_tokens, depth_ms, timed.n_slots, batch_ms, one_layer_ms)
 
 
-class _Slots:
-    """n_slots slots of one method that hold n_tokens tokens each."""
+class FilledSlots:
+    """n_slots slots of one method that hold the same n_tokens tokens each, with room for a round of steps."""
 
     def __init__(
         self,
@@ -139,36 +139,41 @@ class _Slots:
         n_slots: int,
         n_tokens: int,
     ) -> None:
-        ctx_size = -(-(n_tokens + ROUNDS * (STEPS + 1)) // 64) * 64
+        ctx_size = -(-(n_tokens + STEPS + 1) // 64) * 64
         rope = rope_frequencies(config)
         self.setting = KvSetting(backend, config, weights, n_slots, ctx_size, timed.kind, *rope)
         self.n_tokens = n_tokens
         self.method: KvMethod = timed.method.build(self.setting, timed.parameters)
         self.numbers = [self.method.open(ctx_size) for _ in range(n_slots)]
-        for slot in self.numbers:
-            fill_slot(self.setting, self.method, slot, n_tokens)
+        fill_slot(self.setting, self.method, self.numbers[0], n_tokens)
+        for slot in self.numbers[1:]:
+            filled = self.method.state(self.numbers[0], n_tokens)
+            for name, array in self.method.state(slot, n_tokens).items():
+                array.values[...] = np.asarray(filled[name].values)
+            self.method.truncate(slot, n_tokens, n_tokens)
 
 
-class _Side:
-    """Steps through the first n_layers layers, a token of its own for every slot."""
+class Steps:
+    """Steps of the first n_slots slots, or all, through the first n_layers layers, on different tokens."""
 
-    def __init__(self, slots: _Slots, n_layers: int) -> None:
-        setting = slots.setting
+    def __init__(self, slots: FilledSlots, n_layers: int, n_slots: int | None = None) -> None:
+        setting, numbers = slots.setting, slots.numbers[:n_slots]
         config = replace(setting.config, n_layers=n_layers)
         self._runner = Runner(setting.backend, config, setting.weights, slots.method, chunk=CHUNK)
-        self._slots, self._position = slots.numbers, slots.n_tokens
-        self._tokens = np.random.default_rng(0).integers(config.vocab_size, size=(64, len(slots.numbers)))
+        self._method, self._slots, self._position = slots.method, numbers, slots.n_tokens
+        self._tokens = np.random.default_rng(0).integers(config.vocab_size, size=(64, len(numbers)))
         self.taken_ms: list[float] = []
 
-    def run(self, n: int, clock: Clock) -> None:
-        """A step that brings this side's rows nearer, then n timed ones."""
-        for i in range(n + 1):
-            tokens, positions = self._tokens[self._position % 64], [self._position] * len(self._slots)
+    def run(self, clock: Clock) -> None:
+        """A round: a step that brings these rows nearer, then STEPS timed ones, which are forgotten."""
+        first, end = self._position, self._position + STEPS + 1
+        for position in range(first, end):
+            tokens, positions = self._tokens[position % 64].tolist(), [position] * len(self._slots)
             began = clock()
-            self._runner.decode(self._slots, positions, tokens.tolist())
-            if i:
+            self._runner.decode(self._slots, positions, tokens)
+            if position > first:
                 self.taken_ms.append((clock() - began) * 1e3)
-            self._position += 1
+        self._position = min(self._method.truncate(slot, end, first) for slot in self._slots)
 
 
 def fill_slot(setting: KvSetting, method: KvMethod, slot: int, n_tokens: int) -> None:
