@@ -64,6 +64,7 @@ def test_an_entry_comes_back() -> None:
         {"batch_ms": []},
         {"one_layer_ms": [1]},
         {"one_layer_ms": [1] * 65},
+        {"spread": None},
     ],
     ids=str,
 )

@@ -27,6 +27,7 @@ from yakvrt.step_timing import (
     some_layers,
     time_steps,
 )
+from yakvrt.terminal import note
 from yakvrt.tuning import Section, TuningError, load, save, tuning_path
 from yakvrt.weight_shapes import tensor_shapes
 
@@ -39,6 +40,7 @@ SECTION = "decode"
 MOST_ENTRIES = 64
 CACHES = 8  # times the last cache: so much weight is timed
 LEAST_CACHE_BYTES = 32 << 20
+BUSY_SPREAD = 0.25  # a quiet machine stays below a tenth (measured: see bench/LOG.md)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +109,11 @@ def calibrate(
     weight_bytes = sum(place.weight_bytes for place in plan.places)
     some = some_layers(source, layers_to_time(source.config, weight_bytes, least_bytes))
     times = time_steps(some, device, timed, progress)
+    if times.spread > BUSY_SPREAD:
+        note(
+            f"the machine was busy, the times of a step spread by {times.spread:.0%}: "
+            "--calibrate again when it is quiet"
+        )
     about = {
         "model": source.name,
         "kv": args.kv,

@@ -37,7 +37,7 @@ def predict(
     if found and step_ms:
         times, date = found
         how = {"how": "timed", "date": date, "n_timed_layers": times.n_layers, "n_threads": setting.n_threads}
-        how["deepest_timed"] = times.n_tokens[-1]
+        how |= {"deepest_timed": times.n_tokens[-1], "spread": times.spread}
     elif on_gpu and sections and (rates := _link_rates(sections, str(path))):
         weights = weight_reads(source.config, source.tensors, dtype)
         link_gbps = rates.gather_gbps if host_rows else 0.0

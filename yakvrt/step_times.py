@@ -23,7 +23,8 @@ MAX_POINTS = 64
 class StepTimes:
     """Milliseconds of a step of n_layers layers: depth_ms[i] with one slot that holds n_tokens[i] tokens,
     batch_ms[i] with n_slots[i] slots of n_tokens[0] tokens, one_layer_ms[i] so through a single layer.
-    n_slots begins with 1.
+    n_slots begins with 1. spread: the middle half of the samples over their median, the median of all of
+    these; large where other work was on the machine.
 
     Raises: TuningError for numbers that no measurement gives.
     """
@@ -34,6 +35,7 @@ class StepTimes:
     n_slots: tuple[int, ...]
     batch_ms: tuple[float, ...]
     one_layer_ms: tuple[float, ...]
+    spread: float = 0.0
 
     def __post_init__(self) -> None:
         sizes = {len(self.n_tokens), len(self.depth_ms)}, {len(self.n_slots), len(self.batch_ms)}
@@ -57,12 +59,12 @@ class StepTimes:
                 raise TuningError(f"{name} holds what is no number; calibrate again")
             return tuple(values)
 
-        n_layers = entry.get("n_layers")
-        if not isinstance(n_layers, int):
-            raise TuningError("n_layers is no number; calibrate again")
+        n_layers, spread = entry.get("n_layers"), entry.get("spread")
+        if not isinstance(n_layers, int) or not isinstance(spread, int | float):
+            raise TuningError("n_layers or spread is no number; calibrate again")
         depths = points("n_tokens", int), points("depth_ms", float)
         batches = points("n_slots", int), points("batch_ms", float), points("one_layer_ms", float)
-        return cls(n_layers, *depths, *batches)
+        return cls(n_layers, *depths, *batches, spread)
 
     def step_ms(self, n_layers: int, n_tokens: int, n_slots: int = 1) -> float | None:
         """Of a model of n_layers layers and n_slots slots of n_tokens tokens each; None for more slots than

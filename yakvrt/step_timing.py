@@ -120,11 +120,14 @@ def time_steps(
             side.run(clock)
         if progress:
             progress("timing steps", done + 1, ROUNDS)
-    taken = [statistics.median(side.taken_ms) for side in sides]
+    quarters = [statistics.quantiles(side.taken_ms, n=4) for side in sides]
+    taken = [median for _, median, _ in quarters]
+    spread = statistics.median((high - low) / median for low, median, high in quarters)
     batches, deeper = taken[: 2 * len(timed.n_slots)], taken[2 * len(timed.n_slots) :]
     batch_ms, one_layer_ms = tuple(batches[::2]), tuple(batches[1::2])
     depth_ms = (batch_ms[0], *deeper)
-    return StepTimes(config.n_layers, timed.n_tokens, depth_ms, timed.n_slots, batch_ms, one_layer_ms)
+    found = config.n_layers, timed.n_tokens, depth_ms, timed.n_slots, batch_ms, one_layer_ms
+    return StepTimes(*found, round(spread, 4))
 
 
 class FilledSlots:
