@@ -21,7 +21,8 @@ LAYERS: tuple[tuple[str, str], ...] = (
     ("entry", "__main__"),
     (
         "verbs",
-        """generate chat perplexity kl_divergence eval tokenize models pull plan cuda_kernels
+        """generate chat perplexity kl_divergence eval tokenize models pull cuda_kernels
+        plan plan_text calibration prediction
         bench bench_arguments bench_records bench_facts record_formats value_lists
         transfer transfer_arguments transfer_plan transfer_timing transfer_memory transfer_link
         transfer_host transfer_records transfer_axes transfer_plot transfer_html transfer_tuning machine_facts
@@ -33,7 +34,8 @@ LAYERS: tuple[tuple[str, str], ...] = (
     (
         "text",
         """engine chunk_size session session_origin session_file saved_session
-        sequence generation request scheduler slot_choice prefix_cache sampler memory_plan model_source runner
+        sequence generation request scheduler slot_choice prefix_cache sampler
+        memory_plan modelled_step step_times step_timing model_source runner
         device cpu_device cuda_device
         tokenizer no_tokenizer tokenizer_files gguf_tokenizer gguf_vocabulary stream_decoder
         chat_template template_budget template_metering template_sandbox""",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from yakvrt.chunk_size import MAX_CHUNK, default_chunk
 from yakvrt.cli_parsing import kind
-from yakvrt.device_arguments import add_device_arguments, device_keywords
+from yakvrt.device_arguments import add_device_arguments, device_keywords, threads_of
 from yakvrt.kvcache import METHODS
 from yakvrt.machine_arguments import add_machine_arguments, machine_keywords
 from yakvrt.prompt_text import unescape
@@ -232,7 +232,7 @@ def load_engine(args: argparse.Namespace) -> Engine:
         engine = yakvrt.load(
             args.model,
             ctx_size=args.ctx_size,
-            threads=args.threads if args.threads and args.threads > 0 else None,
+            threads=threads_of(args),
             dtype=args.dtype,
             kv=args.kv,
             kv_args=args.kv_args,
