@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from yakvrt.transfer_tuning import link_rates
+from yakvrt.transfer.tuning import link_rates
 
 LEAST_S, GRACE_S = 45, 10  # that are worth a start; to end in after Ctrl-C
 

@@ -24,11 +24,7 @@ LAYERS: tuple[tuple[str, str], ...] = (
         """generate chat perplexity kl_divergence eval tokenize models pull cuda_kernels
         plan plan_text calibration prediction
         bench bench_arguments bench_records bench_facts record_formats value_lists
-        transfer transfer_arguments transfer_plan transfer_timing transfer_memory transfer_link
-        transfer_host transfer_records transfer_axes transfer_plot transfer_html transfer_tuning machine_facts
-        transfer_gpu transfer_gpu_case transfer_gpu_plan transfer_gpu_clock transfer_gpu_memory
-        transfer_gpu_copies transfer_gpu_rows transfer_gpu_gather transfer_gpu_latency
-        transfer_gpu_overlap transfer_gpu_pinning transfer_gpu_records transfer_gpu_plot trace_file
+        transfer machine_facts trace_file
         cli_arguments machine_arguments device_arguments cli_parsing prompt_cache prompt_text terminal""",
     ),
     (

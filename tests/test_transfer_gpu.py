@@ -38,13 +38,13 @@ from yakvrt.cuda.device import Device
 from yakvrt.cuda.driver import DeviceLost, function
 from yakvrt.cuda.kernel_choice import gather_blocks
 from yakvrt.kernels.gather_rows import gather_rows_ref
-from yakvrt.transfer_gpu import KERNELS
-from yakvrt.transfer_gpu_case import GPU_TESTS, METHODS
-from yakvrt.transfer_gpu_gather import NumpyGather
-from yakvrt.transfer_gpu_latency import LATENCIES
-from yakvrt.transfer_gpu_memory import MEMORIES, on_cpus, source_bytes
-from yakvrt.transfer_html import write_report
-from yakvrt.transfer_memory import fill
+from yakvrt.transfer.gpu import KERNELS
+from yakvrt.transfer.gpu_case import GPU_TESTS, METHODS
+from yakvrt.transfer.gpu_gather import NumpyGather
+from yakvrt.transfer.gpu_latency import LATENCIES
+from yakvrt.transfer.gpu_memory import MEMORIES, on_cpus, source_bytes
+from yakvrt.transfer.html import write_report
+from yakvrt.transfer.memory import fill
 
 SMALL = ("-dev", "cuda", "--quick", "-r", "5", "-o", "json", "--pool", "32K", "--size", "64,8K")
 SMALL_ROWS = ("--row-bytes", "48", "--rows", "5", "--grid", "1", "-t", "1")
@@ -389,8 +389,8 @@ def test_it_runs_without_a_compiler() -> None:
 import sys
 for name in ("numba", "llvmlite", "numba_cuda", "matplotlib", "rich"):
     sys.modules[name] = None
-import yakvrt.transfer_gpu, yakvrt.transfer_html
-from yakvrt import transfer
+import yakvrt.transfer.gpu, yakvrt.transfer.html
+from yakvrt.transfer import verb as transfer
 sys.exit(transfer.main(["-dev", "cuda:99", "--cubins", "."]))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

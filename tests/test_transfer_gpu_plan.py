@@ -13,11 +13,11 @@ from yakvrt import tuning
 from yakvrt.cuda.device import Device
 from yakvrt.cuda.kernel_choice import GATHER_BLOCKS, gather_blocks
 from yakvrt.terminal import UsageError
-from yakvrt.transfer_arguments import build_parser
-from yakvrt.transfer_gpu_case import DeviceCase
-from yakvrt.transfer_gpu_plan import Room, gpu_plan
-from yakvrt.transfer_gpu_records import gpu_facts
-from yakvrt.transfer_tuning import crossover_bytes, fewest_blocks, link_rates
+from yakvrt.transfer.arguments import build_parser
+from yakvrt.transfer.gpu_case import DeviceCase
+from yakvrt.transfer.gpu_plan import Room, gpu_plan
+from yakvrt.transfer.gpu_records import gpu_facts
+from yakvrt.transfer.tuning import crossover_bytes, fewest_blocks, link_rates
 
 ROOM = Room(64 << 30, 64 << 30, 4, 4, (0,), True)
 

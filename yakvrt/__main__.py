@@ -19,7 +19,7 @@ VERBS = {
     "pull": "fetch a model",
     "kernels": "compile the CUDA kernels ahead of time, report what they take",
 }
-MODULES = {"kernels": "cuda_kernels"}  # of verbs whose name is taken, by a package
+MODULES = {"kernels": "cuda_kernels", "transfer": "transfer.verb"}  # of verbs whose name is that of a package
 
 
 def main(argv: Sequence[str] | None = None) -> int:

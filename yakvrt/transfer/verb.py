@@ -13,7 +13,7 @@ from yakvrt import terminal
 from yakvrt.cli_parsing import parse
 from yakvrt.device import gpu_number
 from yakvrt.record_formats import Fields, Table, formats, print_records
-from yakvrt.transfer_arguments import build_parser
+from yakvrt.transfer.arguments import build_parser
 
 if TYPE_CHECKING:
     from yakvrt.machine_facts import MachineFacts
@@ -66,10 +66,10 @@ def _on_host(args: argparse.Namespace, machine: MachineFacts) -> tuple[Source, T
     """Raises: UsageError, ValueError."""
     from yakvrt.cpu.topology import default_threads
     from yakvrt.free_memory import available_memory
-    from yakvrt.transfer_host import records_of
-    from yakvrt.transfer_memory import check_memory
-    from yakvrt.transfer_plan import plan
-    from yakvrt.transfer_records import SQL_TABLE, transfer_table
+    from yakvrt.transfer.host import records_of
+    from yakvrt.transfer.memory import check_memory
+    from yakvrt.transfer.plan import plan
+    from yakvrt.transfer.records import SQL_TABLE, transfer_table
 
     planned = plan(args, machine, available_memory(), default_threads())
     check_memory(planned.pool_bytes, planned.out_bytes)
@@ -80,8 +80,8 @@ def _on_gpu(
     args: argparse.Namespace, machine: MachineFacts, number: int, held: ExitStack
 ) -> tuple[Source, Table[Any], str]:
     """Raises: UsageError, ValueError, DeviceError."""
-    from yakvrt.transfer_gpu import device_records, opened
-    from yakvrt.transfer_gpu_records import GPU_SQL_TABLE, device_table
+    from yakvrt.transfer.gpu import device_records, opened
+    from yakvrt.transfer.gpu_records import GPU_SQL_TABLE, device_table
 
     gpu = held.enter_context(opened(number, args.cubins))
     planned = gpu.plan(args, machine)
@@ -91,12 +91,12 @@ def _on_gpu(
 def _write_files(args: argparse.Namespace, kept: list[dict[str, Any]]) -> None:
     """What was asked for beside stdout, from the records so far. Raises: OSError."""
     if args.plot and kept:
-        from yakvrt.transfer_plot import draw
+        from yakvrt.transfer.plot import draw
 
         for path in draw(kept, args.plot):
             terminal.note(f"wrote {path}")
     if args.html and kept:
-        from yakvrt.transfer_html import write_report
+        from yakvrt.transfer.html import write_report
 
         write_report(args.html, kept)
         terminal.note(f"wrote {args.html}")
@@ -104,7 +104,7 @@ def _write_files(args: argparse.Namespace, kept: list[dict[str, Any]]) -> None:
 
 def _keep_tuning(kept: list[dict[str, Any]]) -> None:
     """Of a run to its end: half of one could name the wrong winner. The records matter more than this."""
-    from yakvrt.transfer_tuning import keep_rates
+    from yakvrt.transfer.tuning import keep_rates
 
     try:
         for path in keep_rates(kept):
@@ -136,7 +136,3 @@ def _check_report(path: Path) -> None:
         raise IsADirectoryError(21, "Is a directory", str(path))
     with tempfile.TemporaryFile(dir=path.parent):
         pass
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

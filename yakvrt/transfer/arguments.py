@@ -10,8 +10,8 @@ from yakvrt.cli_parsing import Parser, kind
 from yakvrt.device import gpu_number
 from yakvrt.machine_facts import UNITS
 from yakvrt.record_formats import FORMAT_NAMES
-from yakvrt.transfer_gpu_case import DIRECTIONS, GPU_TESTS, METHODS
-from yakvrt.transfer_plan import MAX_BYTES, TESTS
+from yakvrt.transfer.gpu_case import DIRECTIONS, GPU_TESTS, METHODS
+from yakvrt.transfer.plan import MAX_BYTES, TESTS
 from yakvrt.value_lists import argument, numbers, words
 
 

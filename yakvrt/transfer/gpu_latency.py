@@ -15,10 +15,10 @@ from yakvrt.cuda.memory import DeviceMemory, PinnedMemory
 from yakvrt.cuda.stream import Event
 from yakvrt.kernel_build.spec import kernel
 from yakvrt.kernels.pointer_chase import PLACE_BYTES, chain_of, pointer_chase_ref
-from yakvrt.transfer_gpu_case import DeviceCase
-from yakvrt.transfer_gpu_clock import HOST, DeviceClock, Operation, Sampled
-from yakvrt.transfer_gpu_memory import SLACK, compare, compare_device, poison_device
-from yakvrt.transfer_memory import POISON
+from yakvrt.transfer.gpu_case import DeviceCase
+from yakvrt.transfer.gpu_clock import HOST, DeviceClock, Operation, Sampled
+from yakvrt.transfer.gpu_memory import SLACK, compare, compare_device, poison_device
+from yakvrt.transfer.memory import POISON
 
 LATENCIES = {
     "launch": "an empty kernel behind another",

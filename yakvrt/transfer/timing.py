@@ -16,8 +16,8 @@ from yakvrt.kernel_build.compilers import Progress
 from yakvrt.kernel_build.spec import KernelSpec, kernel
 from yakvrt.kernels.copy_bytes import copy_bytes_ref
 from yakvrt.kernels.gather_rows import gather_rows_ref
-from yakvrt.transfer_memory import POISON, SLACK, HostMemory
-from yakvrt.transfer_plan import COPIES, Case
+from yakvrt.transfer.memory import POISON, SLACK, HostMemory
+from yakvrt.transfer.plan import COPIES, Case
 
 COPY = kernel("copy_bytes", "copy_bytes_cpu")
 PAGE, LINE = 4096, 64

@@ -7,7 +7,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from yakvrt.transfer_axes import (
+from yakvrt.transfer.axes import (
     COLOURS,
     MARKERS,
     STYLE,
@@ -19,8 +19,8 @@ from yakvrt.transfer_axes import (
     shown_peak,
     typical_count,
 )
-from yakvrt.transfer_gpu_plot import gpu_figures
-from yakvrt.transfer_records import MODELLED, shown_bytes
+from yakvrt.transfer.gpu_plot import gpu_figures
+from yakvrt.transfer.records import MODELLED, shown_bytes
 
 SETTING = ("row_order", "row_offset", "pages", "n_threads")
 

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 from yakvrt.machine_facts import MachineFacts
 from yakvrt.record_formats import Table
 from yakvrt.terminal import counted
-from yakvrt.transfer_gpu_case import DeviceCase
-from yakvrt.transfer_records import MEASURED, shown_bytes, shown_time, statistics_of
+from yakvrt.transfer.gpu_case import DeviceCase
+from yakvrt.transfer.records import MEASURED, shown_bytes, shown_time, statistics_of
 
 if TYPE_CHECKING:
     from yakvrt.cuda.device import Device
-    from yakvrt.transfer_gpu_clock import Sampled
+    from yakvrt.transfer.gpu_clock import Sampled
 
 GPU_SQL_TABLE = "yakvrt_transfer_gpu"
 MORE_TIMES = ("transfer_alone_ns", "work_alone_ns", "work_beside_ns")

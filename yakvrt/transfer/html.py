@@ -11,8 +11,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from yakvrt.transfer_gpu_records import overlapped
-from yakvrt.transfer_records import shown_bytes, shown_time
+from yakvrt.transfer.gpu_records import overlapped
+from yakvrt.transfer.records import shown_bytes, shown_time
 
 Fields = Mapping[str, Any]
 METHOD = (
@@ -76,7 +76,7 @@ def _parts(records: Sequence[Fields]) -> Iterator[str]:
             yield "<tr>" + "".join(f'<td class="text">{cell}</td>' for cell in cells) + "</tr>"
     yield "</table>"
     if find_spec("matplotlib"):
-        from yakvrt.transfer_plot import svg_texts
+        from yakvrt.transfer.plot import svg_texts
 
         for i, text in enumerate(svg_texts(records)):
             yield f"<figure>{_inline(text, f'p{i}-')}</figure>"

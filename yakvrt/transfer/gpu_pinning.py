@@ -11,10 +11,10 @@ import numpy as np
 
 from yakvrt.cuda.driver import call
 from yakvrt.cuda.memory import PORTABLE_MAPPED, PinnedMemory
-from yakvrt.transfer_gpu_case import DeviceCase
-from yakvrt.transfer_gpu_clock import HOST, Sampled
-from yakvrt.transfer_gpu_memory import unregister
-from yakvrt.transfer_memory import mapped
+from yakvrt.transfer.gpu_case import DeviceCase
+from yakvrt.transfer.gpu_clock import HOST, Sampled
+from yakvrt.transfer.gpu_memory import unregister
+from yakvrt.transfer.memory import mapped
 
 PINNINGS = {
     "touch": "the first write to every page",

@@ -12,7 +12,7 @@ import numpy as np
 from yakvrt.cuda.driver import DeviceError, call
 from yakvrt.cuda.memory import PORTABLE_MAPPED, DeviceMemory, PinnedMemory
 from yakvrt.cuda.stream import Stream
-from yakvrt.transfer_memory import POISON, fill, mapped, pattern
+from yakvrt.transfer.memory import POISON, fill, mapped, pattern
 
 MEMORIES = {
     "pinned": "the driver allocates it",

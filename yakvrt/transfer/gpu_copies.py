@@ -9,9 +9,9 @@ import numpy as np
 
 from yakvrt.cuda.driver import call
 from yakvrt.cuda.memory import DeviceMemory
-from yakvrt.transfer_gpu_case import DeviceCase
-from yakvrt.transfer_gpu_clock import DeviceClock, Operation, Sampled
-from yakvrt.transfer_gpu_memory import (
+from yakvrt.transfer.gpu_case import DeviceCase
+from yakvrt.transfer.gpu_clock import DeviceClock, Operation, Sampled
+from yakvrt.transfer.gpu_memory import (
     SLACK,
     HostBuffer,
     compare,
@@ -21,7 +21,7 @@ from yakvrt.transfer_gpu_memory import (
     poison_device,
     source_bytes,
 )
-from yakvrt.transfer_memory import POISON
+from yakvrt.transfer.memory import POISON
 
 MOST_PLACES = 256  # in host memory, that copies take in turn
 PAGE = 4096

@@ -12,11 +12,11 @@ from yakvrt.cuda.kernel_choice import GATHER_BLOCKS, GATHER_LOADS
 from yakvrt.cuda.pinned_pool import CHUNK_BYTES
 from yakvrt.memory_plan import gib
 from yakvrt.terminal import UsageError
-from yakvrt.transfer_gpu_case import DIRECTIONS, FILLERS, GPU_TESTS, METHODS, DeviceCase
-from yakvrt.transfer_gpu_latency import LATENCIES
-from yakvrt.transfer_gpu_memory import MEMORIES
-from yakvrt.transfer_gpu_pinning import PINNINGS
-from yakvrt.transfer_plan import (
+from yakvrt.transfer.gpu_case import DIRECTIONS, FILLERS, GPU_TESTS, METHODS, DeviceCase
+from yakvrt.transfer.gpu_latency import LATENCIES
+from yakvrt.transfer.gpu_memory import MEMORIES
+from yakvrt.transfer.gpu_pinning import PINNINGS
+from yakvrt.transfer.plan import (
     MAX_BYTES,
     MAX_ROW_BYTES,
     MAX_ROWS,

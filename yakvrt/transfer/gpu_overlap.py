@@ -15,11 +15,11 @@ from yakvrt.cuda.device_kernels import Kernels
 from yakvrt.cuda.driver import call
 from yakvrt.cuda.memory import DeviceMemory
 from yakvrt.kernel_build.spec import kernel
-from yakvrt.transfer_gpu_case import DeviceCase
-from yakvrt.transfer_gpu_clock import MOST_GATED, DeviceClock, Operation, Sampled
-from yakvrt.transfer_gpu_memory import SLACK, compare, compare_device, poison_device, source_bytes
-from yakvrt.transfer_gpu_rows import Rows
-from yakvrt.transfer_memory import POISON
+from yakvrt.transfer.gpu_case import DeviceCase
+from yakvrt.transfer.gpu_clock import MOST_GATED, DeviceClock, Operation, Sampled
+from yakvrt.transfer.gpu_memory import SLACK, compare, compare_device, poison_device, source_bytes
+from yakvrt.transfer.gpu_rows import Rows
+from yakvrt.transfer.memory import POISON
 
 TIMES = 4096  # multiplications and additions of a launch of arithmetic: some microseconds
 FILLER_BYTES = 32 << 20  # that a launch of memory work moves within the GPU

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from yakvrt.transfer_records import shown_bytes
+from yakvrt.transfer.records import shown_bytes
 
 Fields = Mapping[str, Any]
 # Okabe and Ito's colours, which most colour-blind readers tell apart

@@ -1,6 +1,6 @@
 """Models what a link to a GPU makes of gathered rows: arithmetic on a measured gather, nothing that was run.
 
-A link is its rate and its latency, which every transfer pays once (yakvrt.transfer_plan.Link).
+A link is its rate and its latency, which every transfer pays once (yakvrt.transfer.plan.Link).
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from yakvrt.transfer_plan import Link
-from yakvrt.transfer_records import MODELLED, TransferRecord
+from yakvrt.transfer.plan import Link
+from yakvrt.transfer.records import MODELLED, TransferRecord
 
 LINE = 64  # bytes that a read of host memory over the link takes at least
 

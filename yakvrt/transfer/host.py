@@ -10,11 +10,11 @@ from itertools import groupby
 from yakvrt.bench_facts import build
 from yakvrt.cpu.kernel_cache import KernelCache
 from yakvrt.machine_facts import MachineFacts
-from yakvrt.transfer_link import modelled
-from yakvrt.transfer_memory import HostMemory
-from yakvrt.transfer_plan import Plan
-from yakvrt.transfer_records import MEASURED, TransferRecord
-from yakvrt.transfer_timing import compile_kernels, stopwatch
+from yakvrt.transfer.link import modelled
+from yakvrt.transfer.memory import HostMemory
+from yakvrt.transfer.plan import Plan
+from yakvrt.transfer.records import MEASURED, TransferRecord
+from yakvrt.transfer.timing import compile_kernels, stopwatch
 
 Report = Callable[[str, int, int], None]
 

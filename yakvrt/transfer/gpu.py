@@ -18,16 +18,16 @@ from yakvrt.cuda.kernel_choice import GATHER_LOADS
 from yakvrt.free_memory import available_memory
 from yakvrt.kernel_build.spec import KernelSpec, kernel
 from yakvrt.machine_facts import MachineFacts
-from yakvrt.transfer_gpu_case import DeviceCase
-from yakvrt.transfer_gpu_clock import DeviceClock, Sampled, device_clock
-from yakvrt.transfer_gpu_copies import Copies
-from yakvrt.transfer_gpu_gather import HostGather, host_gather
-from yakvrt.transfer_gpu_latency import Latency
-from yakvrt.transfer_gpu_overlap import Overlap
-from yakvrt.transfer_gpu_pinning import Pinning
-from yakvrt.transfer_gpu_plan import GpuPlan, Room, gpu_plan
-from yakvrt.transfer_gpu_records import DeviceRecord, gpu_facts
-from yakvrt.transfer_gpu_rows import Rows, batch_function
+from yakvrt.transfer.gpu_case import DeviceCase
+from yakvrt.transfer.gpu_clock import DeviceClock, Sampled, device_clock
+from yakvrt.transfer.gpu_copies import Copies
+from yakvrt.transfer.gpu_gather import HostGather, host_gather
+from yakvrt.transfer.gpu_latency import Latency
+from yakvrt.transfer.gpu_overlap import Overlap
+from yakvrt.transfer.gpu_pinning import Pinning
+from yakvrt.transfer.gpu_plan import GpuPlan, Room, gpu_plan
+from yakvrt.transfer.gpu_records import DeviceRecord, gpu_facts
+from yakvrt.transfer.gpu_rows import Rows, batch_function
 
 KERNELS: tuple[KernelSpec, ...] = (
     *(kernel("gather_rows", "gather_rows_cuda", loads) for loads in GATHER_LOADS),

@@ -19,12 +19,12 @@ from yakvrt.cuda.memory import DeviceMemory, PinnedMemory
 from yakvrt.cuda.pinned_pool import CHUNK_BYTES, MOST_THREADS, PinnedPool
 from yakvrt.kernel_build.spec import kernel
 from yakvrt.kernels.gather_rows import gather_rows_ref
-from yakvrt.transfer_gpu_case import N_SETS, DeviceCase
-from yakvrt.transfer_gpu_clock import HOST, DeviceClock, Operation, Sampled
-from yakvrt.transfer_gpu_copies import Turn
-from yakvrt.transfer_gpu_gather import HostGather
-from yakvrt.transfer_gpu_memory import SLACK, compare_device, poison_device
-from yakvrt.transfer_memory import fill
+from yakvrt.transfer.gpu_case import N_SETS, DeviceCase
+from yakvrt.transfer.gpu_clock import HOST, DeviceClock, Operation, Sampled
+from yakvrt.transfer.gpu_copies import Turn
+from yakvrt.transfer.gpu_gather import HostGather
+from yakvrt.transfer.gpu_memory import SLACK, compare_device, poison_device
+from yakvrt.transfer.memory import fill
 
 SEED = 1234
 FILLED_BYTES = 64 << 20  # by a thread at a time

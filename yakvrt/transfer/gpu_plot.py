@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from yakvrt.terminal import counted
-from yakvrt.transfer_axes import (
+from yakvrt.transfer.axes import (
     COLOURS,
     MARKERS,
     Fields,
@@ -17,9 +17,9 @@ from yakvrt.transfer_axes import (
     shown_peak,
     typical_count,
 )
-from yakvrt.transfer_gpu_case import METHODS
-from yakvrt.transfer_gpu_records import overlapped
-from yakvrt.transfer_records import shown_bytes
+from yakvrt.transfer.gpu_case import METHODS
+from yakvrt.transfer.gpu_records import overlapped
+from yakvrt.transfer.records import shown_bytes
 
 WAYS = {"h2d": "to the GPU", "d2h": "to the host", "both": "both at once"}
 LINES = {"h2d": "-", "d2h": "--", "both": ":"}
