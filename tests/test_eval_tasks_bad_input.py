@@ -36,7 +36,7 @@ BAD_OPTIONS = [
     ("text2json-longproc", {"shortest": "9", "longest": "8"}, "shortest=9 is more than longest=8; swap them"),
     ("text2json-synth", {"lengths": "256"}, "more than the length 256; give a longer one"),
     ("multineedle", {"needles": "4"}, "has only 3 needles that differ in subject and answer, not 4"),
-    ("ruler", {"lengths": "256", "tasks": "cwe"}, "cwe takes "),
+    ("ruler", {"lengths": "256", "tasks": "cwe"}, "cwe, its 120 tokens of answer kept free, takes "),
     ("ruler", {"lengths": "64k", "tasks": "cwe"}, "tokens, not for 65536; give a shorter length"),
     (
         "continuation",
