@@ -116,6 +116,7 @@ BAD_DATA = [
     ("loong", replace("loong.jsonl", "2.md", "3.md"), "loong.jsonl:1: "),
     ("loong", replace("loong.jsonl", "1.md", "../paper/1.md"), "loong.jsonl:1: "),
     ("loong", replace("loong.jsonl", '["ACME"]', '["B"]'), "has no report '2024-B'"),
+    ("loong", replace("loong.jsonl", '"level": 4', '"level": []'), "loong.jsonl:1: needs a level of 1 to 4"),
     ("loong", replace("loong.jsonl", '"level": 4', '"level": 5'), "loong.jsonl:1: needs a level of 1 to 4"),
 ]
 
@@ -133,5 +134,15 @@ def test_files_that_are_no_text(data: Path) -> None:
         samples("continuation", data, {})
     deep = "[" * 200_000
     (data / "text2json.jsonl").write_text(json.dumps({"problem": "p", "answer": deep}))
-    with pytest.raises(ValueError, match=r"jsonl:1: answer: (not JSON|the JSON is nested)"):
+    with pytest.raises(ValueError, match=r"jsonl:1: answer: (not JSON|JSON nested)"):
         samples("text2json", data, {})
+    (data / "text2json.jsonl").write_text('{"problem": ' + "9" * 5000 + "}")
+    with pytest.raises(ValueError, match=r"jsonl:1: JSON nested too deeply or with too long a number"):
+        samples("text2json", data, {})
+
+
+def test_a_table_that_csv_cannot_read_is_passed_over(data: Path) -> None:
+    given = {"shortest": "10", "sizes": "0.5k,2k"}
+    assert len(samples("text2json-longproc", data, given)) == 2
+    replace("html_to_tsv_2k.json", "Oslo", "Os\\rlo")(data)
+    assert len(samples("text2json-longproc", data, given)) == 1

@@ -48,7 +48,8 @@ class Loong:
                 continue
             names, answer = record.get("doc"), record.get("answer")
             if (
-                level not in LEVELS
+                not isinstance(level, int)
+                or level not in LEVELS
                 or not isinstance(names, list)
                 or not isinstance(answer, str | list | dict)
             ):

@@ -71,7 +71,10 @@ class Text2JsonLongProc:
 def convert(page: Page) -> tuple[list[dict[str, str]], dict[str, str]] | None:
     """The entries of a page's table and the description of their three keys; None for one that does not
     suit."""
-    rows = list(csv.reader(page.gold.strip().split("\n"), delimiter="\t"))
+    try:
+        rows = list(csv.reader(page.gold.strip().split("\n"), delimiter="\t"))
+    except csv.Error:
+        return None
     header, rows = rows[0], [[cell.strip() or MISSING for cell in row] for row in rows[1:]]
     if not MIN_ROWS <= len(rows) <= MAX_ROWS or any(len(row) != len(header) for row in rows):
         return None
