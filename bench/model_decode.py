@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import result_file
-from method_label import name_and_args
 
 from yakvrt.config import ModelConfig
 from yakvrt.cuda.resource_report import H200
 from yakvrt.kernels.device_layout import DEVICE_LAYOUTS
 from yakvrt.kvcache import open_method
+from yakvrt.kvcache.method_label import name_and_args
 from yakvrt.model_source import open_model
 from yakvrt.weight_shapes import target_matrices, vector_bytes
 

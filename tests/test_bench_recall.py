@@ -155,7 +155,7 @@ def test_a_fed_prompt_is_the_model_s(name: str, engine: yakvrt.Engine, recall: A
     for fed in (True, False):
         module, parameters = open_method(name, FEW[name][0])
         method = module.build(recall._setting, parameters)
-        slot, runner = method.open(recall._setting.ctx_size), recall._runner(method)
+        slot, runner = method.open(recall._setting.ctx_size), engine.runner.over(method)
         if fed:
             feed(recall._setting, method, slot, recall._prompt)
         else:

@@ -10,6 +10,7 @@ import numpy as np
 from . import model
 from .chunk_size import LOGITS_CHUNK
 from .config import ModelConfig, rope_frequencies
+from .kvcache.contract import KvSetting
 
 if TYPE_CHECKING:
     from .backend import Backend, Recording, Step
@@ -38,8 +39,19 @@ class Runner:
         self._backend, self._config, self._weights, self._kv = backend, config, weights, kv
         self.chunk = chunk
         self.logits_chunk = min(chunk, LOGITS_CHUNK)
+        self._rope_factors = rope_factors
         self._inv_freq, self._rope_scale = rope_frequencies(config, rope_factors)
         self._steps: dict[tuple[str, int], tuple[Step, Buffer, Buffer]] = {}
+
+    def setting(self, n_slots: int, ctx_size: int, kind: str) -> KvSetting:
+        """What another KV method over the same model is built for."""
+        rope = self._inv_freq, self._rope_scale
+        return KvSetting(self._backend, self._config, self._weights, n_slots, ctx_size, kind, *rope)
+
+    def over(self, kv: KvMethod) -> Runner:
+        """The same model over another KV cache; weights are shared."""
+        model = self._backend, self._config, self._weights
+        return Runner(*model, kv, chunk=self.chunk, rope_factors=self._rope_factors)
 
     def warm_up(self) -> None:
         """Records what every generation uses; the kernels that are missing compile together."""
