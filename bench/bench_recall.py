@@ -40,11 +40,11 @@ from decode_replay import RecordInputs, StepInputs
 from kept_rows import KeptRows, key_of
 from prompt_capture import CapturePrompt, PromptRows, feed
 from teacher_tokens import TeacherTokens, of_gold, of_text
-from time_left import TimeLeft
 
 import yakvrt
 from yakvrt.engine import Engine
 from yakvrt.eval.fidelity import log_probs, logit_scores
+from yakvrt.eval.time_left import TimeLeft
 from yakvrt.kvcache import open_method
 from yakvrt.kvcache.budget import budget_tokens
 from yakvrt.kvcache.contract import KvMethod

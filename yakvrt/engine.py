@@ -68,6 +68,11 @@ class Engine:
     def n_threads(self) -> int:
         return self._backend.n_threads
 
+    @property
+    def free_bytes(self) -> int:
+        """What is free now of the memory in which KV caches lie."""
+        return self._device.free_bytes()
+
     def session(self) -> Session:
         """Opens a KV slot. Raises: RuntimeError when all are in use."""
         with self._lock:
