@@ -1,4 +1,4 @@
-"""Files of tasks: found in the folder the user names, read with sentences for what is missing or malformed."""
+"""Files of tasks: found in the folder the user names, with sentences for what is missing or malformed."""
 
 from __future__ import annotations
 

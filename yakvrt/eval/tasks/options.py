@@ -7,31 +7,32 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-# "words" and "lengths" are lists, written with commas; a length is a count of tokens, with k for 1024.
-Kind = Literal["int", "float", "str", "words", "lengths"]
+# Those of the second line are lists, written with commas; a length is a count of tokens, with k for 1024.
+Kind = Literal["int", "str", "words", "ints", "lengths"]
 
 MIN_LENGTH = 256
 MAX_LENGTH = 1 << 21
 MAX_VALUES = 100
+WHOLE = re.compile(r"\d{1,18}")
 NUMBER = re.compile(r"(\d{1,9})([kKmM]?)")
 FACTORS = {"": 1, "k": 1 << 10, "m": 1 << 20}
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One option. `default` is written as a user would write it. `low` and `high` bound numbers, `choices` bound
+    """One option. `default` is written as a user would write it. `low` and `high` bound numbers, `choices`
     words and strings."""
 
     name: str
     kind: Kind
     default: str
     help: str
-    low: float = 0
-    high: float = 1 << 20
+    low: int = 0
+    high: int = 1 << 20
     choices: tuple[str, ...] = ()
 
     def read(self, text: str) -> Any:
-        """The option's value: an int, a float, a str, a tuple of str or a tuple of int.
+        """The option's value: an int, a str, a tuple of str or a tuple of int.
 
         Raises: ValueError.
         """
@@ -39,9 +40,9 @@ class Option:
             return tuple(self._word(part.strip()) for part in self._parts(text))
         if self.kind == "lengths":
             return tuple(read_length(self.name, part.strip()) for part in self._parts(text))
-        if self.kind == "str":
-            return self._word(text)
-        return self._number(text)
+        if self.kind == "ints":
+            return tuple(self._number(part.strip()) for part in self._parts(text))
+        return self._word(text) if self.kind == "str" else self._number(text)
 
     def _parts(self, text: str) -> list[str]:
         parts = text.split(",")
@@ -54,19 +55,12 @@ class Option:
             raise ValueError(f"{self.name}={text!r} is unknown; choose of {', '.join(self.choices)}")
         return text
 
-    def _number(self, text: str) -> int | float:
-        whole = self.kind == "int"
-        try:
-            value = int(text) if whole else float(text)
-        except ValueError:
-            raise ValueError(
-                f"{self.name}={text!r} is no {'whole ' if whole else ''}number; the default is {self.default}"
-            ) from None
-        if not self.low <= value <= self.high:  # also false for nan
-            raise ValueError(
-                f"{self.name}={text} is out of range; give a number from {self.low:g} to {self.high:g}"
-            )
-        return value
+    def _number(self, text: str) -> int:
+        if not WHOLE.fullmatch(text):
+            raise ValueError(f"{self.name}: {text!r} is no whole number; the default is {self.default}")
+        if not self.low <= int(text) <= self.high:
+            raise ValueError(f"{self.name}: {text} is out of range; give {self.low} to {self.high}")
+        return int(text)
 
 
 def read_length(name: str, text: str) -> int:

@@ -54,8 +54,8 @@ def _gold(answer: str, where: str) -> list[dict[str, str]]:
         raise ValueError(f"{where}: the answer must be a JSON list of at least one entry")
     for entry in gold:
         texts = isinstance(entry, dict) and all(isinstance(value, str) for value in entry.values())
-        if not texts or "name" not in entry:
-            raise ValueError(f"{where}: each entry of the answer must be an object of texts with a name")
+        if not texts or "name" not in entry or len(entry) != 3:
+            raise ValueError(f"{where}: each entry of the answer must hold a name and two more texts")
     return gold
 
 

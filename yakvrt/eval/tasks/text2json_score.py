@@ -33,9 +33,9 @@ def predicted_list(text: str) -> list[object] | None:
 def score_entries(gold: Sequence[Mapping[str, str]], text: str) -> dict[str, float]:
     """The sample's score with its parts, each 0 to 100: `names` (gold names found), `parsed` (0 or 100).
 
-    An entry whose name is in the gold list counts 1, less 1/2 for each key that is missing or null and 1/4 for each
-    wrong value; whole numbers count as their digits. Entries that match nothing, repeat a name or have none enlarge what
-    the sum is divided by. Gold names must differ.
+    An entry whose name is in the gold list counts 1, less 1/2 for each key that is missing or null and 1/4
+    for each wrong value; whole numbers count as their digits. Entries that match nothing, repeat a name or
+    have none enlarge what the sum is divided by. Gold names must differ.
     """
     predicted = predicted_list(text)
     if predicted is None:

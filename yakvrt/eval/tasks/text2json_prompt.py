@@ -1,0 +1,24 @@
+"""Prompts and gold answers in the manner of Text2JSON: documents, then entries to extract as a JSON list."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+
+
+def write_entries(entries: Sequence[Mapping[str, str]]) -> str:
+    """A JSON list with one entry a line, as the prompt asks for it."""
+    lines = ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in entries)
+    return f"[\n{lines}\n]"
+
+
+def write_prompt(documents: str, task: str, keys: Mapping[str, str]) -> str:
+    """The user's whole turn. `task` says in a sentence what to extract, `keys` describes each key."""
+    described = "\n".join(f'- "{key}": {text}' for key, text in keys.items())
+    form = write_entries([dict.fromkeys(keys, "...")] * 2)
+    return (
+        f"{documents}\n\n{task} For each of them give these keys:\n{described}\n"
+        "All values are texts, written exactly as they stand above. "
+        "Answer with one JSON list and nothing else, in this form:\n"
+        f"{form}"
+    )
