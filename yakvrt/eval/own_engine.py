@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from yakvrt.sequence import Sequence as Generation
 
+from .evaluation import Progress, Skipped
 from .fidelity import logit_scores
 from .method_slots import N_SLOTS, DecodeSession, MethodSlots
 from .method_specs import FULL, MethodSpec
@@ -21,11 +22,6 @@ if TYPE_CHECKING:
     from yakvrt.engine import Engine
 
 SPARE_BYTES = 128 << 20  # scratch, recorded steps
-Progress = Callable[[str, float], None]  # what runs, the share done
-
-
-class TooLong(Exception):
-    """A sample that does not fit into the context; says so in a sentence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +35,11 @@ class SampleTokens:
     @property
     def n_tokens(self) -> int:
         return len(self.prompt) + max(len(self.answer), self.max_tokens)
+
+    @property
+    def n_held(self) -> int:
+        """Tokens taken in at once; the last one is decoded, or the answer's first token were always exact."""
+        return len(self.prompt) - 1
 
     @property
     def ctx_size(self) -> int:
@@ -56,8 +57,12 @@ class OwnEngine:
             type(sampling)(), temperature=0.0, stop=sampling.stop, stop_ids=sampling.stop_ids
         )
 
+    def count(self, text: str) -> int:
+        """Tokens of a text."""
+        return len(self._engine.tokenizer.encode(text, add_special=False))
+
     def tokens(self, sample: Sample) -> SampleTokens:
-        """Raises: TooLong; ValueError for a prompt of less than two tokens."""
+        """Raises: Skipped; ValueError for a prompt of less than two tokens."""
         engine = self._engine
         prompt = engine.prompt_ids(sample.prompt, raw=not sample.max_tokens)
         answer = engine.tokenizer.encode(sample.answer, add_special=False)[: self._fidelity_tokens]
@@ -65,22 +70,24 @@ class OwnEngine:
         if len(prompt) < 2:
             raise ValueError(f"sample {sample.id}: the prompt has {len(prompt)} token; it takes 2 or more")
         if found.n_tokens > self.ctx_size:
-            raise TooLong(
+            raise Skipped(
                 f"{len(prompt)} tokens of prompt and {found.n_tokens - len(prompt)} of answer, "
                 f"the context holds {self.ctx_size}"
             )
         return found
 
     def readings(
-        self, tokens: SampleTokens, specs: Sequence[MethodSpec], progress: Progress
+        self, sample: Sample, specs: Sequence[MethodSpec], progress: Progress
     ) -> Iterator[tuple[MethodSpec, dict[str, Any]]]:
         """What each method reads, its answer's "text" among it, in as many prefills as memory asks for.
 
-        Raises: RuntimeError when a single method does not fit.
+        Raises: Skipped; ValueError for an empty prompt; RuntimeError when a single method does not fit.
         """
-        full: list[np.ndarray] = []
+        tokens, full = self.tokens(sample), list[np.ndarray]()
         for group in self._passes(tokens, specs):
-            yield from self._one_prefill(tokens, group, full, progress)
+            for spec, found in self._one_prefill(tokens, group, full, progress):
+                if spec in specs:
+                    yield spec, found
 
     def _passes(self, tokens: SampleTokens, specs: Sequence[MethodSpec]) -> Iterator[list[MethodSpec]]:
         """Groups of methods whose slots fit together, full attention in the first."""
@@ -109,7 +116,7 @@ class OwnEngine:
     def _bytes(self, spec: MethodSpec, tokens: SampleTokens) -> tuple[int, int]:
         """Of a slot, and of what a method needs beside."""
         config = self._engine.config
-        module, values = spec.open(spec.parameters(config, self._kind, len(tokens.prompt)))
+        module, values = spec.open(spec.parameters(config, self._kind, tokens.n_held))
         pools = module.pools(config, values, self._kind, tokens.ctx_size)
         return pools.slot_bytes, sum(pools.transient.values())
 
@@ -121,12 +128,12 @@ class OwnEngine:
         progress: Progress,
     ) -> Iterator[tuple[MethodSpec, dict[str, Any]]]:
         started = time.monotonic()
-        runner, held = self._engine.runner, tokens.prompt[:-1]
+        runner = self._engine.runner
         setting = runner.setting(N_SLOTS, tokens.ctx_size, self._kind)
-        members = [MethodSlots.build(spec, setting, runner, len(tokens.prompt)) for spec in specs]
+        members = [MethodSlots.build(spec, setting, runner, tokens.n_held) for spec in specs]
         shared = SharedPrompt([member.method for member in members])
         slot = shared.open(tokens.ctx_size)
-        runner.over(shared).prefill(slot, 0, held, lambda done, n: progress("prompt", done / n))
+        runner.over(shared).prefill(slot, 0, tokens.prompt[:-1], lambda done, n: progress("prompt", done / n))
         del shared
         prefill_s = time.monotonic() - started
         for i in range(len(members)):
@@ -154,8 +161,8 @@ class OwnEngine:
         """Of the first method, which is full attention, also the log-probabilities."""
         if not tokens.answer:
             return {}
-        n_held, fed = len(tokens.prompt) - 1, [tokens.prompt[-1], *tokens.answer[:-1]]
-        found: Iterator[np.ndarray] = member.teacher_forced(slot, n_held, fed)
+        fed = [tokens.prompt[-1], *tokens.answer[:-1]]
+        found: Iterator[np.ndarray] = member.teacher_forced(slot, tokens.n_held, fed)
         if not full:
             full += [one.astype(np.float32) for one in found]
             found = iter(full)

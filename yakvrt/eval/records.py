@@ -66,7 +66,7 @@ class RecordFile:
     """The records of one directory, to be added to. `options` are what all records must share, `facts` what
     else the header says.
 
-    Raises: ValueError when the directory holds records of other options, or another run writes there; OSError.
+    Raises: ValueError for records of other options, or when another run writes there; OSError.
     """
 
     def __init__(self, directory: Path, options: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
