@@ -91,6 +91,12 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="most tokens of a gold answer that are fed; 0: scores alone (256)",
     )
+    add(
+        "--max-tokens",
+        type=at_least(0),
+        metavar="N",
+        help="most tokens of an answer, 0: fidelity alone (the task's)",
+    )
     add("-o", "--output", type=Path, metavar="DIR", help="where records go, and with --report the report")
     add(
         "--report",
@@ -170,11 +176,13 @@ def _on_engine(args: argparse.Namespace, tasks: list[Task], specs: list[MethodSp
     # the engine's own cache is not used
     engine_args = argparse.Namespace(**{**vars(args), "kv": "full", "kv_args": {}, "ctx_size": 16})
     with load_engine(engine_args) as engine:
-        side = OwnEngine(engine, cache_type(args), args.fidelity_tokens, args.ctx_size)
+        limits = args.fidelity_tokens, args.max_tokens, args.ctx_size
+        side = OwnEngine(engine, cache_type(args), *limits)
         asked = questions(tasks, args.seed, side.count, args.limit)
         options = {
             **{"side": "yakvrt", "model": engine.name, "dtype": args.dtype, "cache_type": cache_type(args)},
             **{"ctx_size": side.ctx_size, "fidelity_tokens": args.fidelity_tokens},
+            "max_tokens": args.max_tokens,
         }
         return _record_all(args, side, asked, specs, options)
 
@@ -194,9 +202,14 @@ def _on_server(args: argparse.Namespace, tasks: list[Task], specs: list[MethodSp
         def count(text: str) -> int:
             return len(tokenizer.encode(text, add_special=False))
 
-        side = Server(args.server, name, args.api_key, count, args.ctx_size)
+        side = Server(args.server, name, args.api_key, count, args.max_tokens, args.ctx_size)
         asked = questions(tasks, args.seed, count, args.limit)
-        options = {"side": args.label, "model": name, "ctx_size": args.ctx_size}
+        options = {
+            "side": args.label,
+            "model": name,
+            "ctx_size": args.ctx_size,
+            "max_tokens": args.max_tokens,
+        }
         return _record_all(args, side, asked, specs, options)
 
 

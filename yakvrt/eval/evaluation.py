@@ -24,6 +24,11 @@ class Skipped(Exception):
     """A sample that cannot be asked, for instance since it is longer than the context; says why."""
 
 
+def limited(sample: Sample, max_tokens: int | None) -> int:
+    """The most tokens of an answer, where no more than so many are wanted."""
+    return sample.max_tokens if max_tokens is None else min(sample.max_tokens, max_tokens)
+
+
 class Side(Protocol):
     """What answers samples: our engine, or a server."""
 

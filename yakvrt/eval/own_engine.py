@@ -11,7 +11,7 @@ import numpy as np
 
 from yakvrt.sequence import Sequence as Generation
 
-from .evaluation import Progress, Skipped
+from .evaluation import Progress, Skipped, limited
 from .fidelity import logit_scores
 from .method_slots import N_SLOTS, DecodeSession, MethodSlots
 from .method_specs import FULL, MethodSpec
@@ -47,9 +47,15 @@ class SampleTokens:
 
 
 class OwnEngine:
-    """Scores of generated answers, and fidelity on gold ones, for several methods."""
+    """Scores of generated answers, and fidelity on gold ones, for several methods.
 
-    def __init__(self, engine: Engine, kind: str, fidelity_tokens: int, ctx_size: int) -> None:
+    max_tokens None leaves an answer's length to the task; ctx_size 0 takes the model's.
+    """
+
+    def __init__(
+        self, engine: Engine, kind: str, fidelity_tokens: int, max_tokens: int | None, ctx_size: int
+    ) -> None:
+        self._max_tokens = max_tokens
         self._engine, self._kind, self._fidelity_tokens = engine, kind, fidelity_tokens
         self.ctx_size = ctx_size or engine.config.context_len
         sampling = engine.sampling_defaults
@@ -66,7 +72,7 @@ class OwnEngine:
         engine = self._engine
         prompt = engine.prompt_ids(sample.prompt, raw=not sample.max_tokens)
         answer = engine.tokenizer.encode(sample.answer, add_special=False)[: self._fidelity_tokens]
-        found = SampleTokens(prompt, answer, sample.max_tokens)
+        found = SampleTokens(prompt, answer, limited(sample, self._max_tokens))
         if len(prompt) < 2:
             raise ValueError(f"sample {sample.id}: the prompt has {len(prompt)} token; it takes 2 or more")
         if found.n_tokens > self.ctx_size:

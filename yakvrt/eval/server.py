@@ -10,7 +10,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from .evaluation import Progress, Skipped
+from .evaluation import Progress, Skipped, limited
 from .method_specs import MethodSpec
 from .sample import Sample
 
@@ -39,6 +39,7 @@ class Server:
         model: str,
         api_key: str | None,
         count: Callable[[str], int],
+        max_tokens: int | None,
         ctx_size: int,
         *,
         pause_s: float = 1,
@@ -47,15 +48,15 @@ class Server:
             raise ValueError(f"--server {url!r} is no address; write it like http://127.0.0.1:8080")
         self._url = url.rstrip("/").removesuffix("/v1") + "/v1/chat/completions"
         self._model, self._api_key, self._pause_s = model, api_key, pause_s
-        self._count, self._ctx_size = count, ctx_size
+        self._count, self._max_tokens, self._ctx_size = count, max_tokens, ctx_size
 
     def readings(
         self, sample: Sample, specs: Sequence[MethodSpec], progress: Progress
     ) -> Iterator[tuple[MethodSpec, dict[str, Any]]]:
         """One answer. Raises: ServerError; Skipped for one that is too long or asks for none."""
-        if not sample.max_tokens:
+        if not limited(sample, self._max_tokens):
             raise Skipped("it asks for no answer, and a server's answer is all that is read")
-        n_tokens = self._count(sample.prompt) + sample.max_tokens
+        n_tokens = self._count(sample.prompt) + limited(sample, self._max_tokens)
         if 0 < self._ctx_size < n_tokens:
             raise Skipped(f"{n_tokens} tokens with the answer, the context holds {self._ctx_size}")
         progress("waiting for the server", 0)
@@ -69,7 +70,7 @@ class Server:
             "model": self._model,
             "messages": [{"role": "user", "content": sample.prompt}],
             "temperature": 0,
-            "max_tokens": sample.max_tokens,
+            "max_tokens": limited(sample, self._max_tokens),
             "stream": False,
         }
         answer = self._post(body, sample.id)
