@@ -16,8 +16,8 @@ from .records import NAME, Record, read_records
 ABOUT = """\
 All methods of a sample decode behind one exact prefill of its prompt, greedily; the prompt's last token is
 decoded too. KL, NLL and same top-1 are read while the gold answer is fed. A budget is a share of the tokens:
-their K and V at 4 bits are the bytes that a step may ask of the host (gross); moved are those that were not on
-the device already. MB are of a decoded token, all layers. Intervals hold 95 % of bootstrap redraws."""
+their K and V at 4 bits are the bytes that a step may ask of the host (gross); moved are those that were not
+on the device already. MB are of a decoded token, all layers. Intervals hold 95 % of bootstrap redraws."""
 NAMED = ("version", "seed", "dtype", "cache_type", "ctx_size", "fidelity_tokens", "max_tokens")
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .bootstrap import mean_of
+from .bootstrap import Interval, mean_of
 from .findings import FULL, Findings, Method, title
 
 MARKERS = "osD^v<>pX*"
@@ -85,15 +85,38 @@ def _quality_against_bytes(findings: Findings) -> Any:
             full = findings.plain_mean("score", task, FULL)
             if name == "score" and full is not None:
                 panel.axhline(full, color="0.4", lw=1, ls="--", label="full")
-            panel.set_xscale("log")
-            if name == "kl_mean" and any(line.get_ydata().min() > 0 for line in panel.lines):
-                panel.set_yscale("log")
+            _plain_log(panel, "x")
+            if name == "kl_mean":
+                _plain_log(panel, "y")
             panel.set(title=f"{task} ({findings.tasks[task]})", xlabel="MB moved a token")
         row[0].set_ylabel(axis_title)
-    handles = {h.get_label(): h for panel in panels.flat for h in panel.get_legend_handles_labels()[0]}
-    figure.legend(handles=list(handles.values()), loc="outside right center")
+    figure.legend(handles=_distinct(panels.flat), loc="outside right center")
     figure.suptitle(findings.model)
     return figure
+
+
+def _plain_log(panel: Any, name: str) -> None:
+    """An axis, x or y, made logarithmic, with ticks at 1, 2 and 5 in plain numbers."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    getattr(panel, f"set_{name}scale")("log")
+    axis = getattr(panel, f"{name}axis")
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _distinct(panels: Iterable[Any]) -> list[Any]:
+    """What the panels' legends would show, each once."""
+    found = {h.get_label(): h for panel in panels for h in panel.get_legend_handles_labels()[0]}
+    return list(found.values())
+
+
+def _loss(findings: Findings, name: str, method: Method, intensity: str) -> Interval:
+    """Points of score lost, or the divergence as it is."""
+    if name == "score":
+        return mean_of(findings.differences("score", FULL, method, intensity))
+    return findings.mean(name, method, intensity=intensity)
 
 
 def _low_beside_high(findings: Findings) -> Any:
@@ -106,22 +129,19 @@ def _low_beside_high(findings: Findings) -> Any:
     )
     places = np.arange(len(methods))[::-1]
     for panel, (name, axis_title) in zip(panels, READINGS.items(), strict=True):
-        for offset, intensity, colour in ((0.2, "low", "#56B4E9"), (-0.2, "high", "#D55E00")):
+        for offset, intensity, colour, marker in ((0.15, "low", "C0", "o"), (-0.15, "high", "C1", "s")):
             for place, method in zip(places, methods, strict=True):
-                found = (
-                    mean_of(findings.differences("score", FULL, method, intensity))
-                    if name == "score"
-                    else findings.mean(name, method, intensity=intensity)
-                )
+                found = _loss(findings, name, method, intensity)
                 if not found.n:
                     continue
-                panel.barh(place + offset, found.mean, 0.38, color=colour, label=f"{intensity} intensity")
+                look: Any = {"color": colour, "marker": marker, "ls": "", "label": f"{intensity} intensity"}
+                panel.plot([found.mean], [place + offset], **look)
                 if np.isfinite(found.low):
-                    panel.plot([found.low, found.high], [place + offset] * 2, color="0.2", lw=1)
+                    panel.plot([found.low, found.high], [place + offset] * 2, color=colour, lw=1.5)
         panel.set_xlabel("points of score lost against full" if name == "score" else axis_title)
+    _plain_log(panels[1], "x")
     panels[0].set_yticks(places, [title(method) for method in methods])
-    bars = {bar.get_label(): bar for panel in panels for bar in panel.containers}
-    figure.legend(list(bars.values()), list(bars), loc="outside upper right")
+    figure.legend(handles=_distinct(panels), loc="outside right upper")
     figure.suptitle(findings.model)
     return figure
 
@@ -141,7 +161,7 @@ def _needle_grids(task: str, grids: dict[Method, dict[tuple[Any, Any], float]]) 
     depths = sorted({depth for grid in grids.values() for _, depth in grid})
     for panel, (method, grid) in zip(panels.flat, grids.items(), strict=False):
         cells = np.array([[grid.get((length, depth), np.nan) for length in lengths] for depth in depths])
-        image = panel.imshow(cells, vmin=0, vmax=100, cmap="RdYlGn", aspect="auto")
+        image = panel.imshow(cells, vmin=0, vmax=100, cmap="viridis", aspect="auto")
         panel.set_xticks(range(len(lengths)), [str(length) for length in lengths], rotation=45)
         panel.set_yticks(range(len(depths)), [str(depth) for depth in depths])
         panel.grid(visible=False)
