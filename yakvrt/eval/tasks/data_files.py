@@ -57,8 +57,10 @@ def parse_json(text: str, where: str) -> Any:
         raise ValueError(
             f"{where}: not JSON ({error.msg}, column {error.colno}); mend or remove it"
         ) from None
-    except RecursionError:
-        raise ValueError(f"{where}: the JSON is nested too deeply; mend or remove it") from None
+    except (ValueError, RecursionError):
+        raise ValueError(
+            f"{where}: JSON nested too deeply or with too long a number; mend or remove it"
+        ) from None
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -23,7 +23,7 @@ from yakvrt.eval.tasks.longproc_pages import (
     read_pages,
     read_template,
 )
-from yakvrt.eval.tasks.tsv_score import score_table
+from yakvrt.eval.tasks.tsv_score import score_table, table_text
 
 # LongProc's limits on what is generated.
 MAX_TOKENS = {"0.5k": 1024, "2k": 3072, "8k": 9216}
@@ -51,11 +51,11 @@ class HtmlToTsv:
             }
             gold = page.gold.strip()
             prompt = filled(self.template, values)
-            facts = {"size": self.size, "topic": page.topic, "rows": gold.count("\n"), "gold": gold}
+            facts = {"size": self.size, "topic": page.topic, "rows": gold.count("\n")}
             yield Sample(page.id, prompt, f"```tsv\n{gold}\n```", MAX_TOKENS[self.size], facts)
 
     def score(self, sample: Sample, text: str) -> dict[str, float]:
-        return score_table(sample.facts["gold"], text)
+        return score_table(table_text(sample.answer), text)
 
 
 def _open(size: str, options: Mapping[str, Any], data_dir: Path | None) -> HtmlToTsv:

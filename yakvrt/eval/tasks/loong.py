@@ -48,7 +48,8 @@ class Loong:
                 continue
             names, answer = record.get("doc"), record.get("answer")
             if (
-                level not in LEVELS
+                not isinstance(level, int)
+                or level not in LEVELS
                 or not isinstance(names, list)
                 or not isinstance(answer, str | list | dict)
             ):
@@ -64,11 +65,11 @@ class Loong:
                 prompt = prompt.replace(f"{{{key}}}", text_field(record, key, where))
             prompt = prompt.replace("{docs}", "".join(contents))
             gold = answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False)
-            facts = {"domain": kind, "level": LEVELS[level], "set": record["set"], "answer": answer}
+            facts = {"domain": kind, "level": LEVELS[level], "set": record["set"]}
             yield Sample(identity, prompt, gold, MAX_TOKENS, facts)
 
     def score(self, sample: Sample, text: str) -> dict[str, float]:
-        return score_answer(sample.facts["answer"], text)
+        return score_answer(sample.answer, text)
 
 
 class DocumentReader:

@@ -25,12 +25,16 @@ def normalised(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split()).strip(OUTER)
 
 
-def score_answer(gold: Any, text: str) -> dict[str, float]:
-    """The score, 0 to 100. `gold` is a text, a list whose order counts, or an object of groups."""
-    gold = structure(gold) if isinstance(gold, str) and structure(gold) is not None else gold
-    if isinstance(gold, str):
-        f1 = words_f1(gold, text)
-        return {"score": 100.0 if holds(text, gold) else f1, "f1": f1}
+def score_answer(answer: str, text: str) -> dict[str, float]:
+    """The score, 0 to 100. The gold answer is a text, or JSON: a list whose order counts, or an object of
+    groups."""
+    try:
+        gold = json.loads(answer)
+    except ValueError:
+        gold = None
+    if not isinstance(gold, list | dict):
+        f1 = words_f1(answer, text)
+        return {"score": 100.0 if holds(text, answer) else f1, "f1": f1}
     predicted = structure(text)
     if predicted is None:
         return {"score": 0.0, "parsed": 0.0}

@@ -18,6 +18,8 @@ from yakvrt.eval.tasks.interleave import interleave
 ESSAYS = ("PaulGrahamEssays.jsonl", "PaulGrahamEssays.json")
 NEEDLES = "needles.jsonl"
 SOURCE = "the data set opencompass/NeedleBench"
+# A draw takes what comes first, and may leave too few that differ from it.
+DRAWS = 100
 WORD = re.compile(r"\s*\S+")
 
 
@@ -75,16 +77,16 @@ def draw_needles(needles: Sequence[Needle], number: int, rng: Random) -> list[Ne
 
     Raises: ValueError when there are not so many.
     """
-    shuffled = rng.sample(needles, len(needles))
-    drawn: list[Needle] = []
-    for needle in shuffled:
-        if all(needle.subject != other.subject and needle.keyword != other.keyword for other in drawn):
-            drawn.append(needle)
-            if len(drawn) == number:
-                return drawn
-    raise ValueError(
-        f"{NEEDLES} has only {len(drawn)} needles that differ in subject and answer, not {number}"
-    )
+    most = 0
+    for _ in range(DRAWS):
+        drawn: list[Needle] = []
+        for needle in rng.sample(needles, len(needles)):
+            if all(needle.subject != other.subject and needle.keyword != other.keyword for other in drawn):
+                drawn.append(needle)
+        if len(drawn) >= number:
+            return drawn[:number]
+        most = max(most, len(drawn))
+    raise ValueError(f"{NEEDLES} has only {most} needles that differ in subject and answer, not {number}")
 
 
 def essay_words(essays: Sequence[str], number: int, rng: Random) -> list[str]:

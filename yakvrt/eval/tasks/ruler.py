@@ -57,7 +57,8 @@ class Ruler:
                     rng = Random(f"ruler {task} {length} {seed} {repeat}")
                     limit = length - TOKENS[task]
                     drawn = self._draw(task, length, limit, count, rng)
-                    prompt, pieces = fill(drawn.build, drawn.most, limit, count, task)
+                    what = f"{task}, its {TOKENS[task]} tokens of answer kept free,"
+                    prompt, pieces = fill(drawn.build, drawn.most, limit, count, what)
                     if pieces == drawn.most and count(prompt) < FULL_SHARE * limit:
                         have = f"{task} has words for {count(prompt)} tokens"
                         raise ValueError(f"{have}, not for {length}; give a shorter length")

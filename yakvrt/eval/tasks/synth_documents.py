@@ -5,63 +5,40 @@ from __future__ import annotations
 from collections.abc import Sequence
 from random import Random
 
-from yakvrt.eval.tasks.synth_records import DOMAINS, Domain, Record, draw_records, person
-from yakvrt.eval.tasks.synth_words import CITIES, NOUNS
+from yakvrt.eval.tasks.synth_asides import asides, fillers, person
+from yakvrt.eval.tasks.synth_records import DOMAINS, Domain, Record, draw_records
+from yakvrt.eval.tasks.synth_words import CITIES
 
+ASIDES_SHARE = 0.3
 TITLES = (
     "Notes from {city}",
     "Report {number}",
     "From the archive, part {number}",
     "Bulletin of {year}, {city}",
 )
-ASIDES = (
-    "The meeting in {city} began late because the heating had failed again.",
-    "{person} thanked the volunteers and asked for more chairs.",
-    "Nothing else was decided that day, and the minutes were signed in {year}.",
-    "Rain kept most visitors away, so the hall in {city} stayed half empty.",
-    "A letter of {person} on this matter was read out and put on file.",
-    "The {noun} committee will look at the accounts once more before the summer.",
-    "Since {year} the rules have been the same, whatever people in {city} may say.",
-    "Those who want a copy should write to {person}, not to the office.",
-    "The road to {city} is closed on weekdays, which few had known.",
-    "Of the {number} questions sent in, most were about parking.",
-    "It was {person} who first proposed to move the archive to {city}.",
-    "The photographs of the {noun} are lost, but the catalogue of {year} lists them.",
-)
-
-
-def fillers(rng: Random) -> dict[str, str]:
-    """Names, places and numbers that no key asks for."""
-    return {
-        "person": person(rng),
-        "city": rng.choice(CITIES),
-        "year": str(rng.randint(1930, 2023)),
-        "noun": rng.choice(NOUNS).lower(),
-        "number": str(rng.randint(12, 400)),
-    }
 
 
 def title(rng: Random) -> str:
     return "## " + rng.choice(TITLES).format(**fillers(rng))
 
 
-def asides(rng: Random, number: int) -> str:
-    return " ".join(text.format(**fillers(rng)) for text in rng.sample(ASIDES, number))
-
-
-def sentence(domain: Domain, record: Record, rng: Random) -> str:
-    """A sentence that tells all three values of a record, and things that are none."""
+def told(texts: Sequence[str], record: Record, rng: Random) -> str:
+    """One of the texts, filled with the record's values and with others that are none of them."""
     values = {**fillers(rng), **record}
-    if "city" in record:  # a doctor's city, where sentences name another one as well
-        values |= {
-            "city_of": record["city"],
-            "city": rng.choice([city for city in CITIES if city != record["city"]]),
-        }
-    return rng.choice(domain.sentences).format(**values)
+    if "city" in record:  # a doctor's city, where texts name another one as well
+        others = [city for city in CITIES if city != record["city"]]
+        values |= {"city_of": record["city"], "city": rng.choice(others)}
+    return rng.choice(texts).format(**values)
+
+
+def article(domain: Domain, records: Sequence[Record], rng: Random) -> str:
+    """A paragraph for each bit of a record, all of it told only when the last one is read."""
+    bits = [told(texts, record, rng) for record in records for texts in domain.article]
+    return "\n\n".join(f"{asides(rng, 1)} {bit} {asides(rng, 2)}" for bit in bits)
 
 
 def prose(domain: Domain, records: Sequence[Record], rng: Random) -> str:
-    parts = [f"{asides(rng, 2)} {sentence(domain, record, rng)} {asides(rng, 1)}" for record in records]
+    parts = [f"{asides(rng, 2)} {told(domain.sentences, record, rng)} {asides(rng, 1)}" for record in records]
     return "\n\n".join(parts)
 
 
@@ -75,7 +52,9 @@ def table(domain: Domain, records: Sequence[Record], rng: Random) -> str:
 
 
 def bullets(domain: Domain, records: Sequence[Record], rng: Random) -> str:
-    return "\n".join(f"- {sentence(domain, record, rng)}" for record in records) + f"\n\n{asides(rng, 1)}"
+    return (
+        "\n".join(f"- {told(domain.sentences, record, rng)}" for record in records) + f"\n\n{asides(rng, 1)}"
+    )
 
 
 def cards(domain: Domain, records: Sequence[Record], rng: Random) -> str:
@@ -88,7 +67,7 @@ def cards(domain: Domain, records: Sequence[Record], rng: Random) -> str:
     return "\n".join(lines) + f"\n\n{asides(rng, 1)}"
 
 
-FORMS = (prose, table, bullets, cards)
+FORMS = (article, table, prose, bullets, cards)
 
 
 def documents(domain: Domain, records: Sequence[Record], rng: Random) -> list[str]:
@@ -103,8 +82,8 @@ def documents(domain: Domain, records: Sequence[Record], rng: Random) -> list[st
 
 
 def distractor(but: Domain, rng: Random) -> str:
-    """A document of asides, or about records of any domain but this one."""
-    if rng.random() < 0.5:
+    """A document about records of any domain but this one, or of asides."""
+    if rng.random() < ASIDES_SHARE:
         return f"{title(rng)}\n\n{asides(rng, 4)}\n\n{asides(rng, 4)}"
     other = rng.choice([domain for domain in DOMAINS if domain.one != but.one])
     return documents(other, draw_records(other, rng.randint(1, 3), rng), rng)[0]

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from random import Random
 
+from yakvrt.eval.tasks.synth_asides import person
 from yakvrt.eval.tasks.synth_words import (
     ADJECTIVES,
     CITIES,
-    FIRST_NAMES,
     FORMS,
     LAST_NAMES,
     NOUNS,
@@ -34,10 +34,7 @@ class Domain:
     keys: Mapping[str, str]
     draw: Callable[[Random], Record]
     sentences: tuple[str, ...]
-
-
-def person(rng: Random) -> str:
-    return f"{rng.choice(FIRST_NAMES)} {rng.choice(LAST_NAMES)}"
+    article: tuple[tuple[str, ...], ...]
 
 
 def _film(rng: Random) -> Record:
@@ -75,12 +72,26 @@ DOMAINS = (
         {"name": "the film's title", "director": "who directed it", "year": "the year of its first release"},
         _film,
         (
-            "{name}, which {director} directed, came to the cinemas in {year}; decades later, a copy was shown"
+            "{name}, which {director} directed, came to the cinemas in {year}; years later, a copy was shown"
             " in {city}.",
             "First released in {year}, {name} was directed by {director} and cut by {person}.",
             "Few remember that {director} directed {name}. It was released in {year}, although parts had been"
             " shot in {city} long before.",
             "The jury also honoured {name} ({year}). Its director, {director}, could not come to {city}.",
+        ),
+        (
+            (
+                "{name} is shown every winter in {city}, mostly to the same people.",
+                "When {person} speaks of films, the talk soon comes to {name}.",
+            ),
+            (
+                "{director} directed it, on a script that had lain in a drawer.",
+                "The director, {director}, refused to cut a single scene.",
+            ),
+            (
+                "The film was first released in {year} and found its public slowly.",
+                "It came out in {year}, in four cinemas.",
+            ),
         ),
     ),
     Domain(
@@ -98,6 +109,20 @@ DOMAINS = (
             "In {city_of}, {name} has a practice for {specialty}. A second one, in {city}, never came about.",
             "{name} works in {city_of}. The field is {specialty}, as the letter of {person} says.",
         ),
+        (
+            (
+                "{name} is a name that patients pass on to each other.",
+                "Asked for advice, {person} names {name} at once.",
+            ),
+            (
+                "The field is {specialty}, and nothing else.",
+                "After the studies, which ended in {year}, it was {specialty} from the first day.",
+            ),
+            (
+                "The practice is in {city_of}, two streets from the station; the one in {city} was given up.",
+                "Patients come to {city_of} for an appointment, some of them from {city}.",
+            ),
+        ),
     ),
     Domain(
         "product",
@@ -113,6 +138,20 @@ DOMAINS = (
             "{maker} sells the {name} for {price}. The stock in {city} was gone within days.",
             "At {price}, the {name} is no bargain, but {maker} has repaired every one of them since {year}.",
             "A reader from {city} asks about the {name}: it is made by {maker}, and its price is {price}.",
+        ),
+        (
+            (
+                "Our testers in {city} had the {name} on the bench for a month.",
+                "The {name} was lent to {person}, who did not want to give it back.",
+            ),
+            (
+                "It is made by {maker}, who took over the plant in {year}.",
+                "The maker, {maker}, promises spare parts for ten years.",
+            ),
+            (
+                "Shops ask {price} for it, with a cable.",
+                "Its price is {price}, delivery not counted.",
+            ),
         ),
     ),
     Domain(
@@ -131,6 +170,20 @@ DOMAINS = (
             " {founded}; its statutes were changed in {year}.",
             "{person} left the {name} last month. It was founded in {founded}, with its head office in"
             " {headquarters}.",
+        ),
+        (
+            (
+                "The {name} has asked its members to {city} for the yearly meeting.",
+                "Since {year}, {person} has chaired the {name}.",
+            ),
+            (
+                "Its head office is in {headquarters}; the branch in {city} has two rooms.",
+                "Letters go to the head office in {headquarters}.",
+            ),
+            (
+                "It was founded in {founded}, by people who had met by chance.",
+                "The year of its founding, {founded}, stands above the door.",
+            ),
         ),
     ),
 )

@@ -24,7 +24,12 @@ from yakvrt.eval.tasks.text2json_score import fold
 
 MIN_ROWS, MAX_ROWS = 3, 20
 MAX_CELL_CHARS = 300
-MISSING = {"", "N/A"}
+MISSING = "N/A"
+# As LongProc asks for its tables.
+RULES = (
+    'Write "N/A" for what is not there, a space for a line break, commas between the items of a list, '
+    "and leave out HTML tags. "
+)
 DESCRIPTION = re.compile(r"\s*\(\d+\)\s*")
 # Words of a page's topic that tell its domain; the paper has four.
 DOMAINS = {
@@ -53,7 +58,7 @@ class Text2JsonLongProc:
             answer = write_entries(entries)
             task = f"Extract the items listed on the web page above.{_sentence(page.filtering)}"
             page_text = f"Below is the source of a web page. Its topic: {page.topic}.\n\n{page.html()}"
-            prompt = write_prompt(page_text, task, keys)
+            prompt = write_prompt(page_text, task, keys, RULES)
             if not self.shortest <= count(prompt) <= self.longest or count(answer) > MAX_TOKENS:
                 continue
             facts = {"entries": len(entries), "topic": page.topic, "domain": domain(page.topic)}
@@ -66,8 +71,11 @@ class Text2JsonLongProc:
 def convert(page: Page) -> tuple[list[dict[str, str]], dict[str, str]] | None:
     """The entries of a page's table and the description of their three keys; None for one that does not
     suit."""
-    rows = list(csv.reader(page.gold.strip().split("\n"), delimiter="\t"))
-    header, rows = rows[0], [[cell.strip() for cell in row] for row in rows[1:]]
+    try:
+        rows = list(csv.reader(page.gold.strip().split("\n"), delimiter="\t"))
+    except csv.Error:
+        return None
+    header, rows = rows[0], [[cell.strip() or MISSING for cell in row] for row in rows[1:]]
     if not MIN_ROWS <= len(rows) <= MAX_ROWS or any(len(row) != len(header) for row in rows):
         return None
     columns = list(zip(*rows, strict=True))
@@ -89,11 +97,11 @@ def convert(page: Page) -> tuple[list[dict[str, str]], dict[str, str]] | None:
 def _usable(column: Sequence[str]) -> bool:
     """Free of brackets and of long texts, and more than half of its cells say something."""
     short = all(len(cell) <= MAX_CELL_CHARS and not set("[]") & set(cell) for cell in column)
-    return short and 2 * sum(cell not in MISSING for cell in column) > len(column)
+    return short and 2 * sum(cell != MISSING for cell in column) > len(column)
 
 
 def _names(column: Sequence[str]) -> bool:
-    return len({fold(cell) for cell in column}) == len(column) and not MISSING.intersection(column)
+    return len({fold(cell) for cell in column}) == len(column) and MISSING not in column
 
 
 def _key(header: str) -> str:

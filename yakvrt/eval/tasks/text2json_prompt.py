@@ -12,13 +12,14 @@ def write_entries(entries: Sequence[Mapping[str, str]]) -> str:
     return f"[\n{lines}\n]"
 
 
-def write_prompt(documents: str, task: str, keys: Mapping[str, str]) -> str:
-    """The user's whole turn. `task` says in a sentence what to extract, `keys` describes each key."""
+def write_prompt(documents: str, task: str, keys: Mapping[str, str], rules: str = "") -> str:
+    """The user's whole turn. `task` says in a sentence what to extract, `keys` describes each key, `rules`
+    are more sentences on how values are written."""
     described = "\n".join(f'- "{key}": {text}' for key, text in keys.items())
     form = write_entries([dict.fromkeys(keys, "...")] * 2)
     return (
         f"{documents}\n\n{task} For each of them give these keys:\n{described}\n"
-        "All values are texts, written exactly as they stand above. "
+        f"All values are texts, written exactly as they stand above. {rules}"
         "Answer with one JSON list and nothing else, in this form:\n"
         f"{form}"
     )
