@@ -5,15 +5,23 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
 import pytest
+from test_eval_records import Copying
+from tiny_files import byte_copy
 
+import yakvrt.eval.tasks as tasks_module
+from yakvrt.__main__ import main
 from yakvrt.eval.evaluation import Skipped
 from yakvrt.eval.method_specs import MethodSpec
+from yakvrt.eval.records import NAME, read_records
+from yakvrt.eval.report import write_report
 from yakvrt.eval.sample import Sample
 from yakvrt.eval.server import Server, ServerError
+from yakvrt.eval.tasks.entry import TaskEntry
 
 SAMPLE = Sample("s1", "say hello", "hello", 16)
 SPEC = MethodSpec("server", None)
@@ -105,6 +113,18 @@ def test_a_server_that_stays_busy_or_is_not_there(http: Answers) -> None:
         read(Server("http://127.0.0.1:1", "m", None, len, None, 0))
     with pytest.raises(ValueError, match="is no address"):
         Server("localhost:8080", "m", None, len, None, 0)
+
+
+def test_the_verb_asks_a_server(http: Answers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = TaskEntry("copying", "", "low", (), lambda options, data: Copying(n=2))
+    monkeypatch.setitem(tasks_module.TASKS, "copying", entry)
+    model = byte_copy("qwen2", tmp_path / "model")
+    http.answers = [(200, completion("hello")), (200, completion("bye"))]
+    flags = ["--server", f"http://127.0.0.1:{http.server_port}", "--label", "other", "--server-model", "m"]
+    assert main(["eval", *flags, "-m", str(model), "--task", "copying", "-o", str(tmp_path)]) == 0
+    _, records = read_records(tmp_path / NAME)
+    assert [(r["method"], r["score"]["score"]) for r in records] == [("other", 100), ("other", 0)]
+    assert write_report([tmp_path], tmp_path / "report")[0].read_text().count("| other | 2 | 50.0") == 1
 
 
 def test_samples_kept_from_the_server(http: Answers) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -120,6 +121,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _eval(args: argparse.Namespace) -> int:
+    # Threads of numpy's BLAS, which most methods use, spin on the cores of the engine's own.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     if args.report:
         from yakvrt.eval.report import write_report
 
