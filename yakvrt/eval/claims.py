@@ -1,14 +1,15 @@
 """What the YAKV paper claims, judged by the records at hand: confirmed, refuted or undecided.
 
-A verdict is about a 95 % interval: of a difference that is claimed to be positive, or of one that is claimed
-to be small. It is of the model and the samples measured, which may be few.
+A verdict is about a 95 % interval: of an advantage that is claimed to be there, or of one that is claimed to
+be small. It is of the model and the samples measured; less than MIN_SAMPLES of a task decide nothing, and
+neither do scores of a task that full attention itself fails.
 
 Source: arXiv 2604.08426.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,8 @@ from .bootstrap import Interval, Strata, difference_of, mean_of
 from .findings import FULL, Findings, Method, title
 
 PAPER_BUDGET = 0.03125
+MIN_SAMPLES = 5
+MIN_SCORE = 10.0  # points of full attention, below which a method has nothing to lose
 CLOSE = {"score": 2.0, "kl_mean": 0.02}  # points, nats: what counts as no difference
 UNITS = {"score": "points", "kl_mean": "nats"}
 NAMES = {"score": "score", "kl_mean": "KL"}
@@ -26,20 +29,31 @@ NAMES = {"score": "score", "kl_mean": "KL"}
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """One claim by one reading."""
+    """One claim by one reading, "score" or "kl_mean"."""
 
     claim: str
+    reading: str
     word: str
     numbers: str
 
-    def sentence(self) -> str:
-        return f"{self.claim}: **{self.word}** ({self.numbers})."
+
+def sentences(found: Iterable[Verdict]) -> list[str]:
+    """One for each claim, with the verdicts of all readings."""
+    by_claim: dict[str, list[str]] = {}
+    for one in found:
+        verdict = f"by {NAMES[one.reading]} **{one.word}** ({one.numbers})"
+        by_claim.setdefault(one.claim, []).append(verdict)
+    return [f"{claim}: {'; '.join(words)}." for claim, words in by_claim.items()]
 
 
-def judged(interval: Interval, *, close: float | None = None) -> str:
-    """Whether a difference is positive; with `close`, whether it is within so much of zero."""
+def judged(interval: Interval, strata: Iterable[Strata], *, close: float | None = None) -> str:
+    """Whether an advantage is positive; with `close`, whether it is within so much of zero.
+
+    strata: the samples behind it.
+    """
     low, high = interval.low, interval.high
-    if not interval.n or not np.isfinite(low):
+    fewest = min((len(values) for one in strata for values in one.values()), default=0)
+    if fewest < MIN_SAMPLES or not np.isfinite(low):
         return "undecided"
     if close is None:
         return "confirmed" if low > 0 else "refuted" if high < 0 else "undecided"
@@ -70,12 +84,25 @@ def at_budget(findings: Findings, *labels: str) -> Method | None:
 def _gain(findings: Findings, name: str, a: Method, b: Method, intensity: str | None) -> Strata:
     """How much better a is than b, sample by sample."""
     pair = (a, b) if name == "score" else (b, a)
-    return findings.differences(name, *pair, intensity)
+    return _telling(findings, name, findings.differences(name, *pair, intensity))
 
 
-def _numbers(name: str, interval: Interval, what: str = "difference") -> str:
+def _telling(findings: Findings, name: str, strata: Strata) -> Strata:
+    """Without the scores of tasks that full attention fails."""
+    if name != "score":
+        return strata
+    return {task: values for task, values in strata.items() if task not in failed_tasks(findings)}
+
+
+def failed_tasks(findings: Findings) -> dict[str, float]:
+    """Tasks on which full attention scores less than MIN_SCORE, and what it scores."""
+    scores = {task: findings.plain_mean("score", task, FULL) for task in findings.tasks}
+    return {task: score for task, score in scores.items() if score is not None and score < MIN_SCORE}
+
+
+def _numbers(name: str, interval: Interval, what: str = "advantage") -> str:
     digits = 1 if name == "score" else 3
-    return f"{NAMES[name]} {what} {interval.shown(digits)} {UNITS[name]}, {counted(interval.n, 'sample')}"
+    return f"{what} {interval.shown(digits)} {UNITS[name]}, {counted(interval.n, 'sample')}"
 
 
 def _needles_hide_the_loss(findings: Findings, name: str) -> Iterator[Verdict]:
@@ -92,8 +119,9 @@ def _needles_hide_the_loss(findings: Findings, name: str) -> Iterator[Verdict]:
         both = ", ".join(f"{i} {mean_of(loss[i]).shown(digits)}" for i in ("low", "high"))
         yield Verdict(
             f"Context-intensive tasks lose more than needle-like ones, mean of {len(near)} methods",
-            judged(found),
-            f"loss of {NAMES[name]}: {both}; {_numbers(name, found)}",
+            name,
+            judged(found, loss.values()),
+            f"loss {both}; {_numbers(name, found, 'difference')}",
         )
 
 
@@ -112,7 +140,8 @@ def _mean_loss(findings: Findings, name: str, methods: list[Method], intensity: 
         task: [float(np.mean(found)) for found in by_sample.values() if len(found) == len(methods)]
         for task, by_sample in sorted(losses.items())
     }
-    return {task: np.array(values) for task, values in whole.items() if values}
+    found = {task: np.array(values) for task, values in whole.items() if values}
+    return _telling(findings, name, found)
 
 
 def _ranks(findings: Findings, name: str) -> Iterator[Verdict]:
@@ -127,26 +156,33 @@ def _ranks(findings: Findings, name: str) -> Iterator[Verdict]:
     pairs.append(("yakvrt's YAKV", ours, "the paper's", paper))
     for who, method, rival, other in pairs:
         if method and other:
-            found = mean_of(_gain(findings, name, method, other, "high"))
-            if found.n:
+            gain = _gain(findings, name, method, other, "high")
+            if gain:
                 claim = f"At equal bytes {who} is better than {rival} on context-intensive tasks"
-                yield Verdict(claim, judged(found), f"{title(method)}, {_numbers(name, found)}")
+                found = mean_of(gain)
+                yield Verdict(claim, name, judged(found, [gain]), f"{title(method)}, {_numbers(name, found)}")
 
 
 def _residual_selector(findings: Findings, name: str) -> Iterator[Verdict]:
     two, less = at_budget(findings, "yakv"), at_budget(findings, "yakv-1.5bit")
-    found = mean_of(_gain(findings, name, two, less, None)) if two and less else None
-    if found and found.n:
-        claim = f"A selector of 1.5 bits is as good as one of 2 bits, within {CLOSE[name]:g} {UNITS[name]}"
-        yield Verdict(claim, judged(found, close=CLOSE[name]), _numbers(name, found))
+    if two and less:
+        gain = _gain(findings, name, two, less, None)
+        yield from _level("A selector of 1.5 bits is as good as one of 2 bits", name, gain)
+
+
+def _level(claim: str, name: str, gain: Strata) -> Iterator[Verdict]:
+    """Whether what is gained is no more than CLOSE."""
+    if gain:
+        found = mean_of(gain)
+        numbers = f"within {CLOSE[name]:g} {UNITS[name]}; {_numbers(name, found)}"
+        yield Verdict(claim, name, judged(found, [gain], close=CLOSE[name]), numbers)
 
 
 def _needles_do_not_rank(findings: Findings, name: str) -> Iterator[Verdict]:
     paper, lrqk = at_budget(findings, "yakv-paper"), at_budget(findings, "lrqk-equal", "lrqk")
-    found = mean_of(_gain(findings, name, paper, lrqk, "low")) if paper and lrqk else None
-    if found and found.n:
-        claim = f"On needle-like tasks LRQK and YAKV are level, within {CLOSE[name]:g} {UNITS[name]}"
-        yield Verdict(claim, judged(found, close=CLOSE[name]), _numbers(name, found))
+    if paper and lrqk:
+        gain = _gain(findings, name, paper, lrqk, "low")
+        yield from _level("On needle-like tasks LRQK and the paper's YAKV are level", name, gain)
 
 
 def _not_lossless(findings: Findings) -> Iterator[Verdict]:
@@ -156,11 +192,13 @@ def _not_lossless(findings: Findings) -> Iterator[Verdict]:
         ("Selection by the true scores", at_budget(findings, "oracle-equal", "oracle")),
     ]
     for who, method in measured:
-        found = mean_of(_gain(findings, "score", FULL, method, "high")) if method else None
-        if method and found and found.n:
+        gain = _gain(findings, "score", FULL, method, "high") if method else {}
+        if method and gain:
+            found = mean_of(gain)
             kl = findings.mean("kl_mean", method, intensity="high")
             yield Verdict(
                 f"{who} at the paper's budget loses against full attention on context-intensive tasks",
-                judged(found),
+                "score",
+                judged(found, [gain]),
                 f"{title(method)}, {_numbers('score', found, 'loss')}, KL {kl.shown(3)} nats",
             )

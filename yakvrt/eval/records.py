@@ -15,6 +15,10 @@ from typing import Any
 NAME = "records.jsonl"
 FORMAT = 1
 MAX_LINE_BYTES = 16 << 20
+NUMBERS = (
+    *("kl_mean", "kl_p99", "same_top1", "nll", "gross_bytes", "moved_bytes"),
+    *("device_bytes_per_token", "host_bytes_per_token"),
+)
 Record = dict[str, Any]
 Key = tuple[str, str, str, float | None]
 
@@ -36,13 +40,23 @@ def read_records(path: Path) -> tuple[Record, list[Record]]:
     if header.get("eval") != FORMAT or not isinstance(header.get("options"), dict):
         raise ValueError(f"{path}:1: no header of an evaluation; give a directory that yakvrt eval made")
     for number, record in enumerate(records, 2):
-        names = {"task": str, "sample": str, "method": str, "prompt": str}
-        if (
-            not all(isinstance(record.get(name), kind) for name, kind in names.items())
-            or "budget" not in record
-        ):
+        if not _is_record(record):
             raise ValueError(f"{path}:{number}: no record of an evaluation; remove the line")
     return header, records
+
+
+def _is_record(found: Record) -> bool:
+    texts = all(isinstance(found.get(name), str) for name in ("task", "sample", "method", "prompt"))
+    numbers = [found.get(name, 0.0) for name in NUMBERS]
+    if "score" in found:
+        numbers.append(found["score"].get("score") if isinstance(found["score"], dict) else None)
+    return (
+        texts
+        and isinstance(found.get("budget", ""), float | None)
+        and found.get("intensity") in ("low", "high")
+        and isinstance(found.get("facts"), dict)
+        and all(isinstance(number, int | float) for number in numbers)
+    )
 
 
 def _lines(path: Path) -> Iterator[tuple[Record, int]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from yakvrt.terminal import counted, note
 
 from .bootstrap import mean_of
-from .claims import verdicts
+from .claims import MIN_SAMPLES, MIN_SCORE, failed_tasks, sentences, verdicts
 from .findings import FULL, Findings, Method, title
 from .records import NAME, Record, read_records
 
@@ -90,11 +90,18 @@ def _section(findings: Findings) -> Iterator[str]:
         yield ""
         yield from _intensity_table(findings)
         yield ""
-    found = list(verdicts(findings))
+    found = sentences(verdicts(findings))
     if found:
         yield "### The paper's claims, here"
         yield ""
-        yield from (f"- {verdict.sentence()}" for verdict in found)
+        yield from (f"- {sentence}" for sentence in found)
+        yield ""
+        failed = ", ".join(f"{task} ({score:.1f})" for task, score in failed_tasks(findings).items())
+        yield f"Less than {MIN_SAMPLES} samples of a task decide nothing." + (
+            f" No score is judged where full attention's own is below {MIN_SCORE:g}: {failed}."
+            if failed
+            else ""
+        )
         yield ""
 
 
