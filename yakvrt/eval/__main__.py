@@ -180,6 +180,10 @@ def _on_engine(args: argparse.Namespace, tasks: list[Task], specs: list[MethodSp
     engine_args = argparse.Namespace(**{**vars(args), "kv": "full", "kv_args": {}, "ctx_size": 16})
     with load_engine(engine_args) as engine:
         limits = args.fidelity_tokens, args.max_tokens, args.ctx_size
+        if args.ctx_size > engine.config.context_len:
+            terminal.note(
+                f"warning: the model was trained for {engine.config.context_len} tokens, -c asks for more"
+            )
         side = OwnEngine(engine, cache_type(args), *limits)
         asked = questions(tasks, args.seed, side.count, args.limit)
         options = {

@@ -21,7 +21,6 @@ from .findings import FULL, Findings, Method, title
 
 PAPER_BUDGET = 0.03125
 MIN_SAMPLES = 5
-MIN_SCORE = 10.0  # points of full attention, below which a method has nothing to lose
 CLOSE = {"score": 2.0, "kl_mean": 0.02}  # points, nats: what counts as no difference
 UNITS = {"score": "points", "kl_mean": "nats"}
 NAMES = {"score": "score", "kl_mean": "KL"}
@@ -91,13 +90,7 @@ def _telling(findings: Findings, name: str, strata: Strata) -> Strata:
     """Without the scores of tasks that full attention fails."""
     if name != "score":
         return strata
-    return {task: values for task, values in strata.items() if task not in failed_tasks(findings)}
-
-
-def failed_tasks(findings: Findings) -> dict[str, float]:
-    """Tasks on which full attention scores less than MIN_SCORE, and what it scores."""
-    scores = {task: findings.plain_mean("score", task, FULL) for task in findings.tasks}
-    return {task: score for task, score in scores.items() if score is not None and score < MIN_SCORE}
+    return {task: values for task, values in strata.items() if task not in findings.failed}
 
 
 def _numbers(name: str, interval: Interval, what: str = "advantage") -> str:

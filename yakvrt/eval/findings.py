@@ -13,6 +13,7 @@ from .records import Record, key_of
 
 Method = tuple[str, float | None]  # label and budget
 FULL: Method = ("full", None)
+MIN_SCORE = 10.0  # points of full attention, below which a method has nothing to lose
 
 
 def reading(record: Record, name: str) -> float | None:
@@ -45,6 +46,17 @@ class Findings:
         """Their intensities by name: low ones first."""
         found = {record["task"]: record["intensity"] for record in self.records}
         return dict(sorted(found.items(), key=lambda pair: pair[1] == "high"))
+
+    @property
+    def failed(self) -> dict[str, float]:
+        """Tasks on which full attention scores less than MIN_SCORE, and what it scores."""
+        scores = {task: self.plain_mean("score", task, FULL) for task in self.tasks}
+        return {task: score for task, score in scores.items() if score is not None and score < MIN_SCORE}
+
+    def lost(self, method: Method, intensity: str) -> Interval:
+        """Points of score lost against full attention, over the tasks that it does not fail."""
+        found = self.differences("score", FULL, method, intensity)
+        return mean_of({task: values for task, values in found.items() if task not in self.failed})
 
     @property
     def methods(self) -> list[Method]:

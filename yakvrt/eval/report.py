@@ -9,7 +9,7 @@ from pathlib import Path
 from yakvrt.terminal import counted, note
 
 from .bootstrap import mean_of
-from .claims import MIN_SAMPLES, MIN_SCORE, failed_tasks, sentences, verdicts
+from .claims import MIN_SAMPLES, sentences, verdicts
 from .findings import FULL, Findings, Method, title
 from .records import NAME, Record, read_records
 
@@ -85,6 +85,10 @@ def _section(findings: Findings) -> Iterator[str]:
         reason = next(record["skipped"] for record in findings.skipped if record["task"] == task)
         yield f"{counted(n, 'sample')} of {task} skipped, the first since: {reason}."
         yield ""
+    if findings.failed:
+        failed = ", ".join(f"{task} ({score:.1f})" for task, score in findings.failed.items())
+        yield f"Scores tell nothing where full attention fails, and are left out below: {failed}."
+        yield ""
     if len(set(findings.tasks.values())) == 2:
         yield "### Low beside high intensity"
         yield ""
@@ -96,12 +100,7 @@ def _section(findings: Findings) -> Iterator[str]:
         yield ""
         yield from (f"- {sentence}" for sentence in found)
         yield ""
-        failed = ", ".join(f"{task} ({score:.1f})" for task, score in failed_tasks(findings).items())
-        yield f"Less than {MIN_SAMPLES} samples of a task decide nothing." + (
-            f" No score is judged where full attention's own is below {MIN_SCORE:g}: {failed}."
-            if failed
-            else ""
-        )
+        yield f"Less than {MIN_SAMPLES} samples of a task decide nothing."
         yield ""
 
 
@@ -137,7 +136,7 @@ def _intensity_table(findings: Findings) -> Iterator[str]:
     for method in findings.methods:
         if method == FULL:
             continue
-        lost = [mean_of(findings.differences("score", FULL, method, i)).shown() for i in ("low", "high")]
+        lost = [findings.lost(method, i).shown() for i in ("low", "high")]
         kl = [findings.mean("kl_mean", method, intensity=i).shown(4) for i in ("low", "high")]
         yield _row(title(method), *lost, *kl)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .bootstrap import Interval, mean_of
+from .bootstrap import Interval
 from .findings import FULL, Findings, Method, title
 
 MARKERS = "osD^v<>pX*"
@@ -115,7 +115,7 @@ def _distinct(panels: Iterable[Any]) -> list[Any]:
 def _loss(findings: Findings, name: str, method: Method, intensity: str) -> Interval:
     """Points of score lost, or the divergence as it is."""
     if name == "score":
-        return mean_of(findings.differences("score", FULL, method, intensity))
+        return findings.lost(method, intensity)
     return findings.mean(name, method, intensity=intensity)
 
 
