@@ -9,7 +9,6 @@ from yakvrt.eval.tasks.synth_asides import asides, fillers, person
 from yakvrt.eval.tasks.synth_records import DOMAINS, Domain, Record, draw_records
 from yakvrt.eval.tasks.synth_words import CITIES
 
-ASIDES_SHARE = 0.3
 TITLES = (
     "Notes from {city}",
     "Report {number}",
@@ -81,9 +80,9 @@ def documents(domain: Domain, records: Sequence[Record], rng: Random) -> list[st
     return written
 
 
-def distractor(but: Domain, rng: Random) -> str:
-    """A document about records of any domain but this one, or of asides."""
-    if rng.random() < ASIDES_SHARE:
+def distractor(but: Domain, records_percent: int, rng: Random) -> str:
+    """A document about records of any domain but this one, with a chance in percent; else one of asides."""
+    if rng.random() * 100 >= records_percent:
         return f"{title(rng)}\n\n{asides(rng, 4)}\n\n{asides(rng, 4)}"
     other = rng.choice([domain for domain in DOMAINS if domain.one != but.one])
     return documents(other, draw_records(other, rng.randint(1, 3), rng), rng)[0]

@@ -33,7 +33,7 @@ RULES = (
 DESCRIPTION = re.compile(r"\s*\(\d+\)\s*")
 # Words of a page's topic that tell its domain; the paper has four.
 DOMAINS = {
-    "people": "attorney laywer lawyer doctor people player tennis protein",
+    "people": "attorney laywer lawyer doctor people player tennis",
     "works": "film movie manga book novel song album game show article news press software",
     "products": "product shopping ebay phone smartphone car container patent domain stock mortagage tax",
     "organisations": "bar school garage hosting company organization university property meeting",

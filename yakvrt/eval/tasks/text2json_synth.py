@@ -32,6 +32,7 @@ SMALLEST_DOCUMENT = 16
 class Text2JsonSynth:
     lengths: tuple[int, ...]
     entries: int
+    others: int
     repeats: int
     name: str = "text2json-synth"
     intensity: Intensity = "high"
@@ -42,7 +43,7 @@ class Text2JsonSynth:
             for length in self.lengths:
                 rng = Random(f"text2json-synth {seed} {length} {repeat}")
                 records = draw_records(domain, self.entries, rng)
-                build = partial(_prompt, domain, _Documents(domain, records, rng))
+                build = partial(_prompt, domain, _Documents(domain, records, self.others, rng))
                 what = f"a text of {self.entries} {domain.many}"
                 prompt, _ = fill(build, length // SMALLEST_DOCUMENT, length, count, what)
                 facts = {"length": length, "entries": self.entries, "domain": domain.many}
@@ -56,8 +57,8 @@ class Text2JsonSynth:
 class _Documents:
     """Documents that tell the records, and as many others as are asked for, always the same first ones."""
 
-    def __init__(self, domain: Domain, records: list[Record], rng: Random) -> None:
-        self._domain, self._rng = domain, rng
+    def __init__(self, domain: Domain, records: list[Record], others: int, rng: Random) -> None:
+        self._domain, self._others_percent, self._rng = domain, others, rng
         self._told = documents(domain, records, rng)
         # Evenly spread, each anywhere within its part of the text.
         self._places = [(i + rng.random()) / len(self._told) for i in range(len(self._told))]
@@ -66,7 +67,7 @@ class _Documents:
     def text(self, n: int) -> str:
         """All of those that tell, among n others."""
         while len(self._others) < n:
-            self._others.append(distractor(self._domain, self._rng))
+            self._others.append(distractor(self._domain, self._others_percent, self._rng))
         return "\n\n".join(interleave(self._others[:n], self._told, self._places))
 
 
@@ -76,7 +77,7 @@ def _prompt(domain: Domain, written: _Documents, n: int) -> str:
 
 
 def _open(options: Mapping[str, Any], data_dir: Path | None) -> Text2JsonSynth:
-    return Text2JsonSynth(options["lengths"], options["entries"], options["repeats"])
+    return Text2JsonSynth(options["lengths"], options["entries"], options["others"], options["repeats"])
 
 
 ENTRY = TaskEntry(
@@ -86,6 +87,9 @@ ENTRY = TaskEntry(
     (
         Option("lengths", "lengths", "4k,8k,16k,32k", "tokens of a prompt"),
         Option("entries", "int", "10", "records to find in a prompt", 1, 20),
+        Option(
+            "others", "int", "70", "percent of the other documents that tell records of other kinds", 0, 100
+        ),
         Option("repeats", "int", "8", "samples for each length, the four domains by turns", 1, 10000),
     ),
     _open,
