@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import result_file
-from method_label import name_and_args
 
 from yakvrt.cuda.resource_report import H200
 from yakvrt.kvcache import open_method
+from yakvrt.kvcache.method_label import name_and_args
 from yakvrt.model_source import open_model
 from yakvrt.modelled_step import WeightReads, modelled_step, weight_reads
 

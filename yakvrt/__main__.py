@@ -11,6 +11,7 @@ VERBS = {
     "generate": "answer a prompt or continue a text",
     "chat": "talk with a model",
     "perplexity": "score a text, compare with saved log-probabilities",
+    "eval": "quality and bytes of KV methods on whole tasks",
     "plan": "what a model and its KV cache will take, before anything is taken",
     "bench": "measure prompt and generation speed",
     "transfer": "measure copies and gathers of host memory, model a link",
@@ -19,7 +20,8 @@ VERBS = {
     "pull": "fetch a model",
     "kernels": "compile the CUDA kernels ahead of time, report what they take",
 }
-MODULES = {"kernels": "cuda_kernels", "transfer": "transfer.verb"}  # of verbs whose name is that of a package
+# Of verbs whose name is that of a package.
+MODULES = {"kernels": "cuda_kernels", "transfer": "transfer.verb", "eval": "eval.verb"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -74,7 +74,21 @@ key_values = kind("a list like sparse_budget=0.05,recent=128", _key_values)
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, *, ctx_size: int = 0) -> None:
-    """The flags of loading a model."""
+    """The flags of loading a model with one KV method."""
+    add_weight_arguments(parser, ctx_size=ctx_size)
+    add = parser.add_argument_group("KV method").add_argument
+    add("--kv", choices=tuple(METHODS), default="full", help="KV cache method (full)")
+    add(
+        "--kv-args",
+        type=key_values,
+        default={},
+        metavar="K=V,...",
+        help="the method's parameters, as in sparse_budget=0.05,recent=128",
+    )
+
+
+def add_weight_arguments(parser: argparse.ArgumentParser, *, ctx_size: int = 0) -> None:
+    """The flags of loading a model, whatever its KV method."""
     add = parser.add_argument_group("model").add_argument
     shown = "the model's" if ctx_size == 0 else ctx_size
     add(
@@ -110,14 +124,6 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, ctx_size: int = 0) -
         "--cache-type-v",
         choices=("f32", "f16", "bf16"),
         help="the same; may not differ from -ctk",
-    )
-    add("--kv", choices=tuple(METHODS), default="full", help="KV cache method (full)")
-    add(
-        "--kv-args",
-        type=key_values,
-        default={},
-        metavar="K=V,...",
-        help="the method's parameters, as in sparse_budget=0.05,recent=128",
     )
     add("--load-format", choices=("auto", "dummy"), default="auto", help="dummy: random weights")
     add("--offline", action="store_true", help="use no network")

@@ -80,6 +80,9 @@ class CudaDevice:
             check_cache(coded.n_places, coded.most_selected)
         return plan(on_host=True) if self._kv_on_host else chosen
 
+    def free_bytes(self) -> int:
+        return self._device.free_bytes()
+
     def open(self, progress: LoadProgress | None) -> CudaBackend:
         """Raises: as CudaBackend."""
         self._backend = CudaBackend(

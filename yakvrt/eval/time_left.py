@@ -17,11 +17,18 @@ class TimeLeft:
         """The share of the task at hand that is done."""
         if not self._shows:
             return
+        line = f"[{self._done + 1}/{self._total}] {title} {share:4.0%}, {self.left(share)}"
+        print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
+
+    @property
+    def done(self) -> int:
+        return self._done
+
+    def left(self, share: float = 0) -> str:
+        """The time left, in words."""
         done = self._done + share
         left = (time.monotonic() - self._started) * (self._total - done) / done if done else 0
-        end = f"{left / 60:.0f} min left" if left >= 90 else f"{left:.0f} s left"
-        line = f"[{self._done + 1}/{self._total}] {title} {share:4.0%}, {end}"
-        print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
+        return f"{left / 60:.0f} min left" if left >= 90 else f"{left:.0f} s left"
 
     def finish(self) -> None:
         """The task at hand is done."""
