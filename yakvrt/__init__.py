@@ -24,16 +24,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .cpu.affinity import Affinity
     from .engine import Engine, load
+    from .grammar import Grammar
     from .sampler import SamplingParams
     from .sequence import Sequence
     from .session import Session
 
 __version__ = "0.1.0"
-__all__ = ["Affinity", "Engine", "SamplingParams", "Sequence", "Session", "load"]
+__all__ = ["Affinity", "Engine", "Grammar", "SamplingParams", "Sequence", "Session", "load"]
 
 _HOME = {
     "Affinity": "cpu.affinity",
     "Engine": "engine",
+    "Grammar": "grammar",
     "SamplingParams": "sampler",
     "Sequence": "sequence",
     "Session": "session",
