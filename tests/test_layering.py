@@ -30,9 +30,10 @@ LAYERS: tuple[tuple[str, str], ...] = (
     (
         "text",
         """engine chunk_size session session_origin session_file saved_session
-        sequence generation request scheduler slot_choice sampler memory_plan model_source runner
+        sequence generation request scheduler slot_choice prefix_cache sampler memory_plan model_source runner
         device cpu_device cuda_device
-        grammar grammar_check constraint tokenizer no_tokenizer tokenizer_files gguf_tokenizer gguf_vocabulary stream_decoder
+        grammar grammar_check constraint
+        tool_calls tool_call_text tool_prompt tokenizer no_tokenizer tokenizer_files gguf_tokenizer gguf_vocabulary stream_decoder
         chat_template template_budget template_metering template_sandbox""",
     ),
     (

@@ -22,6 +22,7 @@ class NoTokenizer:
     """Knows which ids end a text and nothing else. Raises: ValueError for everything that needs text."""
 
     has_chat_template = False
+    tool_format = None
     bos_id: int | None = None
 
     def __init__(self, eos_ids: frozenset[int], vocab_size: int) -> None:
