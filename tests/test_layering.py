@@ -33,7 +33,8 @@ LAYERS: tuple[tuple[str, str], ...] = (
         sequence generation request scheduler slot_choice prefix_cache sampler memory_plan model_source runner
         device cpu_device cuda_device
         grammar grammar_check constraint
-        tool_calls tool_call_text tool_prompt tokenizer no_tokenizer tokenizer_files gguf_tokenizer gguf_vocabulary stream_decoder
+        tool_calls tool_call_text tool_prompt
+        tokenizer no_tokenizer tokenizer_files end_tokens gguf_tokenizer gguf_vocabulary stream_decoder
         chat_template template_budget template_metering template_sandbox""",
     ),
     (

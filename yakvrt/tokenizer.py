@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from yakvrt.chat_template import ChatTemplate
 from yakvrt.constraint import ConstrainedVocabulary, Constraint, Tokens
+from yakvrt.end_tokens import END_TOKENS
 from yakvrt.gguf_tokenizer import backend_from_vocabulary
 from yakvrt.gguf_vocabulary import TokenType, read_vocabulary
 from yakvrt.stream_decoder import StreamDecoder, byte_level_piece, sentencepiece_piece
@@ -26,37 +27,6 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
 
     from yakvrt.grammar import Grammar
-
-# Control tokens that end a turn or a text whatever the file says; the names llama.cpp knows, and </s>.
-END_TOKENS = frozenset(
-    (
-        "<|eot_id|>",
-        "<|im_end|>",
-        "<|end|>",
-        "<|return|>",
-        "<|call|>",
-        "<end_of_turn>",
-        "<|endoftext|>",
-        "<|eom_id|>",
-        "<EOT>",
-        "_<EOT>",
-        "<|end_of_text|>",
-        "<end_of_utterance>",
-        "</s>",
-        "[EOT]",
-        "<｜end▁of▁sentence｜>",
-        "<|fim_pad|>",
-        "<fim-pad>",
-        "<fim_pad>",
-        "<PAD>",
-        "<|fim_repo|>",
-        "<|repo_name|>",
-        "<fim-repo>",
-        "<REPO>",
-        "<reponame>",
-        "<|file_sep|>",
-    )
-)
 
 
 class Tokenizer:

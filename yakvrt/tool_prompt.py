@@ -19,8 +19,8 @@ def tool_names(tools: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def template_messages(messages: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Messages with the arguments of tool calls as objects, which clients send as JSON, and with "" for content
-    that is None; an empty tool_calls is left out. Arguments that are no JSON object stay text.
+    """Messages with the arguments of tool calls as objects, which clients send as JSON, and with "" where
+    content is None; an empty tool_calls is left out. Arguments that are no JSON object stay text.
     """
     return [_template_message(message) for message in messages]
 
