@@ -25,7 +25,8 @@ LAYERS: tuple[tuple[str, str], ...] = (
         bench bench_arguments bench_records bench_facts record_formats value_lists
         transfer transfer_arguments transfer_plan transfer_timing transfer_memory transfer_link
         transfer_records transfer_plot machine_facts
-        cli_arguments machine_arguments device_arguments cli_parsing prompt_cache prompt_text terminal""",
+        cli_arguments grammar_arguments machine_arguments device_arguments cli_parsing
+        prompt_cache prompt_text terminal""",
     ),
     (
         "text",

@@ -90,7 +90,10 @@ class ConstrainedVocabulary:
                 tokens.greedy = self._built.greedy_tokenize
             matcher = self._compiled.get(grammar)
             if matcher is None:
-                matcher = llguidance.LLMatcher(self._built, source or checked_source(grammar), log_level=0)
+                limits = llguidance.LLParserLimits(verbose_errors=False)
+                matcher = llguidance.LLMatcher(
+                    self._built, source or checked_source(grammar), log_level=0, limits=limits
+                )
                 if matcher.is_error():
                     raise ValueError(f"the grammar does not compile ({reason(matcher.get_error())})")
                 self._compiled[grammar] = matcher

@@ -44,8 +44,7 @@ def forced_calls(
     key = "arguments" if style == "qwen" else "parameters"
     rules = [f"call: {' | '.join(f'f{i}' for i in range(len(chosen)))}"]
     for i, function in enumerate(chosen):
-        schema = {"type": "object", **(function.get("parameters") or {})}
-        schema["x-guidance"] = {**WHITESPACE, "lenient": True}
+        schema = _closed(function.get("parameters") or {}) | {"x-guidance": {**WHITESPACE, "lenient": True}}
         begin = _literal(f'{{"name": {json.dumps(function["name"])}, "{key}": ')
         rules.append(f"f{i}: {begin} a{i} {_literal('}')}")
         rules.append(f"a{i}: %json {json.dumps(schema)}")
@@ -65,6 +64,13 @@ def _function(tool: Mapping[str, Any]) -> Mapping[str, Any]:
     if not isinstance(function.get("parameters"), Mapping | None):
         raise ValueError(f"the parameters of tool {function['name']!r} must be a JSON schema, an object")
     return function
+
+
+def _closed(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema of an object without members that it does not name, where it says nothing else."""
+    schema = {"type": "object", **parameters}
+    plain = schema.keys() <= {"type", "properties", "required", "title", "description", "$defs", "$schema"}
+    return schema | ({"additionalProperties": False} if plain else {})
 
 
 def _literal(text: str) -> str:
