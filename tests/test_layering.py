@@ -25,7 +25,8 @@ LAYERS: tuple[tuple[str, str], ...] = (
         plan plan_text calibration prediction
         bench bench_arguments bench_records bench_facts record_formats value_lists
         transfer machine_facts trace_file
-        cli_arguments machine_arguments device_arguments cli_parsing prompt_cache prompt_text terminal""",
+        cli_arguments grammar_arguments machine_arguments device_arguments cli_parsing
+        prompt_cache prompt_text terminal""",
     ),
     (
         "text",
@@ -33,7 +34,9 @@ LAYERS: tuple[tuple[str, str], ...] = (
         sequence generation request scheduler slot_choice prefix_cache sampler
         memory_plan modelled_step step_times step_timing model_source runner
         device cpu_device cuda_device
-        tokenizer no_tokenizer tokenizer_files gguf_tokenizer gguf_vocabulary stream_decoder
+        grammar grammar_check constraint
+        tool_calls tool_call_text tool_prompt
+        tokenizer no_tokenizer tokenizer_files end_tokens gguf_tokenizer gguf_vocabulary stream_decoder
         chat_template template_budget template_metering template_sandbox""",
     ),
     (

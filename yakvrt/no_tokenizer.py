@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from yakvrt.grammar import Grammar
 
 
 class SilentDecoder:
@@ -19,6 +22,7 @@ class NoTokenizer:
     """Knows which ids end a text and nothing else. Raises: ValueError for everything that needs text."""
 
     has_chat_template = False
+    tool_format = None
     bos_id: int | None = None
 
     def __init__(self, eos_ids: frozenset[int], vocab_size: int) -> None:
@@ -27,6 +31,11 @@ class NoTokenizer:
 
     def stream(self, **_: Any) -> SilentDecoder:
         return SilentDecoder()
+
+    def constraint(self, grammar: Grammar) -> NoReturn:
+        raise ValueError(
+            "a grammar is about text, and the model has no tokenizer.json beside it; leave it out"
+        )
 
     def with_chat_template(self, source: str) -> NoReturn:
         self._refuse()
