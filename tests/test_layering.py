@@ -21,7 +21,7 @@ LAYERS: tuple[tuple[str, str], ...] = (
     ("entry", "__main__"),
     (
         "verbs",
-        """generate chat perplexity kl_divergence eval tokenize models pull plan cuda_kernels
+        """generate chat serve perplexity kl_divergence eval tokenize models pull plan cuda_kernels
         bench bench_arguments bench_records bench_facts record_formats value_lists
         transfer transfer_arguments transfer_plan transfer_timing transfer_memory transfer_link
         transfer_records transfer_plot machine_facts
@@ -30,7 +30,7 @@ LAYERS: tuple[tuple[str, str], ...] = (
     (
         "text",
         """engine chunk_size session session_origin session_file saved_session
-        sequence generation request scheduler slot_choice sampler memory_plan model_source runner
+        sequence generation request scheduler scheduler_state slot_choice sampler memory_plan model_source runner
         device cpu_device cuda_device
         tokenizer no_tokenizer tokenizer_files gguf_tokenizer gguf_vocabulary stream_decoder
         chat_template template_budget template_metering template_sandbox""",
