@@ -30,7 +30,8 @@ LAYERS: tuple[tuple[str, str], ...] = (
     (
         "text",
         """engine chunk_size session session_origin session_file saved_session
-        sequence generation request scheduler scheduler_state slot_choice sampler memory_plan model_source runner
+        sequence generation request scheduler scheduler_state slot_choice prefix_cache
+        sampler memory_plan model_source runner
         device cpu_device cuda_device
         tokenizer no_tokenizer tokenizer_files gguf_tokenizer gguf_vocabulary stream_decoder
         chat_template template_budget template_metering template_sandbox""",

@@ -13,12 +13,12 @@ import pytest
 from test_kvcache_contract import LITTLE, MODULES, engine, ids_of
 
 import yakvrt
+from yakvrt.prefix_cache import PrefixCache, common_prefix
 from yakvrt.request import Request
 from yakvrt.sampler import SamplingParams
 from yakvrt.scheduler import Scheduler
 from yakvrt.scheduler_state import OverloadedError, SlotBusyError
-from yakvrt.session import Session, decode_together
-from yakvrt.slot_choice import common_prefix
+from yakvrt.session import Session, Snapshot, decode_together
 from yakvrt.stream_decoder import StreamDecoder
 
 FAMILY = "qwen3"
@@ -324,6 +324,45 @@ def test_an_idle_slot_can_be_borrowed(full: yakvrt.Engine) -> None:
     with pytest.raises(ValueError, match="closed"):
         _ = borrowed.slot
     full.session().close()
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_what_a_slot_had_to_forget_is_found_in_the_cache(name: str) -> None:
+    """The same bits as if the conversation had stayed in its slot."""
+    first, *others = prompts([200, 90, 90, 90])
+    found = []
+    for cache_bytes in (0, 1 << 30):
+        with engine(FAMILY, name, LITTLE[name], n_slots=1 if cache_bytes else 2) as loaded:
+            loaded.tokenizer = Numbers()  # type: ignore[assignment]
+            with Scheduler(loaded, cache_bytes=cache_bytes) as scheduler:
+                begun = scheduler.submit(first, greedy(8))
+                begun.result(60)
+                for other in others if cache_bytes else ():
+                    scheduler.submit(other, greedy(4)).result(60)
+                turn = [*first, *begun.ids, 5, 6, 7]
+                answer = scheduler.submit(turn, greedy(12))
+                answer.result(60)
+                assert answer.timings["cache_n"] == 207
+                found.append(answer.ids)
+    assert found[0] == found[1]
+
+
+def test_the_cache_keeps_what_was_used_last() -> None:
+    def snapshot(*ids: int) -> Snapshot:
+        return Snapshot(ids, {"k": np.zeros(len(ids), np.uint8)})
+
+    cache = PrefixCache(10)
+    assert cache.has_room(10)
+    assert not cache.has_room(11)
+    for ids in ((1, 2, 3), (4, 5, 6), (7, 8, 9)):
+        cache.keep(snapshot(*ids))
+    assert cache.find((1, 2, 9), 9)[1] == 2
+    assert cache.find((1, 2, 3, 4), 2)[1] == 2
+    cache.keep(snapshot(7, 8, 9, 1))  # in place of its beginning
+    assert (len(cache), cache.n_bytes) == (3, 10)
+    cache.keep(snapshot(8))
+    assert cache.find((4, 5), 9) == (None, 0)
+    assert [cache.find(ids, 9)[1] for ids in ((1, 2, 3), (7, 8, 9, 1, 2), (8,))] == [3, 4, 1]
 
 
 @pytest.mark.parametrize(("n", "limit"), [(0, 9), (1, 9), (255, 300), (256, 300), (257, 300), (700, 600)])

@@ -24,17 +24,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .cpu.affinity import Affinity
     from .engine import Engine, load
+    from .request import Request
     from .sampler import SamplingParams
+    from .scheduler import Scheduler
     from .sequence import Sequence
     from .session import Session
 
 __version__ = "0.1.0"
-__all__ = ["Affinity", "Engine", "SamplingParams", "Sequence", "Session", "load"]
+__all__ = ["Affinity", "Engine", "Request", "SamplingParams", "Scheduler", "Sequence", "Session", "load"]
 
 _HOME = {
     "Affinity": "cpu.affinity",
     "Engine": "engine",
+    "Request": "request",
     "SamplingParams": "sampler",
+    "Scheduler": "scheduler",
     "Sequence": "sequence",
     "Session": "session",
     "load": "engine",

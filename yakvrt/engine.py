@@ -98,15 +98,7 @@ class Engine:
         Raises: ValueError for an empty prompt, one longer than the context, or parameters out of range;
             TypeError for an unknown keyword.
         """
-        names = [field.name for field in fields(SamplingParams)]
-        for name in overrides:
-            if name not in names:
-                from difflib import get_close_matches
-
-                near = get_close_matches(name, names, 1, 0.4)
-                hint = f"did you mean {near[0]!r}?" if near else f"sampling takes {', '.join(names)}"
-                raise TypeError(f"generate() got an unexpected keyword argument {name!r}; {hint}")
-        params = replace(params or self.sampling_defaults, **overrides)
+        params = self.sampling_params(params, **overrides)
         ids = self.prompt_ids(prompt, raw=raw, chat_template_kwargs=chat_template_kwargs)
         return Sequence(
             session or self.session(),
@@ -116,6 +108,21 @@ class Engine:
             owns_session=session is None,
             progress=progress,
         )
+
+    def sampling_params(self, params: SamplingParams | None = None, **overrides: Any) -> SamplingParams:
+        """The parameters, by default the model's, with some fields replaced.
+
+        Raises: ValueError for a value out of range, TypeError for an unknown field.
+        """
+        names = [field.name for field in fields(SamplingParams)]
+        for name in overrides:
+            if name not in names:
+                from difflib import get_close_matches
+
+                near = get_close_matches(name, names, 1, 0.4)
+                hint = f"did you mean {near[0]!r}?" if near else f"sampling takes {', '.join(names)}"
+                raise TypeError(f"generate() got an unexpected keyword argument {name!r}; {hint}")
+        return replace(params or self.sampling_defaults, **overrides)
 
     def prompt_ids(
         self,

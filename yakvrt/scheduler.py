@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from .generation import Generation
+from .prefix_cache import PrefixCache
 from .request import EndReason, Request
 from .scheduler_state import Counts, OverloadedError, Running, SlotBusyError, SlotView
 from .session import check_ids, decode_together
@@ -20,7 +21,7 @@ from .slot_choice import choose_slot
 if TYPE_CHECKING:
     import numpy as np
 
-    from .engine import Engine
+    from .engine import Engine, Message
     from .sampler import SamplingParams
     from .session import Session
 
@@ -34,19 +35,21 @@ class Scheduler:
     One prompt at a time is taken in, and every `stall_ms` it waits while those that have begun to answer
     decode a token together: their streams stand still for at most that, one step of the prompt (a chunk of
     one layer) and one decode. Requests wait for a slot in the order of their priority, then of
-    arrival. What a slot holds after its answer is kept until the slot is needed, and begins the prompts that
-    begin alike. close() ends the thread, not the engine.
+    arrival. What a slot holds after its answer stays there until the slot is needed, then in a cache of
+    cache_bytes; prompts that begin alike begin with it. close() ends the thread, not the engine.
 
     `kv` are the KV method's figures when the last answer ended.
 
     Raises: RuntimeError when a session of the engine is open.
     """
 
-    def __init__(self, engine: Engine, *, stall_ms: float = 50.0, max_waiting: int = 1024) -> None:
+    def __init__(
+        self, engine: Engine, *, stall_ms: float = 50.0, max_waiting: int = 1024, cache_bytes: int = 0
+    ) -> None:
         if not 0 <= stall_ms <= 60_000 or not 0 <= max_waiting <= 1_000_000:
             raise ValueError(f"stall_ms={stall_ms:g}, max_waiting={max_waiting} is out of range")
         self._engine, self._stall_s, self._max_waiting = engine, stall_ms / 1e3, max_waiting
-        self.counts = Counts()
+        self.counts, self.cache = Counts(), PrefixCache(cache_bytes)
         self._idle: list[Session] = []  # longest idle first
         try:
             for _ in range(engine.n_slots):
@@ -77,19 +80,26 @@ class Scheduler:
 
     def submit(
         self,
-        prompt_ids: Sequence[int],
+        prompt: str | Sequence[int] | Sequence[Message],
         params: SamplingParams | None = None,
         *,
+        raw: bool = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         priority: int = 0,
         timeout_s: float | None = None,
+        **overrides: Any,
     ) -> Request:
-        """Asks for an answer. A lower priority number comes first; timeout_s ends it, wherever it is then.
+        """Asks for an answer; the first arguments are those of Engine.generate(). A lower priority number
+        comes first; timeout_s ends it, wherever it is then.
 
-        Raises: ValueError for a prompt that no slot can ever hold, or ids outside the vocabulary;
-            OverloadedError when max_waiting requests wait already; RuntimeError once draining or closed.
+        Raises: ValueError for a prompt that no slot can ever hold, ids outside the vocabulary, parameters out
+            of range; TypeError for unknown ones; OverloadedError when max_waiting requests wait already;
+            RuntimeError once draining or closed.
         """
-        engine, ids = self._engine, [int(token) for token in prompt_ids]
-        generation = Generation(engine.tokenizer, ids, params or engine.sampling_defaults, engine.ctx_size)
+        engine = self._engine
+        params = engine.sampling_params(params, **overrides)
+        ids = engine.prompt_ids(prompt, raw=raw, chat_template_kwargs=chat_template_kwargs)
+        generation = Generation(engine.tokenizer, ids, params, engine.ctx_size)
         check_ids(ids, engine.config.vocab_size)
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         request = Request(ids, generation, deadline)
@@ -207,7 +217,7 @@ class Scheduler:
                 entry = self._waiting[0]
             request = entry[2]
             busy = [running.session for running in self._running]
-            session = choose_slot(request.prompt_ids, self._idle, busy)
+            session = choose_slot(request.prompt_ids, self._idle, busy, self.cache)
             n_cached = len(session.ids)
             request.begin(n_cached)
             prompt = session.prefill_steps(request.prompt_ids[n_cached:])
@@ -260,7 +270,8 @@ class Scheduler:
     def _end(self, running: Running, reason: EndReason | Exception) -> None:
         if running.prompt:
             running.prompt.close()
-        self.kv = running.request.kv = dict(running.session.kv)
+        if not isinstance(reason, Exception):
+            self.kv = running.request.kv = dict(running.session.kv)
         with self._changed:
             self._running.remove(running)
             self._idle.append(running.session)

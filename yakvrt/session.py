@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Mapping
 from collections.abc import Sequence as IdSequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from threading import RLock
 from types import TracebackType
@@ -21,6 +22,18 @@ if TYPE_CHECKING:
     from .runner import Runner
 
 Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The tokens that a session held, and the arrays of its state."""
+
+    ids: IdSequence[int]
+    arrays: Mapping[str, np.ndarray]
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(values.nbytes for values in self.arrays.values())
 
 
 class Session:
@@ -113,6 +126,34 @@ class Session:
             if not 0 <= n <= len(self._ids):
                 raise ValueError(f"cannot keep {n} tokens of {len(self._ids)}")
             del self._ids[self._kv.truncate(self.slot, len(self._ids), n) :]
+
+    @property
+    def snapshot_bytes(self) -> int:
+        """Bytes of a snapshot()."""
+        with self._lock:
+            return sum(part.values.nbytes for part in self._kv.state(self.slot, len(self._ids)).values())
+
+    def snapshot(self) -> Snapshot:
+        """A copy, in host memory, of all that is known of the tokens, for load()."""
+        with self._lock:
+            state = self._kv.state(self.slot, len(self._ids))
+            return Snapshot(list(self._ids), {name: np.array(part.values) for name, part in state.items()})
+
+    def load(self, snapshot: Snapshot, n: int) -> None:
+        """Holds what the session of a snapshot would after truncate() to n tokens, in place of its own. Both
+        are of one engine.
+
+        Raises: ValueError when it has fewer.
+        """
+        n_held = len(snapshot.ids)
+        if not 0 <= n <= n_held:
+            raise ValueError(f"cannot take {n} tokens of {n_held}")
+        with self._lock, self._replaced():
+            state = self._kv.state(self.slot, n_held)
+            for name, values in snapshot.arrays.items():
+                state[name].values[...] = values
+            kept = n if n == n_held else self._kv.truncate(self.slot, n_held, n)
+            self._ids.extend(snapshot.ids[:kept])
 
     def copy_from(self, other: Session, n: int | None = None) -> None:
         """Holds what another session of the engine would hold after truncate() to n tokens, all by default,

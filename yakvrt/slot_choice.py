@@ -1,41 +1,44 @@
-"""Which idle slot a prompt gets, and how much of it some slot knows already."""
+"""Which idle slot a prompt gets, and how much of it is known already."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from .prefix_cache import PrefixCache, common_prefix
+
 if TYPE_CHECKING:
     from .session import Session
 
-RUN = 256
-WORTH = (
-    16  # copying a slot pays where one token in so many is used: computing one takes hundreds of times longer
-)
+# Copying pays where one token in so many is used: computing one takes hundreds of times as long.
+WORTH = 16
+LEAST_KEPT = 64  # tokens; fewer are computed again as quickly
 
 
-def choose_slot(ids: Sequence[int], idle: Sequence[Session], busy: Sequence[Session]) -> Session:
+def choose_slot(
+    ids: Sequence[int], idle: Sequence[Session], busy: Sequence[Session], cache: PrefixCache
+) -> Session:
     """One of the idle slots, longest idle first, which then holds the beginning of `ids`, less than all.
 
     A slot all of whose tokens begin the prompt, as an earlier turn of a conversation, goes on. Otherwise the
-    longest idle one gets a copy of the longest beginning that any slot holds.
+    longest idle one gets a copy of the longest beginning that any slot or the cache holds; what it held
+    before goes to the cache.
     """
-    shared = {session: common_prefix(session.ids, ids, len(ids) - 1) for session in (*idle, *busy)}
+    limit = len(ids) - 1
+    shared = {session: common_prefix(session.ids, ids, limit) for session in (*idle, *busy)}
     source = max(shared, key=lambda session: shared[session])
     n = shared[source]
-    target = source if source in idle and n == len(source.ids) > 0 else idle[0]
-    if target is source or n == 0 or n * WORTH < len(source.ids):
-        target.truncate(shared[target])
-    else:
+    snapshot, n_cached = cache.find(ids, limit)
+    if source in idle and len(source.ids) == n >= max(n_cached, 1):
+        return source
+    target = idle[0]
+    kept = target.snapshot_bytes if len(target.ids) - shared[target] >= LEAST_KEPT else 0
+    if kept and cache.has_room(kept):
+        cache.keep(target.snapshot())
+    if snapshot and n_cached > n and n_cached * WORTH >= len(snapshot.ids):
+        target.load(snapshot, n_cached)
+    elif target is not source and n > shared[target] and n * WORTH >= len(source.ids):
         target.copy_from(source, n)
+    else:
+        target.truncate(shared[target])
     return target
-
-
-def common_prefix(a: Sequence[int], b: Sequence[int], limit: int) -> int:
-    """How many tokens at the beginning are the same, at most `limit`."""
-    n, end = 0, min(len(a), len(b), limit)
-    while n + RUN <= end and a[n : n + RUN] == b[n : n + RUN]:
-        n += RUN
-    while n < end and a[n] == b[n]:
-        n += 1
-    return n
