@@ -10,6 +10,7 @@ from yakvrt import __version__, terminal
 VERBS = {
     "generate": "answer a prompt or continue a text",
     "chat": "talk with a model",
+    "serve": "serve a model over HTTP: OpenAI's API and a chat page",
     "perplexity": "score a text, compare with saved log-probabilities",
     "plan": "what a model and its KV cache will take, before anything is taken",
     "bench": "measure prompt and generation speed",
@@ -19,7 +20,7 @@ VERBS = {
     "pull": "fetch a model",
     "kernels": "compile the CUDA kernels ahead of time, report what they take",
 }
-MODULES = {"kernels": "cuda_kernels"}  # of verbs whose name is taken, by a package
+MODULES = {"kernels": "cuda_kernels", "serve": "serve.verb"}  # of verbs whose name is that of a package
 
 
 def main(argv: Sequence[str] | None = None) -> int:

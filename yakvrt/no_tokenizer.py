@@ -19,6 +19,7 @@ class NoTokenizer:
     """Knows which ids end a text and nothing else. Raises: ValueError for everything that needs text."""
 
     has_chat_template = False
+    chat_template = ""
     bos_id: int | None = None
 
     def __init__(self, eos_ids: frozenset[int], vocab_size: int) -> None:
@@ -27,6 +28,9 @@ class NoTokenizer:
 
     def stream(self, **_: Any) -> SilentDecoder:
         return SilentDecoder()
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return b""
 
     def with_chat_template(self, source: str) -> NoReturn:
         self._refuse()

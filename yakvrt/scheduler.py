@@ -70,6 +70,11 @@ class Scheduler:
         self._thread.start()
 
     @property
+    def failure(self) -> Exception | None:
+        """What ended the scheduler, if it failed."""
+        return self._failure
+
+    @property
     def n_running(self) -> int:
         """Requests that have a slot."""
         return len(self._running)
