@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .cpu.affinity import Affinity
     from .engine import Engine, load
+    from .grammar import Grammar
     from .request import Request
     from .sampler import SamplingParams
     from .scheduler import Scheduler
@@ -31,11 +32,22 @@ if TYPE_CHECKING:
     from .session import Session
 
 __version__ = "0.1.0"
-__all__ = ["Affinity", "Engine", "Request", "SamplingParams", "Scheduler", "Sequence", "Session", "load"]
+__all__ = [
+    "Affinity",
+    "Engine",
+    "Grammar",
+    "Request",
+    "SamplingParams",
+    "Scheduler",
+    "Sequence",
+    "Session",
+    "load",
+]
 
 _HOME = {
     "Affinity": "cpu.affinity",
     "Engine": "engine",
+    "Grammar": "grammar",
     "Request": "request",
     "SamplingParams": "sampler",
     "Scheduler": "scheduler",

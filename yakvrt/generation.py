@@ -20,7 +20,8 @@ class Generation:
     Text ends before a stop string; .ids holds every sampled id, an end-of-text id included. Prompt and answer
     together never exceed ctx_size tokens. finish_reason is None until the end.
 
-    Raises: ValueError for a prompt that is empty or leaves no room in the context.
+    Raises: ValueError for a prompt that is empty or leaves no room in the context, or a grammar that does not
+        compile; RuntimeError for a grammar without llguidance.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Generation:
         self._history = list(prompt_ids)
         self._ends = eos_ids | params.stop_ids
         self._sampler = Sampler(params, eos_ids)
+        self._constraint = tokenizer.constraint(params.grammar) if params.grammar else None
         self._stream, self._stop_text = tokenizer.stream(continues=True), StopText(params.stop)
 
     @property
@@ -56,7 +58,9 @@ class Generation:
 
     def push(self, logits: Logits) -> str:
         """Chooses the next token. Returns: the text that is certain now, with the last token all the rest."""
-        sampled = self._sampler.sample(logits, self._history)
+        constraint = self._constraint
+        allowed = constraint.allowed(len(logits)) if constraint else None
+        sampled = self._sampler.sample(logits, self._history, allowed)
         self.ids.append(sampled.id)
         self._history.append(sampled.id)
         if self.logprobs is not None:
@@ -65,8 +69,13 @@ class Generation:
             self.finish_reason = "stop"
             return self._rest()
         piece = self._stop_text.push(self._stream.push(sampled.id))
+        if constraint:
+            constraint.accept(sampled.id)
         if self._stop_text.found:
             self.finish_reason = "stop"
+        elif constraint and constraint.is_over:
+            self.finish_reason = "stop"
+            piece += self._rest()
         elif len(self.ids) == self.max_tokens:
             self.finish_reason = "length"
             piece += self._rest()

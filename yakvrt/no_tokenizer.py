@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from yakvrt.grammar import Grammar
 
 
 class SilentDecoder:
@@ -31,6 +34,11 @@ class NoTokenizer:
 
     def token_bytes(self, token_id: int) -> bytes:
         return b""
+
+    def constraint(self, grammar: Grammar) -> NoReturn:
+        raise ValueError(
+            "a grammar is about text, and the model has no tokenizer.json beside it; leave it out"
+        )
 
     def with_chat_template(self, source: str) -> NoReturn:
         self._refuse()

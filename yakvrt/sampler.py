@@ -12,8 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from .grammar import Grammar
+
 Logits = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
+Allowed = npt.NDArray[np.bool_]
 
 LARGEST = float(np.finfo(np.float32).max)
 MAX_LOGPROBS = 1000
@@ -38,7 +41,8 @@ class SamplingParams:
     temperature 0 is greedy; top_k <= 0, top_p 1 and min_p 0 switch that filter off;
     seed None or -1 draws one; repeat_last_n -1 looks at the whole history;
     max_tokens -1 runs until the context is full;
-    logprobs N reports the chosen token and the N best ones of every position.
+    logprobs N reports the chosen token and the N best ones of every position;
+    grammar allows only text that fits it, which ends where nothing can follow.
 
     Raises: ValueError for a parameter outside its range.
     """
@@ -58,6 +62,7 @@ class SamplingParams:
     stop_ids: frozenset[int] = frozenset()
     ignore_eos: bool = False
     logprobs: int | None = None
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         _require("temperature", self.temperature, 0, LARGEST)
@@ -76,6 +81,8 @@ class SamplingParams:
         _require("max_tokens", self.max_tokens, -1, 2**31, integer=True)
         if self.logprobs is not None:
             _require("logprobs", self.logprobs, 0, MAX_LOGPROBS, integer=True)
+        if not isinstance(self.grammar, Grammar | None):
+            raise ValueError("grammar is no Grammar; make one, as with Grammar.json_schema(...)")
         # Callers pass lists or one string as often as tuples; every reader below sees one type.
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         if not all(isinstance(s, str) and s for s in stop):
@@ -124,7 +131,12 @@ def largest_first(logits: Logits, k: int) -> Ids:
     # The k-th largest of the column maxima is a lower bound of the k-th largest logit: one sequential pass
     # leaves about k candidates, several times faster than a partition of the whole vocabulary.
     maxima = logits[: n // width * width].reshape(-1, width).max(axis=0)
-    candidates = np.flatnonzero(logits >= np.partition(maxima, -k)[-k])
+    least = np.partition(maxima, -k)[-k]
+    candidates = np.flatnonzero(logits >= least if least > -np.inf else logits > least)
+    if len(candidates) < k:  # few tokens are possible at all: those that are not need no order
+        ruled_out = np.flatnonzero(logits == least)[: k - len(candidates)]
+        ranked = candidates[np.argsort(-logits[candidates], kind="stable")]
+        return np.concatenate([ranked, ruled_out])
     return candidates[np.argsort(-logits[candidates], kind="stable")[:k]]
 
 
@@ -146,13 +158,16 @@ class Sampler:
             biases |= dict.fromkeys(eos_ids, -math.inf)
         self._biases = biases
 
-    def sample(self, logits: Logits, history: Sequence[int]) -> Sampled:
+    def sample(self, logits: Logits, history: Sequence[int], allowed: Allowed | None = None) -> Sampled:
         """Choose the next token; history is the prompt and what was generated, for the penalties.
+
+        allowed, bool [V], rules out all others before anything else.
 
         Raises: ValueError when a logit is NaN or +infinity or when every token is ruled out.
         """
         params = self.params
-        scores = self._adjusted(logits, history)
+        possible = logits if allowed is None else np.where(allowed, logits, np.float32(-math.inf))
+        scores = self._adjusted(possible, history)
         if params.temperature == 0:
             best = int(scores.argmax())  # argmax returns the first NaN when there is one
             self._check_peak(float(scores[best]))
@@ -223,7 +238,7 @@ class Sampler:
         if peak == math.inf:
             raise ValueError("the model produced infinite logits; its weights are damaged")
         if peak == -math.inf:
-            raise ValueError("every token is ruled out by logit bias; allow at least one")
+            raise ValueError("every token is ruled out, by logit bias or the grammar; allow at least one")
 
     def _report(self, token: int, logits: Logits) -> Sampled:
         """The token with its log-probabilities under the raw logits (before bias, penalties, temperature)."""

@@ -9,6 +9,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from yakvrt.chat_template import ChatTemplate
+from yakvrt.constraint import ConstrainedVocabulary, Constraint, Tokens
 from yakvrt.gguf_tokenizer import backend_from_vocabulary
 from yakvrt.gguf_vocabulary import TokenType, read_vocabulary
 from yakvrt.stream_decoder import StreamDecoder, byte_level_piece, sentencepiece_piece
@@ -22,6 +23,8 @@ from yakvrt.tokenizer_files import (
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
+
+    from yakvrt.grammar import Grammar
 
 # Control tokens that end a turn or a text whatever the file says; the names llama.cpp knows, and </s>.
 END_TOKENS = frozenset(
@@ -63,6 +66,7 @@ class Tokenizer:
 
     __slots__ = (
         "_backend",
+        "_constrained",
         "_lock",
         "_pieces",
         "_sentencepiece",
@@ -94,6 +98,7 @@ class Tokenizer:
         """
         added = backend.get_added_tokens_decoder()
         self._backend = backend
+        self._constrained = ConstrainedVocabulary(self._tokens)
         self._lock = Lock()
         self._sentencepiece = sentencepiece
         self._strip_space = strip_space
@@ -182,6 +187,23 @@ class Tokenizer:
             piece = sentencepiece_piece(token) if self._sentencepiece else byte_level_piece(token)
             self._pieces[token_id] = piece
         return piece
+
+    def constraint(self, grammar: Grammar) -> Constraint:
+        """The grammar over this tokenizer's ids, at its beginning; the first one builds tables of all tokens.
+
+        Raises: ValueError when it does not compile; RuntimeError when llguidance is missing.
+        """
+        return self._constrained.constraint(grammar)
+
+    def _tokens(self) -> Tokens:
+        # A text that follows other text gets no leading space; no merge joins this byte with what follows it.
+        before = "\x02" if self._sentencepiece else ""
+        n_before = len(self.encode(before, add_special=False))
+
+        def encode(text: str) -> list[int]:
+            return self.encode(before + text, add_special=False, parse_special=False)[n_before:]
+
+        return Tokens([self._piece(i) for i in range(self.vocab_size)], self._special, self.eos_ids, encode)
 
     def render_chat(
         self,

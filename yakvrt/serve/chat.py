@@ -12,7 +12,7 @@ from starlette.responses import Response
 from yakvrt.request import Piece
 from yakvrt.serve.answers import Answers, finish_reason
 from yakvrt.serve.body import as_struct, read_object
-from yakvrt.serve.constraints import check_format
+from yakvrt.serve.constraints import asked_grammar
 from yakvrt.serve.errors import ApiError
 from yakvrt.serve.logprobs import chat_logprobs, told_ids
 from yakvrt.serve.messages import check_template_kwargs, template_messages
@@ -67,9 +67,10 @@ async def chat_completions(http: HttpRequest) -> Response:
     model = service.model
     asked = as_struct(await read_object(http, service.settings.max_body_bytes), ChatRequest)
     check_choices(asked.n, 1)
-    check_format(asked.response_format)
     check_tools(asked)
-    params = sampling_params(asked, asked.n_logprobs, model.defaults, model.engine.config.vocab_size)
+    vocab_size = model.engine.config.vocab_size
+    grammar = asked_grammar(asked)
+    params = sampling_params(asked, asked.n_logprobs, grammar, model.defaults, vocab_size)
     ids = await asyncio.to_thread(encode_chat, model, asked)
     answers = Answers("chatcmpl", http.app.state, [ids], asked.n)
     await asyncio.to_thread(answers.submit, params)

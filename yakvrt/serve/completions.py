@@ -12,7 +12,7 @@ from starlette.responses import Response
 from yakvrt.request import Piece
 from yakvrt.serve.answers import Answers, finish_reason
 from yakvrt.serve.body import as_struct, read_object
-from yakvrt.serve.constraints import check_format
+from yakvrt.serve.constraints import asked_grammar
 from yakvrt.serve.errors import ApiError
 from yakvrt.serve.logprobs import CompletionLogprobs, told_ids
 from yakvrt.serve.responses import answer
@@ -57,8 +57,9 @@ async def completions(http: HttpRequest) -> Response:
     service: Service = http.app.state.service
     model = service.model
     asked = as_struct(await read_object(http, service.settings.max_body_bytes), CompletionRequest)
-    check_format(asked.response_format)
-    params = sampling_params(asked, asked.n_logprobs, model.defaults, model.engine.config.vocab_size)
+    vocab_size = model.engine.config.vocab_size
+    grammar = asked_grammar(asked)
+    params = sampling_params(asked, asked.n_logprobs, grammar, model.defaults, vocab_size)
     prompts = _prompts(asked)
     check_choices(asked.n, len(prompts))
     ids = await asyncio.to_thread(_encoded, model, prompts)
@@ -72,6 +73,8 @@ def _prompts(asked: CompletionRequest) -> list[str | list[int]]:
     if isinstance(asked.prompt, str):
         return [asked.prompt]
     ids = [each for each in asked.prompt if isinstance(each, int)]
+    if ids and len(ids) < len(asked.prompt):
+        raise ApiError("prompt mixes token ids with texts or lists", param="prompt")
     return [ids] if ids else [each for each in asked.prompt if not isinstance(each, int)]
 
 

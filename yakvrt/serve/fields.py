@@ -37,8 +37,6 @@ ONLY: dict[str, tuple[Any, ...]] = {
     "web_search_options": (),
     "functions": ([],),
     "function_call": ("none",),
-    "grammar": ("",),
-    "json_schema": (),
     "id_slot": (-1,),
     "n_probs": (0,),
     "n_keep": (0,),

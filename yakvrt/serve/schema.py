@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from yakvrt.grammar import Grammar
 from yakvrt.sampler import SamplingParams
 from yakvrt.serve.errors import ApiError
 from yakvrt.serve.settings import MAX_BIASES, MAX_CHOICES, MAX_STOP_CHARS, MAX_STOPS, MAX_TOP_LOGPROBS
@@ -55,6 +56,9 @@ class Sampling(msgspec.Struct, kw_only=True):
     frequency_penalty: float | None = None
     ignore_eos: bool | None = None
     logit_bias: dict[str, float] = {}
+    response_format: dict[str, Any] | None = None
+    json_schema: dict[str, Any] | None = None
+    grammar: str = ""
 
     @property
     def has_usage(self) -> bool:
@@ -69,7 +73,6 @@ class ChatRequest(Sampling, kw_only=True):
     logprobs: bool = False
     top_logprobs: int | None = None
     chat_template_kwargs: dict[str, Any] = {}
-    response_format: dict[str, Any] | None = None
     tools: list[dict[str, Any]] = []
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
@@ -87,9 +90,8 @@ class ChatRequest(Sampling, kw_only=True):
 class CompletionRequest(Sampling, kw_only=True):
     """Of /v1/completions."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: str | list[str | int | list[int]]
     logprobs: int | None = None
-    response_format: dict[str, Any] | None = None
 
     @property
     def n_logprobs(self) -> int | None:
@@ -113,11 +115,15 @@ def check_choices(n: int, n_prompts: int) -> None:
 
 
 def sampling_params(
-    asked: Sampling, n_logprobs: int | None, defaults: SamplingParams, vocab_size: int
+    asked: Sampling,
+    n_logprobs: int | None,
+    grammar: Grammar | None,
+    defaults: SamplingParams,
+    vocab_size: int,
 ) -> SamplingParams:
     """The defaults with what is asked for in their place. Raises: ApiError naming what is out of range."""
     given: dict[str, Any] = {name: value for name in SAMPLING if (value := getattr(asked, name)) is not None}
-    given["logprobs"] = n_logprobs
+    given |= {"logprobs": n_logprobs, "grammar": grammar}
     if stops := _stops(asked):
         given["stop"] = stops
     if asked.stop_ids:

@@ -1,0 +1,130 @@
+"""Grammars over the ids of a tokenizer: which tokens may come next. On llguidance, which is optional."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .grammar_check import checked_source, import_llguidance, reason
+
+if TYPE_CHECKING:
+    from .grammar import Grammar
+
+Allowed = npt.NDArray[np.bool_]
+
+MAX_KEPT = 64  # compiled grammars
+
+
+class Constraint:
+    """A grammar on its way through one answer. Not thread-safe."""
+
+    __slots__ = ("_bits", "_matcher", "_n_tokens")
+
+    def __init__(self, matcher: Any, n_tokens: int) -> None:
+        self._matcher, self._n_tokens = matcher, n_tokens
+        self._bits = np.zeros((n_tokens + 31) // 32, np.uint32)
+
+    def allowed(self, vocab_size: int) -> Allowed:
+        """bool [vocab_size]: the tokens that may come next, an end-of-text one where the text is complete.
+
+        Raises: ValueError where the next token takes longer to find than the grammar may take.
+        """
+        self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
+        self._check()
+        n = min(vocab_size, self._n_tokens)
+        found = np.unpackbits(self._bits.view(np.uint8), bitorder="little", count=n)
+        if n < vocab_size:  # rows of the output that are no token
+            found = np.concatenate([found, np.zeros(vocab_size - n, np.uint8)])
+        return found.view(np.bool_)
+
+    def accept(self, token: int) -> None:
+        """The token was chosen. Raises: ValueError for one that is not allowed."""
+        self._matcher.consume_token(token)
+        self._check()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the text may end here."""
+        return bool(self._matcher.is_accepting())
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it must end here."""
+        return bool(self._matcher.is_stopped())
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            raise ValueError(f"the grammar cannot go on ({reason(self._matcher.get_error())})")
+
+
+class ConstrainedVocabulary:
+    """The tokens of a tokenizer as llguidance wants them, built when first needed. Thread-safe."""
+
+    def __init__(self, tokens: Callable[[], Tokens]) -> None:
+        self._tokens = tokens
+        self._lock = Lock()
+        self._built: Any = None
+        self._compiled: OrderedDict[Grammar, Any] = OrderedDict()  # matchers at their beginning
+
+    def constraint(self, grammar: Grammar) -> Constraint:
+        """The grammar at its beginning.
+
+        Raises: ValueError for a grammar that does not compile, or not soon; RuntimeError when llguidance is
+            missing.
+        """
+        llguidance = import_llguidance()
+        with self._lock:
+            is_known = grammar in self._compiled
+        source = "" if is_known else checked_source(grammar)  # outside the lock: it can take seconds
+        with self._lock:
+            if self._built is None:
+                tokens = self._tokens()
+                self._built = llguidance.LLTokenizer(tokens, eos_token=tokens.ends)
+                tokens.greedy = self._built.greedy_tokenize
+            matcher = self._compiled.get(grammar)
+            if matcher is None:
+                matcher = llguidance.LLMatcher(self._built, source or checked_source(grammar), log_level=0)
+                if matcher.is_error():
+                    raise ValueError(f"the grammar does not compile ({reason(matcher.get_error())})")
+                self._compiled[grammar] = matcher
+                if len(self._compiled) > MAX_KEPT:
+                    self._compiled.popitem(last=False)
+            self._compiled.move_to_end(grammar)
+            return Constraint(matcher.deep_copy(), self._built.vocab_size)
+
+
+class Tokens:
+    """A tokenizer as llguidance asks for it (its attributes' names are llguidance's).
+
+    Only text is matched: control tokens are no text. `encode` gives the ids of a text that follows other
+    text; where they stand for another text (normalizers change it), the longest tokens are taken.
+    """
+
+    is_tokenizer_wrapper = True
+    bos_token_id = None
+
+    def __init__(
+        self,
+        pieces: list[bytes],
+        control: frozenset[int],
+        ends: frozenset[int],
+        encode: Callable[[str], list[int]],
+    ) -> None:
+        known = [end for end in sorted(ends) if end < len(pieces)]
+        # Without an end of text there, one is made up that no row of logits stands for.
+        self.ends = known or [len(pieces)]
+        self.tokens = pieces if known else [*pieces, b""]
+        self.eos_token_id = self.ends[0]
+        self.special_token_ids = sorted(control.union(self.ends))
+        self.greedy: Callable[[str], list[int]] = lambda text: []
+        self._encode = encode
+
+    def __call__(self, text: str) -> list[int]:
+        ids = self._encode(text)
+        same = b"".join(self.tokens[i] for i in ids if i < len(self.tokens)) == text.encode("utf-8")
+        return ids if same else self.greedy(text)
