@@ -108,7 +108,7 @@ def checked_logprobs(n: int, name: str) -> int:
 
 def check_choices(n: int, n_prompts: int) -> None:
     """Raises: ApiError for none, or more than may be asked for at once."""
-    if not 1 <= n <= MAX_CHOICES // max(n_prompts, 1):
+    if not (1 <= n and 1 <= n_prompts and n * n_prompts <= MAX_CHOICES):
         raise ApiError(
             f"n is {n} for {n_prompts} prompts; there must be 1 to {MAX_CHOICES} choices in all", param="n"
         )

@@ -53,9 +53,12 @@ def _serve(args: argparse.Namespace) -> int:
 
 def _load(args: argparse.Namespace, settings: Settings, overrides: dict[str, object]) -> Model:
     from yakvrt.serve.service import Model
+    from yakvrt.serve.warm_up import warm_up
 
     engine = load_engine(args, n_slots=args.parallel)
     try:
+        if args.warmup:
+            warm_up(engine)
         tokenizer = chat_tokenizer(engine.tokenizer, args.chat_template_file)
         return Model(engine, settings, tokenizer=tokenizer, defaults=sampling_params(engine, overrides))
     except BaseException:
