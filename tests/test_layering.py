@@ -25,7 +25,8 @@ LAYERS: tuple[tuple[str, str], ...] = (
         bench bench_arguments bench_records bench_facts record_formats value_lists
         transfer transfer_arguments transfer_plan transfer_timing transfer_memory transfer_link
         transfer_records transfer_plot machine_facts
-        cli_arguments machine_arguments device_arguments cli_parsing prompt_cache prompt_text terminal""",
+        cli_arguments grammar_arguments machine_arguments device_arguments cli_parsing
+        prompt_cache prompt_text terminal""",
     ),
     (
         "text",
@@ -34,7 +35,8 @@ LAYERS: tuple[tuple[str, str], ...] = (
         sampler memory_plan model_source runner
         device cpu_device cuda_device
         grammar grammar_check constraint
-        tokenizer no_tokenizer tokenizer_files gguf_tokenizer gguf_vocabulary stream_decoder
+        tool_calls tool_call_text tool_prompt
+        tokenizer no_tokenizer tokenizer_files end_tokens gguf_tokenizer gguf_vocabulary stream_decoder
         chat_template template_budget template_metering template_sandbox""",
     ),
     (

@@ -227,6 +227,96 @@ def test_response_format(served: Served, client: openai.OpenAI) -> None:
         assert words in served.refused(CHAT, messages=[{"role": "user", "content": "x"}], **wrong)["message"]
 
 
+SWITCH: Any = {
+    "type": "function",
+    "function": {
+        "name": "switch",
+        "description": "Switches the light",
+        "parameters": {"type": "object", "properties": {"on": {"type": "boolean"}}, "required": ["on"]},
+    },
+}
+DIM: Any = {"type": "function", "function": {"name": "dim", "parameters": {"type": "object"}}}
+
+
+def test_tools(served: Served, client: openai.OpenAI) -> None:
+    messages: Any = [{"role": "user", "content": "Light!"}]
+    chosen: Any = {"type": "function", "function": {"name": "switch"}}
+    made = client.chat.completions.create(
+        model="tiny", messages=messages, tools=[DIM, SWITCH], tool_choice=chosen, temperature=0
+    )
+    message = made.choices[0].message
+    assert message.content is None
+    assert message.tool_calls is not None
+    (call,) = message.tool_calls
+    assert call.type == "function"
+    assert call.function.name == "switch"
+    assert isinstance(json.loads(call.function.arguments)["on"], bool)
+    assert made.choices[0].finish_reason == "tool_calls"
+    streamed = client.chat.completions.create(
+        model="tiny",
+        messages=messages,
+        tools=[SWITCH],
+        tool_choice="required",
+        parallel_tool_calls=False,
+        temperature=0,
+        stream=True,
+    )
+    chunks = [chunk.choices[0] for chunk in streamed]
+    (told,) = [one for chunk in chunks for one in chunk.delta.tool_calls or []]
+    assert told.index == 0
+    assert told.function is not None
+    assert told.function.name == "switch"
+    assert json.loads(told.function.arguments or "").keys() == {"on"}
+    assert chunks[-1].finish_reason == "tool_calls"
+    # The answer goes back with what the function returned; a conversation may go on without a call.
+    messages += [message.model_dump(), {"role": "tool", "tool_call_id": call.id, "content": "done"}]
+    body = {"messages": messages, "tools": [SWITCH]}
+    prompt = served.post("/apply-template", **body).json()["prompt"]
+    assert '<tool_call>{"name": "switch", "arguments": {"on": ' in prompt
+    assert "<|im_start|>tool\ndone<|im_end|>" in prompt
+    assert '"description": "Switches the light"' in prompt
+    for choice in ("none", "auto"):
+        again = served.chat("", **body, tool_choice=choice, parallel_tool_calls=choice == "none").json()
+        assert again["choices"][0]["message"]["content"]
+        assert (again["usage"]["prompt_tokens"] < 200) is (choice == "none")
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"tools": [{"type": "retrieval"}]}, "tools[0]"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),
+        (
+            {"tools": [{"type": "function", "function": {"name": "a", "parameters": []}}]},
+            "tools[0].function.parameters",
+        ),
+        ({"tools": [SWITCH] * 129}, "tools"),
+        ({"tools": [SWITCH], "tool_choice": "maybe"}, "tool_choice"),
+        ({"tools": [SWITCH], "tool_choice": {"type": "function", "function": {"name": "x"}}}, "tool_choice"),
+        ({"tools": [SWITCH], "tool_choice": {"type": "allowed_tools"}}, "tool_choice"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": [SWITCH], "response_format": {"type": "json_object"}}, "tools"),
+        ({"messages": [{"role": "assistant", "tool_calls": [{"id": "x"}]}]}, "messages[0].tool_calls[0]"),
+    ],
+    ids=lambda v: str(v)[:60],
+)
+def test_tools_that_are_none(served: Served, body: dict[str, Any], param: str) -> None:
+    asked: dict[str, Any] = {"messages": [{"role": "user", "content": "x"}]}
+    assert served.refused(CHAT, **(asked | body))["param"] == param
+
+
+def test_tools_of_a_model_that_knows_none(served: Served) -> None:
+    from yakvrt.serve.errors import ApiError
+    from yakvrt.serve.schema import ChatRequest
+    from yakvrt.serve.tools import asked_tools
+
+    asked = ChatRequest(messages=[], tools=[SWITCH], parallel_tool_calls=False)
+    with pytest.raises(ApiError, match="no format of calls"):
+        asked_tools(asked, None)
+    with pytest.raises(ApiError, match="parallel_tool_calls"):
+        asked_tools(asked, "llama")
+
+
 def test_tokens_and_templates(served: Served) -> None:
     text = "<|im_start|>é"
     ids = served.post("/tokenize", content=text).json()["tokens"]

@@ -19,6 +19,7 @@ from yakvrt.cli_arguments import (
     sampling_params,
 )
 from yakvrt.cli_parsing import Parser, parse
+from yakvrt.grammar_arguments import add_grammar_arguments
 from yakvrt.prompt_cache import PromptCache, add_prompt_cache_arguments
 from yakvrt.prompt_text import chat_tokenizer, read_text
 from yakvrt.terminal import UsageError
@@ -46,6 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_chat_arguments(parser)
     add_prompt_cache_arguments(parser)
     add_sampling_arguments(parser)
+    add_grammar_arguments(parser)
     add_model_arguments(parser)
     return parser
 

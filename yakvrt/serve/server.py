@@ -23,7 +23,9 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class Server(uvicorn.Server):
     """A uvicorn server of one service, in the main thread or another."""
 
-    def __init__(self, service: Service, *, access_log: bool = False) -> None:
+    def __init__(
+        self, service: Service, announce: Callable[[], None] = lambda: None, *, access_log: bool = False
+    ) -> None:
         settings = service.settings
         super().__init__(
             uvicorn.Config(
@@ -41,7 +43,7 @@ class Server(uvicorn.Server):
                 h11_max_incomplete_event_size=MAX_HEAD_BYTES,
             )
         )
-        self._service = service
+        self._service, self._announce = service, announce
         self._socket = listen(settings.host, settings.port)
         self.port: int = self._socket.getsockname()[1]
 
@@ -53,6 +55,11 @@ class Server(uvicorn.Server):
     def load(self, load: Callable[[], Model]) -> None:
         """Begins to load the model; the server ends when that fails."""
         self._service.load(load, self.stop)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Says so once signals are heard and connections are taken."""
+        await super().startup(sockets)
+        self._announce()
 
     def answer(self) -> None:
         """Serves until stop() or a signal. A second signal does not wait for answers."""

@@ -33,10 +33,13 @@ def _serve(args: argparse.Namespace) -> int:
         raise RuntimeError(
             f"the server needs more packages ({error}); pip install 'yakvrt[server]'"
         ) from None
-    server = Server(Service(settings), access_log=args.verbose)
-    if not is_loopback(settings.host) and not settings.api_keys:
-        terminal.note(f"warning: whoever reaches {server.url} may use it; --api-key asks for a key")
-    terminal.note(f"listening on {server.url}; loading {args.model}")
+
+    def announce() -> None:
+        if not is_loopback(settings.host) and not settings.api_keys:
+            terminal.note(f"warning: whoever reaches {server.url} may use it; --api-key asks for a key")
+        terminal.note(f"listening on {server.url}; loading {args.model}")
+
+    server = Server(Service(settings), announce, access_log=args.verbose)
 
     def load() -> Model:
         model = _load(args, settings, overrides)
