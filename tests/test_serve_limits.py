@@ -217,6 +217,7 @@ def test_a_client_that_leaves_frees_its_slot_within_a_step(served: Served, strea
 def test_when_too_many_wait(served: Served) -> None:
     with busy(served, N_SLOTS + MAX_WAITING):
         response = served.post(COMPLETIONS, prompt="x", n=2)
+        assert served.refused(COMPLETIONS, prompt="x", n=MAX_WAITING + 1)["param"] == "n"
         assert response.status_code == 503
         assert response.headers["retry-after"] == "1"
         assert response.json()["error"]["code"] == "overloaded"
