@@ -24,7 +24,7 @@ LAYERS: tuple[tuple[str, str], ...] = (
         """generate chat serve perplexity kl_divergence eval tokenize models pull plan cuda_kernels
         bench bench_arguments bench_records bench_facts record_formats value_lists
         transfer transfer_arguments transfer_plan transfer_timing transfer_memory transfer_link
-        transfer_records transfer_plot machine_facts
+        transfer_records transfer_plot machine_facts trace_file
         cli_arguments grammar_arguments machine_arguments device_arguments cli_parsing
         prompt_cache prompt_text terminal""",
     ),
@@ -45,7 +45,7 @@ LAYERS: tuple[tuple[str, str], ...] = (
         gguf_source safetensors_source dummy_weights
         hub hub_repo package_index model_files model_names download_progress""",
     ),
-    ("ops", "ops backend cpu cuda"),
+    ("ops", "ops backend cpu cuda trace_log"),
     ("kernels", "kernels"),
     ("leaf", "gguf_tools cache_directory control_group free_memory higgs_grids kernel_build"),
 )
