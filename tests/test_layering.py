@@ -21,7 +21,7 @@ LAYERS: tuple[tuple[str, str], ...] = (
     ("entry", "__main__"),
     (
         "verbs",
-        """generate chat perplexity kl_divergence eval tokenize models pull cuda_kernels
+        """generate chat serve perplexity kl_divergence eval tokenize models pull cuda_kernels
         plan plan_text calibration prediction
         bench bench_arguments bench_records bench_facts record_formats value_lists
         transfer machine_facts trace_file
@@ -31,7 +31,7 @@ LAYERS: tuple[tuple[str, str], ...] = (
     (
         "text",
         """engine chunk_size session session_origin session_file saved_session
-        sequence generation request scheduler slot_choice prefix_cache sampler
+        sequence generation request scheduler scheduler_state slot_choice prefix_cache sampler
         memory_plan modelled_step step_times step_timing model_source runner
         device cpu_device cuda_device
         grammar grammar_check constraint

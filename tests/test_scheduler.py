@@ -17,6 +17,7 @@ from yakvrt.prefix_cache import PrefixCache, common_prefix
 from yakvrt.request import Request
 from yakvrt.sampler import SamplingParams
 from yakvrt.scheduler import Scheduler
+from yakvrt.scheduler_state import OverloadedError, SlotBusyError
 from yakvrt.session import Session, Snapshot, decode_together
 from yakvrt.stream_decoder import StreamDecoder
 
@@ -211,7 +212,7 @@ def test_what_can_never_be_answered_is_refused_at_once(full: yakvrt.Engine) -> N
         ):
             with pytest.raises(ValueError, match=words):
                 scheduler.submit(ids)
-        with pytest.raises(RuntimeError, match="0 requests are waiting already"):
+        with pytest.raises(OverloadedError, match="0 requests are waiting already"):
             scheduler.submit([1])
         with pytest.raises(RuntimeError, match="in use"):
             Scheduler(full)
@@ -289,6 +290,40 @@ def test_closing_ends_what_is_under_way(full: yakvrt.Engine) -> None:
     scheduler.close()
     assert {request.finish_reason for request in requests} == {"abort"}
     assert not scheduler._thread.is_alive()
+
+
+def test_an_idle_slot_can_be_borrowed(full: yakvrt.Engine) -> None:
+    """No request gets it, also when it is the only one left."""
+    with Scheduler(full) as scheduler:
+        holders = [scheduler.submit(prompt, greedy(300)) for prompt in prompts([9, 9])]
+        for holder in holders:
+            next(iter(holder))
+        views = scheduler.slots()
+        (free,) = [number for number, view in enumerate(views) if view.request is None]
+        assert {view.request for view in views} == {*holders, None}
+        with scheduler.lend(free) as session:
+            session.prefill([7, 8, 9])
+            waiting = scheduler.submit([7, 8, 9, 10], greedy(3))
+            for number in range(3):
+                with pytest.raises(SlotBusyError, match=f"slot {number} is in use"), scheduler.lend(number):
+                    pass
+            for holder in holders:
+                assert holder.finish_reason is None
+            assert waiting.timings["prompt_n"] == 0
+        with pytest.raises(IndexError, match="0 to 2"), scheduler.lend(3):
+            pass
+        waiting.result(60)
+        assert waiting.timings["cache_n"] == 3
+        assert waiting.kv["n_tokens"] == 6
+        assert scheduler.kv == waiting.kv
+        for holder in holders:
+            holder.abort()
+        assert scheduler.drain(60)
+        with scheduler.lend(0) as borrowed:
+            scheduler.close()
+    with pytest.raises(ValueError, match="closed"):
+        _ = borrowed.slot
+    full.session().close()
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -10,6 +10,7 @@ from yakvrt import __version__, terminal
 VERBS = {
     "generate": "answer a prompt or continue a text",
     "chat": "talk with a model",
+    "serve": "serve a model over HTTP: OpenAI's API and a chat page",
     "perplexity": "score a text, compare with saved log-probabilities",
     "eval": "quality and bytes of KV methods on whole tasks",
     "plan": "what a model and its KV cache will take, before anything is taken",
@@ -21,7 +22,12 @@ VERBS = {
     "kernels": "compile the CUDA kernels ahead of time, report what they take",
 }
 # Of verbs whose name is that of a package.
-MODULES = {"kernels": "cuda_kernels", "transfer": "transfer.verb", "eval": "eval.verb"}
+MODULES = {
+    "kernels": "cuda_kernels",
+    "serve": "serve.verb",
+    "eval": "eval.verb",
+    "transfer": "transfer.verb",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -36,6 +36,11 @@ class ChatTemplate:
         self._environment: BoundedEnvironment | None = None
         self._compiled: dict[str, jinja2.Template] = {}
 
+    @property
+    def source(self) -> str:
+        """The default template's text, or the first's."""
+        return self._sources.get("default") or next(iter(self._sources.values()))
+
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],

@@ -229,7 +229,7 @@ def chunk_of(args: argparse.Namespace) -> int:
     return min(chunk, args.batch_size or chunk)
 
 
-def load_engine(args: argparse.Namespace) -> Engine:
+def load_engine(args: argparse.Namespace, *, n_slots: int = 1) -> Engine:
     """Load the model that the flags ask for."""
     chosen_type = cache_type(args)
     import yakvrt
@@ -238,6 +238,7 @@ def load_engine(args: argparse.Namespace) -> Engine:
         engine = yakvrt.load(
             args.model,
             ctx_size=args.ctx_size,
+            n_slots=n_slots,
             threads=threads_of(args),
             dtype=args.dtype,
             kv=args.kv,

@@ -22,6 +22,7 @@ class NoTokenizer:
     """Knows which ids end a text and nothing else. Raises: ValueError for everything that needs text."""
 
     has_chat_template = False
+    chat_template = ""
     tool_format = None
     bos_id: int | None = None
 
@@ -31,6 +32,9 @@ class NoTokenizer:
 
     def stream(self, **_: Any) -> SilentDecoder:
         return SilentDecoder()
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return b""
 
     def constraint(self, grammar: Grammar) -> NoReturn:
         raise ValueError(

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from .generation import FinishReason, Generation
@@ -28,13 +28,15 @@ class Request:
     all of them. Readers that are slow, or leave, hold nobody up; abort() when nobody reads.
 
     finish_reason is None until the end: "stop", "length", "abort", or "deadline". Iterating and result()
-    raise the error when the request failed.
+    raise the error when the request failed. `kv` is then what its slot held and, over all slots since the
+    engine was loaded, what the KV method moved; it is empty when the request never had a slot.
     """
 
     def __init__(self, prompt_ids: list[int], generation: Generation, deadline: float | None) -> None:
         self.prompt_ids, self.deadline = prompt_ids, deadline
         self.finish_reason: EndReason | None = None
         self.error: Exception | None = None
+        self.kv: dict[str, Any] = {}
         self._generation = generation
         self._pieces: list[Piece] = []
         self._aborted = False

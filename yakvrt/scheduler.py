@@ -6,44 +6,27 @@ import heapq
 import itertools
 import threading
 import time
-from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from .generation import Generation
 from .prefix_cache import PrefixCache
 from .request import EndReason, Request
+from .scheduler_state import Counts, OverloadedError, Running, SlotBusyError, SlotView
 from .session import check_ids, decode_together
 from .slot_choice import choose_slot
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from .engine import Engine, Message
     from .sampler import SamplingParams
     from .session import Session
 
 
-@dataclass(slots=True)
-class Running:
-    """A request that has a slot. `prompt` are the steps of its prompt still to do."""
-
-    request: Request
-    session: Session
-    prompt: Generator[None, None, np.ndarray] | None
-
-
-@dataclass(slots=True)
-class Counts:
-    """Since the scheduler began."""
-
-    requests: int = 0
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    predicted_tokens: int = 0
-    decode_steps: int = 0
-    ends: dict[str, int] = field(default_factory=dict)
+LENT_S = 0.02  # between looks while requests wait and every slot is lent
 
 
 class Scheduler:
@@ -54,6 +37,8 @@ class Scheduler:
     one layer) and one decode. Requests wait for a slot in the order of their priority, then of
     arrival. What a slot holds after its answer stays there until the slot is needed, then in a cache of
     cache_bytes; prompts that begin alike begin with it. close() ends the thread, not the engine.
+
+    `kv` are the KV method's figures when the last answer ended.
 
     Raises: RuntimeError when a session of the engine is open.
     """
@@ -72,14 +57,22 @@ class Scheduler:
         except BaseException:
             self._close_sessions()
             raise
+        self._slots = tuple(self._idle)
+        self.kv: Mapping[str, Any] = dict(self._slots[0].kv)
         self._waiting: list[tuple[int, int, Request]] = []
         self._running: list[Running] = []
         self._arrivals = itertools.count()
         self._changed = threading.Condition()
+        self._choosing = threading.Lock()  # who takes a slot out of the idle ones
         self._is_draining = self._is_closed = False
         self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="yakvrt-scheduler", daemon=True)
         self._thread.start()
+
+    @property
+    def failure(self) -> Exception | None:
+        """What ended the scheduler, if it failed."""
+        return self._failure
 
     @property
     def n_running(self) -> int:
@@ -105,8 +98,8 @@ class Scheduler:
         comes first; timeout_s ends it, wherever it is then.
 
         Raises: ValueError for a prompt that no slot can ever hold, ids outside the vocabulary, parameters out
-            of range; TypeError for unknown ones; RuntimeError once draining or closed, or when max_waiting
-            requests wait already.
+            of range; TypeError for unknown ones; OverloadedError when max_waiting requests wait already;
+            RuntimeError once draining or closed.
         """
         engine = self._engine
         params = engine.sampling_params(params, **overrides)
@@ -121,11 +114,40 @@ class Scheduler:
             if self._is_draining:
                 raise RuntimeError("the scheduler takes no more requests; it is shutting down")
             if len(self._waiting) >= self._max_waiting:
-                raise RuntimeError(f"{self._max_waiting} requests are waiting already; try again later")
+                raise OverloadedError(f"{self._max_waiting} requests are waiting already; try again later")
             heapq.heappush(self._waiting, (priority, next(self._arrivals), request))
             self.counts.requests += 1
             self._changed.notify_all()
         return request
+
+    def slots(self) -> list[SlotView]:
+        """Every slot by its number."""
+        with self._changed:
+            busy = {running.session: running.request for running in self._running}
+            return [SlotView(busy.get(session), len(session.ids)) for session in self._slots]
+
+    @contextmanager
+    def lend(self, number: int) -> Iterator[Session]:
+        """An idle slot, which no request gets meanwhile.
+
+        Raises: SlotBusyError when it is not idle; IndexError when there is none of that number.
+        """
+        with self._choosing, self._changed:
+            if not 0 <= number < len(self._slots):
+                raise IndexError(f"there is no slot {number}; they are 0 to {len(self._slots) - 1}")
+            session = self._slots[number]
+            if session not in self._idle or self._is_closed:
+                raise SlotBusyError(f"slot {number} is in use; try again later")
+            self._idle.remove(session)
+        try:
+            yield session
+        finally:
+            with self._changed:
+                if self._is_closed:
+                    session.close()
+                else:
+                    self._idle.append(session)
+                    self._changed.notify_all()
 
     def drain(self, timeout: float | None = None) -> bool:
         """Takes no more requests and waits for those there are. Returns: whether all have ended in time."""
@@ -167,6 +189,8 @@ class Scheduler:
     def _wait_for_work(self) -> bool:
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._running or self._is_closed)
+            if not self._running and not self._idle:
+                self._changed.wait(LENT_S)
             return not self._is_closed
 
     def _end_early(self) -> None:
@@ -189,23 +213,24 @@ class Scheduler:
 
     def _admit(self) -> None:
         """Gives the next request a slot, unless a prompt is under way."""
-        if not self._idle or any(running.prompt for running in self._running):
+        if any(running.prompt for running in self._running):
             return
-        with self._changed:
-            if not self._waiting:
-                return
-            entry = self._waiting[0]
-        request = entry[2]
-        busy = [running.session for running in self._running]
-        session = choose_slot(request.prompt_ids, self._idle, busy, self.cache)
-        n_cached = len(session.ids)
-        request.begin(n_cached)
-        prompt = session.prefill_steps(request.prompt_ids[n_cached:])
-        with self._changed:
-            self._waiting.remove(entry)  # no longer the first, perhaps
-            heapq.heapify(self._waiting)
-            self._idle.remove(session)
-            self._running.append(Running(request, session, prompt))
+        with self._choosing:
+            with self._changed:
+                if not self._waiting or not self._idle:
+                    return
+                entry = self._waiting[0]
+            request = entry[2]
+            busy = [running.session for running in self._running]
+            session = choose_slot(request.prompt_ids, self._idle, busy, self.cache)
+            n_cached = len(session.ids)
+            request.begin(n_cached)
+            prompt = session.prefill_steps(request.prompt_ids[n_cached:])
+            with self._changed:
+                self._waiting.remove(entry)  # no longer the first, perhaps
+                heapq.heapify(self._waiting)
+                self._idle.remove(session)
+                self._running.append(Running(request, session, prompt))
         self.counts.cached_tokens += n_cached
 
     def _prompt_steps(self) -> None:
@@ -250,6 +275,8 @@ class Scheduler:
     def _end(self, running: Running, reason: EndReason | Exception) -> None:
         if running.prompt:
             running.prompt.close()
+        if not isinstance(reason, Exception):
+            self.kv = running.request.kv = dict(running.session.kv)
         with self._changed:
             self._running.remove(running)
             self._idle.append(running.session)

@@ -150,6 +150,15 @@ class Tokenizer:
 
         return StreamDecoder(piece, strip_space=self._strip_space and not continues)
 
+    @property
+    def chat_template(self) -> str:
+        """The chat template's text, empty where there is none; the first where there are several."""
+        return self._template.source if self._template else ""
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What a token stands for, its name if it is a control token; nothing where there is no token."""
+        return self._piece(token_id)
+
     def _piece(self, token_id: int) -> bytes:
         piece = self._pieces.get(token_id)
         if piece is None:

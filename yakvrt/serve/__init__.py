@@ -1,0 +1,1 @@
+"""An OpenAI-compatible HTTP server over a scheduler: `python -m yakvrt serve`."""

@@ -1,0 +1,159 @@
+"""The answers to one HTTP request: submitted together, given up together."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Coroutine, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from starlette.datastructures import State
+from starlette.types import Receive
+
+from yakvrt.scheduler_state import OverloadedError
+from yakvrt.serve.errors import ApiError
+from yakvrt.serve.metrics import Metrics
+from yakvrt.serve.service import Service
+
+if TYPE_CHECKING:
+    from yakvrt.request import Request
+    from yakvrt.sampler import SamplingParams
+
+T = TypeVar("T")
+FINISH = {"stop": "stop", "length": "length", "deadline": "length"}
+
+
+class Answers:
+    """n answers to each of some prompts, in this order; all share an id."""
+
+    def __init__(self, kind: str, state: State, prompts: Sequence[list[int]], n: int) -> None:
+        self.id = f"{kind}-{uuid.uuid4().hex}"
+        self.created = int(time.time())
+        self.service: Service = state.service
+        self.model = self.service.model
+        self._metrics: Metrics = state.metrics
+        self.prompts, self.n = prompts, n
+        self.requests: list[Request] = []
+
+    def submit(self, params: SamplingParams) -> None:
+        """All or none. A seed goes to the first answer, its successors to the others.
+
+        Raises: ApiError for a prompt that is too long, or when too many wait.
+        """
+        for ids in self.prompts:
+            check_length(ids, self.model.engine.ctx_size)
+        most = self.service.settings.max_waiting
+        if len(self.prompts) * self.n > most:
+            raise ApiError(
+                f"{len(self.prompts) * self.n} choices are more than the {most} that may wait", param="n"
+            )
+        timeout = self.service.settings.timeout_s or None
+        seed = params.seed
+        try:
+            for ids in self.prompts:
+                for _ in range(self.n):
+                    each = params
+                    if seed is not None and seed >= 0:
+                        each = replace(params, seed=(seed + len(self.requests)) % (1 << 64))
+                    self.requests.append(self.model.scheduler.submit(ids, each, timeout_s=timeout))
+        except OverloadedError as error:
+            self.abort()
+            raise ApiError(str(error), status=503, code="overloaded") from None
+        except ValueError as error:
+            self.abort()
+            raise ApiError(str(error)) from None
+        except RuntimeError as error:
+            self.abort()
+            raise ApiError(str(error), status=503, code="shutting_down") from None
+
+    def abort(self) -> None:
+        """Ends those that have not ended."""
+        for request in self.requests:
+            request.abort()
+
+    def close(self) -> None:
+        """Nobody waits for them any more."""
+        self.abort()
+        for request in self.requests:
+            self._metrics.answered(request)
+
+    async def ended(self) -> None:
+        """Waits for all. Raises: the error of one that failed."""
+        for request in self.requests:
+            async for _ in request.pieces_async():
+                pass
+
+    def usage(self) -> dict[str, Any]:
+        """Tokens so far: each prompt counts once."""
+        prompts = sum(map(len, self.prompts))
+        written = sum(len(request.ids) for request in self.requests)
+        cached = sum(int(request.timings["cache_n"]) for request in self.requests[:: self.n])
+        return {
+            "prompt_tokens": prompts,
+            "completion_tokens": written,
+            "total_tokens": prompts + written,
+            "prompt_tokens_details": {"cached_tokens": cached},
+        }
+
+    def measures(self) -> dict[str, Any]:
+        """llama.cpp's timings, and what the KV method had to do, of the first answer."""
+        first = self.requests[0]
+        return {"timings": first.timings, "kv": first.kv}
+
+    def head(self, kind: str) -> dict[str, Any]:
+        """The fields with which every object begins."""
+        from yakvrt import __version__
+
+        return {
+            "id": self.id,
+            "object": kind,
+            "created": self.created,
+            "model": self.model.name,
+            "system_fingerprint": f"yakvrt-{__version__}",
+        }
+
+
+def check_length(ids: Sequence[int], ctx_size: int) -> None:
+    """Raises: ApiError for a prompt that leaves no room, or none at all."""
+    if not ids:
+        raise ApiError("the prompt is empty; give at least one token", param="prompt")
+    if len(ids) >= ctx_size:
+        raise ApiError(
+            f"the prompt has {len(ids)} tokens, the context holds {ctx_size} and one must stay free; shorten "
+            "it or start the server with a larger --ctx-size",
+            code="context_length_exceeded",
+            n_prompt_tokens=len(ids),
+            n_ctx=ctx_size,
+        )
+
+
+def finish_reason(request: Request) -> str | None:
+    """OpenAI's word; what ran out of time was cut, as what ran out of tokens.
+
+    Raises: ApiError for what the server ended: nobody else aborts an answer that a client waits for.
+    """
+    if request.finish_reason == "abort":
+        raise ApiError(
+            "the server shut down before the answer was complete", status=503, code="shutting_down"
+        )
+    return FINISH[request.finish_reason] if request.finish_reason else None
+
+
+async def until_left(receive: Receive) -> None:
+    """Returns when the client has gone; its body must have been read."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def unless_left(receive: Receive, work: Coroutine[Any, Any, T]) -> T | None:
+    """What the work returns, or None when the client goes before: the work is cancelled then."""
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(until_left(receive))
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        return working.result() if working.done() else None
+    finally:
+        for task in (working, leaving):
+            task.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
