@@ -32,7 +32,7 @@ RECORD = np.dtype(
     ]
 )
 BUFFER_BYTES = 1 << 20
-SAMPLE_NS = 10_000_000  # between two readings of counters, which cost as much as a small step may
+SAMPLE_NS = 50_000_000  # between two readings of counters, which take some 40 us
 COUNTERS = "moved_bytes", "gross_bytes"  # of KvMethod.stats()
 
 Totals = Callable[[], Mapping[str, float | str]]
