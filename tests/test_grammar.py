@@ -97,9 +97,9 @@ def test_answers_fit_their_schema(
 
 def test_white_space_comes_to_an_end(tokenizers: dict[str, Tokenizer]) -> None:
     tokenizer = tokenizers["byte-level"]
-    spaces = [tokenizer.encode(text, add_special=False)[0] for text in " \n\t\r"]
+    likely = [tokenizer.encode(text, add_special=False)[0] for text in " \n\t\r{"]
     params = SamplingParams(grammar=Grammar.json_object(), temperature=0, max_tokens=60)
-    text, _ = answer(tokenizer, params, tuple(spaces))
+    text, _ = answer(tokenizer, params, tuple(likely))
     assert len(text[1:]) - len(text[1:].lstrip()) <= 22
 
 
