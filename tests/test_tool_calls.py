@@ -91,7 +91,7 @@ CASES: list[tuple[ToolFormat, str, Expected | None]] = [  # None: all of it is t
     ("llama", '<|python_tag|>{"name": "f", "parameters": {"a": 1}}', [("f", '{"a": 1}')]),
     ("llama", 'Wait <|python_tag|> {"name": "f"}', ["Wait", ("f", "{}")]),
     ("llama", "<|python_tag|>print(1)", None),
-    ("llama", '[f(a=1, b="x"), g(c=[{"d": None}])]', [("f", '{"a": 1, "b": "x"}'), ("g", '{"c": [{"d": null}]}')]),
+    ("llama", '[f(a=1, b="x"), g(c=[None])]', [("f", '{"a": 1, "b": "x"}'), ("g", '{"c": [null]}')]),
     ("llama", "[1, 2]", None),
     ("llama", "[f(1)]", None),
     ("llama", "[f(a=b)]", None),
