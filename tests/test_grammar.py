@@ -90,8 +90,17 @@ def test_answers_fit_their_schema(
         text, generation = answer(tokenizer, params, (*special, *unused), more_rows=40)
         assert generation.finish_reason == "stop"
         assert fits(json.loads(text))
+        assert not {*special, *unused}.intersection(generation.ids)
         assert text[0] == "{"
         assert text[-1] == "}"
+
+
+def test_white_space_comes_to_an_end(tokenizers: dict[str, Tokenizer]) -> None:
+    tokenizer = tokenizers["byte-level"]
+    likely = [tokenizer.encode(text, add_special=False)[0] for text in " \n\t\r{"]
+    params = SamplingParams(grammar=Grammar.json_object(), temperature=0, max_tokens=60)
+    text, _ = answer(tokenizer, params, tuple(likely))
+    assert len(text[1:]) - len(text[1:].lstrip()) <= 22
 
 
 def test_answers_of_a_large_vocabulary_fit(smollm2_path: Path) -> None:
