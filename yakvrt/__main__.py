@@ -12,6 +12,7 @@ VERBS = {
     "chat": "talk with a model",
     "serve": "serve a model over HTTP: OpenAI's API and a chat page",
     "perplexity": "score a text, compare with saved log-probabilities",
+    "eval": "quality and bytes of KV methods on whole tasks",
     "plan": "what a model and its KV cache will take, before anything is taken",
     "bench": "measure prompt and generation speed",
     "transfer": "measure copies and gathers of host memory, model a link",
@@ -20,7 +21,13 @@ VERBS = {
     "pull": "fetch a model",
     "kernels": "compile the CUDA kernels ahead of time, report what they take",
 }
-MODULES = {"kernels": "cuda_kernels", "serve": "serve.verb"}  # of verbs whose name is that of a package
+# Of verbs whose name is that of a package.
+MODULES = {
+    "kernels": "cuda_kernels",
+    "serve": "serve.verb",
+    "eval": "eval.verb",
+    "transfer": "transfer.verb",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
