@@ -21,7 +21,7 @@ LAYERS: tuple[tuple[str, str], ...] = (
     ("entry", "__main__"),
     (
         "verbs",
-        """generate chat serve perplexity kl_divergence eval tokenize models pull plan cuda_kernels
+        """generate chat serve batch perplexity kl_divergence eval tokenize models pull plan cuda_kernels
         bench bench_arguments bench_records bench_facts record_formats value_lists
         transfer transfer_arguments transfer_plan transfer_timing transfer_memory transfer_link
         transfer_records transfer_plot machine_facts

@@ -11,6 +11,7 @@ VERBS = {
     "generate": "answer a prompt or continue a text",
     "chat": "talk with a model",
     "serve": "serve a model over HTTP: OpenAI's API and a chat page",
+    "batch": "answer a file of requests, here or over a Ray cluster",
     "perplexity": "score a text, compare with saved log-probabilities",
     "plan": "what a model and its KV cache will take, before anything is taken",
     "bench": "measure prompt and generation speed",
@@ -20,7 +21,8 @@ VERBS = {
     "pull": "fetch a model",
     "kernels": "compile the CUDA kernels ahead of time, report what they take",
 }
-MODULES = {"kernels": "cuda_kernels", "serve": "serve.verb"}  # of verbs whose name is that of a package
+# Of verbs whose name is that of a package.
+MODULES = {"kernels": "cuda_kernels", "serve": "serve.verb", "batch": "batch.verb"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

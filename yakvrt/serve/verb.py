@@ -39,7 +39,7 @@ def _serve(args: argparse.Namespace) -> int:
     terminal.note(f"listening on {server.url}; loading {args.model}")
 
     def load() -> Model:
-        model = _load(args, settings, overrides)
+        model = load_model(args, settings, overrides)
         terminal.note(
             f"{model.name} is ready, {terminal.counted(args.parallel, 'answer')} at a time in "
             f"{model.engine.ctx_size} tokens each"
@@ -51,7 +51,8 @@ def _serve(args: argparse.Namespace) -> int:
     return 0
 
 
-def _load(args: argparse.Namespace, settings: Settings, overrides: dict[str, object]) -> Model:
+def load_model(args: argparse.Namespace, settings: Settings, overrides: dict[str, object]) -> Model:
+    """The model that the flags ask for; `overrides` are sampling parameters that requests leave open."""
     from yakvrt.serve.service import Model
 
     engine = load_engine(args, n_slots=args.parallel)
