@@ -1,4 +1,4 @@
-"""What answers: a model behind the server's own application, so that answers and refusals are the server's."""
+"""A model behind the server's own application: answers and refusals are the server's."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from starlette.types import ASGIApp, Message, Scope
 
 
 async def post(app: ASGIApp, path: str, body: bytes) -> tuple[int, bytes]:
-    """The status and the body of the response to JSON. Raises: what the application does instead of answering."""
+    """The status and the body of the response to JSON. Raises: what the application raises unanswered."""
     head = ((b"host", b"localhost"), (b"content-type", b"application/json"))
     scope: Scope = {
         "type": "http",

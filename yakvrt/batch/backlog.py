@@ -1,4 +1,4 @@
-"""Requests on their way to workers that may be lost: which comes next, and which have lost too many workers."""
+"""Requests for workers that may be lost: which comes next, and which have lost too many workers."""
 
 from __future__ import annotations
 
@@ -33,8 +33,13 @@ class Backlog:
         self._suspects: deque[Task] = deque()
         self._is_read = False
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether take() has given all away and nothing has come back."""
+        return self._is_read and not self._again and not self._suspects
+
     def take(self, n_held: int) -> Task | None:
-        """The next for a worker that holds n_held tasks, none of which must be alone; None for nothing now."""
+        """For a worker that holds n_held tasks, none of which must be alone; None for nothing now."""
         if self._again:
             return self._again.popleft()
         if not self._is_read:

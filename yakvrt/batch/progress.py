@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from types import TracebackType
-from typing import Any
 
 import msgspec
 
@@ -32,14 +31,13 @@ class Progress:
     def __init__(self, results: ResultFile, n_total: int) -> None:
         self._results, self._n_total = results, n_total
         self._n_done = self._n_failed = self._prompt_tokens = self._written_tokens = 0
-        self._began = time.monotonic()
+        self._began: float | None = None
         self._bar = Bar("answering")
 
     def begin(self, model: str) -> None:
         """A model is there; more than once where there are several. Raises: ValueError for another one."""
         self._results.check_model(model)
-        if not self._n_done:
-            self._began = time.monotonic()
+        self._began = self._began or time.monotonic()
 
     def answered(self, request: BatchRequest, status: int, body: bytes) -> None:
         """The answer to a request, of whatever status."""
@@ -62,17 +60,8 @@ class Progress:
 
     @property
     def _elapsed_s(self) -> float:
-        return max(time.monotonic() - self._began, 1e-9)
-
-    def facts(self) -> dict[str, Any]:
-        """Counts, tokens and seconds since the first model was there."""
-        return {
-            "requests": self._n_done,
-            "failed": self._n_failed,
-            "prompt_tokens": self._prompt_tokens,
-            "completion_tokens": self._written_tokens,
-            "seconds": self._elapsed_s,
-        }
+        now = time.monotonic()
+        return max(now - (self._began or now), 1e-9)
 
     def __enter__(self) -> Progress:
         return self
@@ -82,6 +71,8 @@ class Progress:
     ) -> None:
         elapsed_s = self._elapsed_s
         self._bar.close()
+        if not self._n_done and self._began is None:
+            return
         read, written = (counted(n, "token") for n in (self._prompt_tokens, self._written_tokens))
         note(
             f"{counted(self._n_done, 'request')} done, {self._n_failed} failed | prompts: {read}, answers: "

@@ -113,8 +113,8 @@ class RequestFile:
             raise ValueError(f"custom_id {request.custom_id!r} is that of line {first} too")
         if held.get(request.custom_id, request.id) != request.id:
             raise ValueError(
-                f"{held_path} holds a result for {request.custom_id!r} with another url or body; give another "
-                "output"
+                f"{held_path} holds a result for {request.custom_id!r} with another url or body; give "
+                "another output"
             )
 
     def unanswered(self, held: Mapping[str, str]) -> Iterator[BatchRequest]:

@@ -41,8 +41,8 @@ class Result(msgspec.Struct):
 
 
 class ResultFile:
-    """Results, to be added to; `held` are the ids of those there are, by custom_id. What a killed run left half
-    written at the end is dropped. What is no regular file is only written (- is stdout).
+    """Results, to be added to; `held` are the ids of those there are, by custom_id. What a killed run left
+    half written at the end is dropped. What is no regular file is only written (- is stdout).
 
     Raises: ValueError for a file that holds something else, or that another run writes; OSError.
     """
@@ -76,9 +76,7 @@ class ResultFile:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(
-                f"another run writes {self.path}; wait for it or give another output"
-            ) from None
+            raise ValueError(f"another run writes {self.path}; wait for it or give another output") from None
 
     def _read(self) -> None:
         whole = 0
@@ -119,8 +117,8 @@ class ResultFile:
         """Raises: ValueError when results there are come from another model."""
         if others := self._models - {name}:
             raise ValueError(
-                f"{self.path} holds answers of {min(others)}, not of {name}; give another output, or the model "
-                "or --alias of before"
+                f"{self.path} holds answers of {min(others)}, not of {name}; give another output, or the "
+                "model or --alias of before"
             )
 
     def add(self, request: BatchRequest, status: int, body: bytes) -> None:
