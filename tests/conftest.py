@@ -19,6 +19,7 @@ from yakvrt.kernel_build.compilers import kept_helpers
 
 if TYPE_CHECKING:
     from fake_gpu import FakeGpu
+    from served import Served
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -133,3 +134,12 @@ def gpu(fake_driver: None) -> Iterator[FakeGpu]:
     Plugged.gpu = FakeGpu()
     yield Plugged.gpu
     Plugged.gpu = None
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """An HTTP server over a tiny model."""
+    from served import serving
+
+    with serving(tmp_path_factory.mktemp("served")) as made:
+        yield made

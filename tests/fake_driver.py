@@ -55,6 +55,7 @@ SIGNATURES = {
     "cuEventCreate": "pu",
     "cuEventDestroy": "p",
     "cuEventRecord": "pp",
+    "cuEventRecordWithFlags": "ppu",
     "cuEventSynchronize": "p",
     "cuEventElapsedTime": "ppp",
     "cuModuleLoadData": "pp",

@@ -314,6 +314,12 @@ class FakeGpu:
     def cuEventRecord(self, event: int, stream: int) -> None:
         self.given(event, FakeEvent).record(self.given(stream, FakeStream))
 
+    def cuEventRecordWithFlags(self, event: int, stream: int, flags: int) -> None:
+        found: FakeStream = self.given(stream, FakeStream)
+        if flags and not found.graph:
+            raise DriverError(INVALID_VALUE)
+        self.given(event, FakeEvent).record(found, external=bool(flags))
+
     def cuEventSynchronize(self, event: int) -> None:
         self.given(event, FakeEvent).complete()
 

@@ -123,12 +123,17 @@ class FakeEvent:
         self.graph: FakeGraph | None = None
         self.seconds: float | None = None
 
-    def record(self, stream: FakeStream) -> None:
+    def record(self, stream: FakeStream, *, external: bool = False) -> None:
+        """external: it is a graph's work, which tells the time; streams cannot wait for it in the graph."""
+
         def mark() -> None:
             self.seconds = time.perf_counter()
 
         self.stream, self.graph, self.seconds = stream, stream.graph, None
-        if stream.graph:
+        if stream.graph and external:
+            self.mark = mark
+            stream.graph.lanes[stream].append(mark)
+        elif stream.graph:
             self.mark = Mark()
             stream.graph.lanes[stream].append(self.mark)
         else:

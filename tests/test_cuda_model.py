@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fake_gpu import FakeGpu
 from tiny_device_model import exact_steps, rounded_steps
 
 from yakvrt.cuda.backend import CudaBackend
 from yakvrt.cuda.device import Device
+from yakvrt.trace_log import NO_LAYER, RECORD, TraceLog
 
 
 @pytest.fixture
@@ -22,9 +24,23 @@ def backend(gpu: FakeGpu, fake_cubins: Path) -> Iterator[CudaBackend]:
     assert not gpu.device
 
 
-@pytest.mark.parametrize("family", ["llama3", "qwen3-moe"])
-def test_exact_steps_give_the_golden_logits(backend: CudaBackend, family: str) -> None:
+@pytest.mark.parametrize(("family", "traced"), [("llama3", True), ("qwen3-moe", False)])
+def test_exact_steps_give_the_golden_logits(
+    backend: CudaBackend, family: str, traced: bool, tmp_path: Path
+) -> None:
+    """Also with events between the stages."""
+    log = TraceLog(tmp_path)
+    log.begin_process(family)
+    if traced:
+        backend.trace(log)
     exact_steps(backend, family)
+    records = np.concatenate([np.zeros(0, RECORD), *log.records(1000)])
+    log.close()
+    layers = [(name, i) for i in range(4) for name in ("qkv", "attend", "attn_output", "mlp")]
+    steps = [("embed", NO_LAYER), *layers, ("logits", NO_LAYER)] * 2
+    assert [log.labels[i][1:4:2] for i in records["label"]] == (steps if traced else [])
+    assert (records["begin_ns"] <= records["end_ns"]).all()
+    assert (records["end_ns"][:-1] <= records["begin_ns"][1:]).all()
 
 
 def test_tensor_cores_give_nearly_the_golden_logits(backend: CudaBackend) -> None:

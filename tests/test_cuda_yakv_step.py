@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from cuda_cases.case import Mismatch
 from fake_gpu import FakeGpu
@@ -15,8 +16,10 @@ from yakvrt.cuda.backend import CudaBackend
 from yakvrt.cuda.device import Device
 from yakvrt.cuda.driver import DeviceError
 from yakvrt.cuda.recorder import CudaRecorder, Join
+from yakvrt.cuda.stage_clock import BESIDE, MAIN
 from yakvrt.cuda.stream import Event, Stream
 from yakvrt.cuda.yakv_pools import check_yakv
+from yakvrt.trace_log import RECORD, TraceLog
 
 
 @pytest.fixture
@@ -38,11 +41,28 @@ def backend(gpu: FakeGpu, fake_cubins: Path) -> Iterator[CudaBackend]:
     ],
 )
 def test_step(
-    gpu: FakeGpu, backend: CudaBackend, k_format: str, on_host: bool, tail: bool, eager: bool
+    gpu: FakeGpu,
+    backend: CudaBackend,
+    k_format: str,
+    on_host: bool,
+    tail: bool,
+    eager: bool,
+    tmp_path: Path,
 ) -> None:
-    """Rows from the host come on a stream of their own, as late as waits allow or as early."""
+    """Rows from the host come on a stream of their own, as late as waits allow or as early: see the trace."""
     gpu.eager = eager
+    log = TraceLog(tmp_path)
+    log.begin_process("a step")
+    backend.trace(log if tail else None)
     assert yakv_step(backend, k_format, on_host, tail) <= 1
+    records = np.concatenate([np.zeros(0, RECORD), *log.records(1000)])
+    log.close()
+    names = {MAIN: set[str](), BESIDE: set[str]()}
+    for record in records:
+        names[int(record["track"])].add(log.labels[record["label"]].name)
+    fetched = {"fetch"} if on_host else set()
+    assert names[MAIN] == ({"select", "attend"} | fetched if tail else set())
+    assert names[BESIDE] == (fetched if tail else set())
 
 
 @pytest.mark.parametrize(("left_out", "eager"), [(Join, False), ("fork", True)])

@@ -24,8 +24,9 @@ LAYERS: tuple[tuple[str, str], ...] = (
         """generate chat serve batch perplexity kl_divergence eval tokenize models pull plan cuda_kernels
         bench bench_arguments bench_records bench_facts record_formats value_lists
         transfer transfer_arguments transfer_plan transfer_timing transfer_memory transfer_link
-        transfer_records transfer_plot machine_facts
-        cli_arguments machine_arguments device_arguments cli_parsing prompt_cache prompt_text terminal""",
+        transfer_records transfer_plot machine_facts trace_file
+        cli_arguments grammar_arguments machine_arguments device_arguments cli_parsing
+        prompt_cache prompt_text terminal""",
     ),
     (
         "text",
@@ -33,7 +34,9 @@ LAYERS: tuple[tuple[str, str], ...] = (
         sequence generation request scheduler scheduler_state slot_choice prefix_cache
         sampler memory_plan model_source runner
         device cpu_device cuda_device
-        grammar grammar_check constraint tokenizer no_tokenizer tokenizer_files gguf_tokenizer gguf_vocabulary stream_decoder
+        grammar grammar_check constraint
+        tool_calls tool_call_text tool_prompt
+        tokenizer no_tokenizer tokenizer_files end_tokens gguf_tokenizer gguf_vocabulary stream_decoder
         chat_template template_budget template_metering template_sandbox""",
     ),
     (
@@ -42,7 +45,7 @@ LAYERS: tuple[tuple[str, str], ...] = (
         gguf_source safetensors_source dummy_weights
         hub hub_repo package_index model_files model_names download_progress""",
     ),
-    ("ops", "ops backend cpu cuda"),
+    ("ops", "ops backend cpu cuda trace_log"),
     ("kernels", "kernels"),
     ("leaf", "gguf_tools cache_directory control_group free_memory higgs_grids kernel_build"),
 )

@@ -10,6 +10,7 @@ import numpy as np
 from .kernel_build.spec import KernelSpec
 from .kernels.yakv_layout import Budget, YakvShape
 from .ops import Batch, Buffer, KvRows, Ops
+from .trace_log import TraceLog
 
 
 class Recording(Ops, Protocol):
@@ -139,5 +140,8 @@ class Backend(Protocol):
         """Pools for slots of n_tokens tokens; `staging` are the exact rows of one layer of a prompt, n_places
         those of a head in the cache of rows.
         """
+
+    def trace(self, log: TraceLog | None) -> None:
+        """Notes from now on what runs when, on a track for each thread or stream; None ends that."""
 
     def close(self) -> None: ...

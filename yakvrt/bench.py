@@ -17,6 +17,7 @@ from yakvrt.cli_parsing import parse
 from yakvrt.device_arguments import device_keywords, gpu_name
 from yakvrt.machine_arguments import machine_keywords
 from yakvrt.record_formats import formats, print_records
+from yakvrt.trace_file import Tracing
 
 if TYPE_CHECKING:
     from yakvrt.session import Session
@@ -65,7 +66,9 @@ def moved(before: Mapping[str, float | str], after: Mapping[str, float | str]) -
     return round(moved_bytes / max(1.0, counted("steps"))), 1 - moved_bytes / gross if gross else 0.0
 
 
-def records_of(setup: Setup, tests: Sequence[Test], args: argparse.Namespace) -> Iterator[Record]:
+def records_of(
+    setup: Setup, tests: Sequence[Test], args: argparse.Namespace, tracing: Tracing
+) -> Iterator[Record]:
     """Loads one engine and yields a record for each test as it ends."""
     import yakvrt
     from yakvrt.bench_facts import build, cpu_info, dummy_facts, model_facts
@@ -103,9 +106,10 @@ def records_of(setup: Setup, tests: Sequence[Test], args: argparse.Namespace) ->
             n_batch = setup.n_batch or test.n_tokens  # the whole prompt, as generate takes it
             began = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             before = session.kv
-            samples = measure(
-                session, engine.config.vocab_size, test, n_batch, args.repetitions, not args.no_warmup
-            )
+            with tracing.follow(engine, f"{setup.model} {setup.kv} {test.name}"):
+                samples = measure(
+                    session, engine.config.vocab_size, test, n_batch, args.repetitions, not args.no_warmup
+                )
             moved_bytes, hit_rate = moved(before, session.kv)
             yield Record(
                 build_commit=commit,
@@ -146,8 +150,9 @@ def _bench(args: argparse.Namespace) -> int:
     outputs = [(by_name[args.output], sys.stdout)]
     if args.output_err:
         outputs.append((by_name[args.output_err], sys.stderr))
-    records = (records_of(setup, tests, args) for setup, tests in planned)
-    print_records(itertools.chain.from_iterable(records), outputs)
+    with Tracing(args.trace) as tracing:
+        records = (records_of(setup, tests, args, tracing) for setup, tests in planned)
+        print_records(itertools.chain.from_iterable(records), outputs)
     return 0
 
 

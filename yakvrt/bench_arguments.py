@@ -15,6 +15,7 @@ from yakvrt.device_arguments import add_device_arguments
 from yakvrt.machine_arguments import add_machine_arguments
 from yakvrt.record_formats import FORMAT_NAMES
 from yakvrt.terminal import UsageError
+from yakvrt.trace_file import add_trace_argument
 from yakvrt.value_lists import MAX_TOKENS, argument, flat, numbers, words
 
 
@@ -99,6 +100,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("-r", "--repetitions", type=int, default=5, metavar="N", help="samples of each test (5)")
     p.add_argument("--delay", type=float, default=0.0, metavar="SECONDS", help="pause before each test (0)")
     p.add_argument("--no-warmup", action="store_true", help="time the first run as well")
+    add_trace_argument(p)
     p.add_argument("--progress", action="store_true", help="say on stderr what is being run")
     p.add_argument("--load-format", choices=("auto", "dummy"), default="auto", help="dummy: random weights")
     p.add_argument("--offline", action="store_true", help="use no network")

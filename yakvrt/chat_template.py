@@ -8,6 +8,8 @@ from datetime import datetime
 from threading import Lock
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from yakvrt.tool_calls import ToolFormat, tool_format
+
 if TYPE_CHECKING:
     import jinja2
 
@@ -69,6 +71,11 @@ class ChatTemplate:
                 raise ValueError(
                     f"the chat template cannot render these messages ({reason}); change them or use --raw"
                 ) from None
+
+    @property
+    def tool_format(self) -> ToolFormat | None:
+        """How the template tells its model to call tools; None when that is not known."""
+        return tool_format(self._sources.get("tool_use") or self._sources.get("default") or "")
 
     def _render(self, name: str, values: dict[str, Any]) -> str:
         from yakvrt.template_budget import Budget, TemplateLimitError, input_size

@@ -7,15 +7,13 @@ from collections.abc import Callable
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
 from .grammar_check import checked_source, import_llguidance, reason
 
 if TYPE_CHECKING:
-    from .grammar import Grammar
+    import numpy as np
+    import numpy.typing as npt
 
-Allowed = npt.NDArray[np.bool_]
+    from .grammar import Grammar
 
 MAX_KEPT = 64  # compiled grammars
 
@@ -26,14 +24,18 @@ class Constraint:
     __slots__ = ("_bits", "_matcher", "_n_tokens")
 
     def __init__(self, matcher: Any, n_tokens: int) -> None:
+        import numpy as np
+
         self._matcher, self._n_tokens = matcher, n_tokens
         self._bits = np.zeros((n_tokens + 31) // 32, np.uint32)
 
-    def allowed(self, vocab_size: int) -> Allowed:
+    def allowed(self, vocab_size: int) -> npt.NDArray[np.bool_]:
         """bool [vocab_size]: the tokens that may come next, an end-of-text one where the text is complete.
 
         Raises: ValueError where the next token takes longer to find than the grammar may take.
         """
+        import numpy as np
+
         self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
         self._check()
         n = min(vocab_size, self._n_tokens)
@@ -88,7 +90,10 @@ class ConstrainedVocabulary:
                 tokens.greedy = self._built.greedy_tokenize
             matcher = self._compiled.get(grammar)
             if matcher is None:
-                matcher = llguidance.LLMatcher(self._built, source or checked_source(grammar), log_level=0)
+                limits = llguidance.LLParserLimits(verbose_errors=False)
+                matcher = llguidance.LLMatcher(
+                    self._built, source or checked_source(grammar), log_level=0, limits=limits
+                )
                 if matcher.is_error():
                     raise ValueError(f"the grammar does not compile ({reason(matcher.get_error())})")
                 self._compiled[grammar] = matcher

@@ -21,16 +21,18 @@ from .sampler import SamplingParams
 from .sequence import Sequence
 from .session import Session
 from .session_origin import session_origin
+from .trace_log import NO_TRACE
 
 if TYPE_CHECKING:
     from .backend import Backend
     from .config import ModelConfig
     from .cpu.affinity import Affinity
     from .device import Device, LoadProgress
-    from .kvcache.contract import KvMethod
+    from .kvcache.contract import KvMethod, StepBytes
     from .model_source import ModelSource
     from .no_tokenizer import NoTokenizer
     from .tokenizer import Tokenizer
+    from .trace_log import TraceLog
 
 Message = Mapping[str, Any]
 
@@ -53,14 +55,16 @@ class Engine:
         load_ms: float,
         weight_bytes: int,
         origin: Callable[[], Mapping[str, str]],
+        step_bytes: Callable[[int], StepBytes],
     ) -> None:
+        """step_bytes: of keys and values, for a decode step of one slot that then holds so many tokens."""
         self.name = source.name
         self.config: ModelConfig = source.config
         self.tokenizer: Tokenizer | NoTokenizer = source.tokenizer
         self.sampling_defaults: SamplingParams = source.sampling_defaults
         self.ctx_size = ctx_size
         self.load_ms = load_ms
-        self.weight_bytes = weight_bytes
+        self.weight_bytes, self.step_bytes = weight_bytes, step_bytes
         self._device, self._backend, self.runner, self._kv, self._origin = device, backend, runner, kv, origin
         self._lock = RLock()
 
@@ -147,6 +151,12 @@ class Engine:
             return self.tokenizer.encode(prompt)
         turn = [{"role": "user", "content": prompt}]
         return self.tokenizer.encode_chat(turn, **(chat_template_kwargs or {}))
+
+    def trace(self, log: TraceLog | None) -> None:
+        """Notes from now on what runs when; None ends that."""
+        with self._lock:
+            self._backend.trace(log)
+            self.runner.trace = log or NO_TRACE
 
     def close(self) -> None:
         """Ends the threads and gives a GPU back; what still uses the engine then gets a RuntimeError."""
@@ -252,4 +262,7 @@ def load(
     load_ms = (time.perf_counter() - started) * 1e3
     method_name = str(cache.stats()["method"])
     origin = lru_cache(partial(session_origin, source.name, method_name, parameters, setting))
-    return Engine(source, opened, backend, runner, cache, context, load_ms, weights.n_bytes, origin)
+    step_bytes = partial(method.step_bytes, config, parameters, cache_type)
+    return Engine(
+        source, opened, backend, runner, cache, context, load_ms, weights.n_bytes, origin, step_bytes
+    )

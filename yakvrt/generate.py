@@ -19,9 +19,11 @@ from yakvrt.cli_arguments import (
     sampling_params,
 )
 from yakvrt.cli_parsing import Parser, parse
+from yakvrt.grammar_arguments import add_grammar_arguments
 from yakvrt.prompt_cache import PromptCache, add_prompt_cache_arguments
 from yakvrt.prompt_text import chat_tokenizer, read_text
 from yakvrt.terminal import UsageError
+from yakvrt.trace_file import Tracing, add_trace_argument
 
 if TYPE_CHECKING:
     from yakvrt.prompt_text import AnyTokenizer
@@ -45,7 +47,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_chat_arguments(parser)
     add_prompt_cache_arguments(parser)
+    add_trace_argument(parser)
     add_sampling_arguments(parser)
+    add_grammar_arguments(parser)
     add_model_arguments(parser)
     return parser
 
@@ -62,7 +66,7 @@ def _generate(args: argparse.Namespace) -> int:
     if text == "":
         raise ValueError("the prompt is empty; give some text with -p, -f or stdin")
     cache = PromptCache(args)
-    with load_engine(args) as engine:
+    with Tracing(args.trace) as tracing, load_engine(args) as engine, tracing.follow(engine, args.model):
         from yakvrt.no_tokenizer import NoTokenizer
         from yakvrt.sequence import Sequence
 
@@ -74,7 +78,7 @@ def _generate(args: argparse.Namespace) -> int:
         bar = terminal.Bar("reading the prompt")
         with (
             cache.session(engine) as session,
-            Sequence(session, tokenizer, ids, params, progress=bar) as sequence,
+            Sequence(session, tokenizer, ids, params, progress=bar, trace=tracing.log) as sequence,
         ):
             if args.verbose:
                 terminal.note(f"{params} with seed {sequence.seed}")

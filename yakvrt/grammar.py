@@ -37,11 +37,11 @@ class Grammar:
                 schema = json.loads(self.text)
             except (ValueError, RecursionError) as error:
                 raise ValueError(f"the JSON schema is not valid JSON ({error}); correct it") from None
-            if not isinstance(schema, dict | bool):
+            if not isinstance(schema, dict):
                 raise ValueError('the JSON schema is no JSON object; write a schema as {"type": "object"}')
 
     @classmethod
-    def json_schema(cls, schema: str | Mapping[str, Any] | bool) -> Grammar:
+    def json_schema(cls, schema: str | Mapping[str, Any]) -> Grammar:
         """JSON that fits the schema, which is given as its text or as an object.
 
         Raises: ValueError.

@@ -86,13 +86,13 @@ class _Bytes:
 
 
 def _answer(kind: str, text: str) -> dict[str, str]:
-    from llguidance import LLMatcher, LLTokenizer
+    from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
     try:
         source = _source(kind, text)
     except Exception as error:  # the converter raises plain Exception
         return {"error": str(error)}
-    matcher = LLMatcher(LLTokenizer(_Bytes()), source)  # type: ignore[arg-type]
+    matcher = LLMatcher(LLTokenizer(_Bytes()), source, limits=LLParserLimits(verbose_errors=False))  # type: ignore[arg-type]
     if not matcher.is_error():
         matcher.compute_bitmask()
     return {"error": matcher.get_error()} if matcher.is_error() else {"source": source}

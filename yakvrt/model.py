@@ -24,6 +24,7 @@ def decode(ops: Ops, config: ModelConfig, weights: Weights, kv: KvMethod) -> Buf
 
     x = ops.buffer(config.hidden_dim)
     record_layer = _make_layer(ops, config, weights, x, attend)
+    ops.stage("embed")
     ops.embed(x, weights.token_embd)
     for layer in range(config.n_layers):
         record_layer(layer)
@@ -41,6 +42,7 @@ def prefill(ops: Ops, config: ModelConfig, weights: Weights, kv: KvMethod) -> tu
         ops.attend_prefill(out, attention.q, rows)
 
     x = ops.buffer(config.hidden_dim)
+    ops.stage("embed")
     ops.embed(x, weights.token_embd)
     return x, _make_layer(ops, config, weights, x, attend)
 
@@ -48,6 +50,7 @@ def prefill(ops: Ops, config: ModelConfig, weights: Weights, kv: KvMethod) -> tu
 def head(ops: Ops, config: ModelConfig, weights: Weights, x: Buffer) -> Buffer:
     """Records the logits [B, V] of the last layer's hidden states."""
     h, logits = ops.buffer(config.hidden_dim), ops.buffer(config.vocab_size)
+    ops.stage("logits")
     ops.rms_norm(h, x, weights.output_norm, config.norm_eps)
     ops.matmul((logits,), (weights.output,), h)
     return logits
@@ -66,6 +69,7 @@ def _make_layer(ops: Ops, config: ModelConfig, weights: Weights, x: Buffer, atte
 
     def record_layer(layer: int) -> None:
         w = weights.layers[layer]
+        ops.stage("qkv", layer)
         ops.rms_norm(h, x, w.attn_norm, eps)
         ops.matmul((q_proj, k_proj, v), (w.attn_q, w.attn_k, w.attn_v), h)
         if config.qk_norm:
@@ -73,8 +77,11 @@ def _make_layer(ops: Ops, config: ModelConfig, weights: Weights, x: Buffer, atte
             ops.head_norm(k_plain, k_proj, w.attn_k_norm, eps)
         ops.rope(q, q_plain)
         ops.rope(k, k_plain)
+        ops.stage("attend", layer)  # a method may tell parts of it apart: select, fetch, attend
         attend(layer, attention, out)
+        ops.stage("attn_output", layer)
         ops.matmul((x,), (w.attn_output,), out, add=True)
+        ops.stage("mlp", layer)
         ops.rms_norm(h, x, w.ffn_norm, eps)
         feed_forward(x, h, w)
 

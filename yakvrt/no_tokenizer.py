@@ -23,6 +23,7 @@ class NoTokenizer:
 
     has_chat_template = False
     chat_template = ""
+    tool_format = None
     bos_id: int | None = None
 
     def __init__(self, eos_ids: frozenset[int], vocab_size: int) -> None:

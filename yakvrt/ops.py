@@ -12,6 +12,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from .trace_log import NO_LAYER
+
 ELEMENT_BYTES = {"f32": 4, "f16": 2, "bf16": 2}  # of the number formats that keys and values may rest in
 
 # A layer's rows under YAKV, exact and as codes, in the backend's own layout.
@@ -86,6 +88,9 @@ class Ops(Protocol):
 
     def buffer(self, width: int) -> Buffer:
         """Memory for the rows of the batch."""
+
+    def stage(self, name: str, layer: int = NO_LAYER) -> None:
+        """What is recorded from here on is this part of a step, as traces show it. Costs a step nothing."""
 
     def call(self, function: Callable[[], None]) -> None:
         """Runs plain Python between the ops: what a method does not do in kernels."""

@@ -10,6 +10,7 @@ import numpy as np
 from . import model
 from .chunk_size import LOGITS_CHUNK
 from .config import ModelConfig, rope_frequencies
+from .trace_log import NO_LAYER, NO_TRACE, Trace
 
 if TYPE_CHECKING:
     from .backend import Backend, Recording, Step
@@ -40,6 +41,7 @@ class Runner:
         self.logits_chunk = min(chunk, LOGITS_CHUNK)
         self._inv_freq, self._rope_scale = rope_frequencies(config, rope_factors)
         self._steps: dict[tuple[str, int], tuple[Step, Buffer, Buffer]] = {}
+        self.trace: Trace = NO_TRACE
 
     def warm_up(self) -> None:
         """Records what every generation uses; the kernels that are missing compile together."""
@@ -98,7 +100,9 @@ class Runner:
                 batch.tokens[:n] = ids[first:last]
             elif states:
                 states.give(first, x, n)
-            step.run(part)
+            layer = part - 1 if part else NO_LAYER
+            with self.trace.span("prefill", layer, position=start + first, tokens=n):
+                step.run(part)
             if part == n_layers:
                 wanted = max(0, len(ids) - n_last - first)
                 if wanted < n:
@@ -107,17 +111,20 @@ class Runner:
                 states.keep(first, x, n)
 
         try:
-            for first, last in chunks:
-                run(0, first, last)
-            for layer in range(n_layers):
-                self._kv.restore(layer, slot, start)
-                for i, (first, last) in enumerate(chunks):
-                    run(1 + layer, first, last)
-                    if progress:
-                        done = (layer * len(chunks) + i + 1) / (n_layers * len(chunks))
-                        progress(int(done * len(ids)), len(ids))
-                    yield
-                self._kv.store(layer, slot, start, len(ids))
+            with self.trace.span("prompt", position=start, tokens=len(ids)):
+                for first, last in chunks:
+                    run(0, first, last)
+                for layer in range(n_layers):
+                    with self.trace.span("restore", layer, tokens=start):
+                        self._kv.restore(layer, slot, start)
+                    for i, (first, last) in enumerate(chunks):
+                        run(1 + layer, first, last)
+                        if progress:
+                            done = (layer * len(chunks) + i + 1) / (n_layers * len(chunks))
+                            progress(int(done * len(ids)), len(ids))
+                        yield
+                    with self.trace.span("store", layer, tokens=len(ids)):
+                        self._kv.store(layer, slot, start, len(ids))
         finally:
             if states:
                 states.free()
@@ -131,9 +138,10 @@ class Runner:
         n = len(hidden)
         step, x, logits = self._step("head", 1 if n == 1 else self.logits_chunk)
         step.batch.n_rows[0] = n
-        self._backend.write(x, hidden)
-        step.run()
-        return self._rows(logits, n)
+        with self.trace.span("head", tokens=n):
+            self._backend.write(x, hidden)
+            step.run()
+            return self._rows(logits, n)
 
     def decode(self, slots: Sequence[int], positions: Sequence[int], tokens: Sequence[int]) -> np.ndarray:
         """One token for each of several slots. Returns: float32 logits [B, V], valid until the next call."""
@@ -142,8 +150,11 @@ class Runner:
         batch = step.batch
         batch.tokens[:n], batch.positions[:n], batch.slots[:n] = tokens, positions, slots
         batch.n_rows[0] = n
-        step.run()
-        return self._rows(logits, n)
+        with self.trace.span("decode", position=int(positions[0]), tokens=n):
+            step.run()
+            rows = self._rows(logits, n)
+        self.trace.sample(self._kv.stats)
+        return rows
 
     def _rows(self, logits: Buffer, n: int) -> np.ndarray:
         return self._backend.read(logits, 0, n)

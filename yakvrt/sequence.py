@@ -11,6 +11,7 @@ import numpy as np
 
 from .generation import FinishReason, Generation
 from .sampler import Logits, Sampled, SamplingParams
+from .trace_log import NO_TRACE, Trace
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -66,12 +67,13 @@ class Sequence:
         *,
         owns_session: bool = False,
         progress: Progress | None = None,
+        trace: Trace = NO_TRACE,
     ) -> None:
         self.prompt_ids: list[int] = list(prompt_ids)
         self.params = params
         self._session = session
         self._owns_session = owns_session
-        self._progress = progress
+        self._progress, self._trace = progress, trace
         self._parts: list[str] = []
         self._cache_n = 0
         self._prompt_s = self._ttft_s = self._predicted_s = 0.0
@@ -182,7 +184,8 @@ class Sequence:
         started, logits, answer = time.perf_counter(), self._logits, self._generation
         before = 0.0
         while answer.finish_reason is None:
-            piece = answer.push(logits)
+            with self._trace.span("sample"):
+                piece = answer.push(logits)
             now = time.perf_counter()
             if before:
                 self._predicted_s += now - before

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from yakvrt.chat_template import ChatTemplate
 from yakvrt.constraint import ConstrainedVocabulary, Constraint, Tokens
+from yakvrt.end_tokens import END_TOKENS
 from yakvrt.gguf_tokenizer import backend_from_vocabulary
 from yakvrt.gguf_vocabulary import TokenType, read_vocabulary
 from yakvrt.stream_decoder import StreamDecoder, byte_level_piece, sentencepiece_piece
@@ -20,42 +21,12 @@ from yakvrt.tokenizer_files import (
     template_sources,
     token_text,
 )
+from yakvrt.tool_calls import TOOL_MARKERS, ToolFormat
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
 
     from yakvrt.grammar import Grammar
-
-# Control tokens that end a turn or a text whatever the file says; the names llama.cpp knows, and </s>.
-END_TOKENS = frozenset(
-    (
-        "<|eot_id|>",
-        "<|im_end|>",
-        "<|end|>",
-        "<|return|>",
-        "<|call|>",
-        "<end_of_turn>",
-        "<|endoftext|>",
-        "<|eom_id|>",
-        "<EOT>",
-        "_<EOT>",
-        "<|end_of_text|>",
-        "<end_of_utterance>",
-        "</s>",
-        "[EOT]",
-        "<｜end▁of▁sentence｜>",
-        "<|fim_pad|>",
-        "<fim-pad>",
-        "<fim_pad>",
-        "<PAD>",
-        "<|fim_repo|>",
-        "<|repo_name|>",
-        "<fim-repo>",
-        "<REPO>",
-        "<reponame>",
-        "<|file_sep|>",
-    )
-)
 
 
 class Tokenizer:
@@ -70,6 +41,7 @@ class Tokenizer:
         "_lock",
         "_pieces",
         "_sentencepiece",
+        "_silent",
         "_special",
         "_special_texts",
         "_strip_space",
@@ -105,6 +77,7 @@ class Tokenizer:
         self._special_texts = dict(special_texts)
         self._template = ChatTemplate(templates, special_texts) if templates else None
         self._special = frozenset(index for index, token in added.items() if token.special)
+        self._silent = self._special - {i for i, token in added.items() if token.content in TOOL_MARKERS}
         # Added tokens are plain text even where the model's tokens are in the byte alphabet.
         plain = sentencepiece_piece if sentencepiece else str.encode
         self._pieces = {index: plain(token.content) for index, token in added.items()}
@@ -116,6 +89,11 @@ class Tokenizer:
     def has_chat_template(self) -> bool:
         """Whether the model ships a chat template."""
         return self._template is not None
+
+    @property
+    def tool_format(self) -> ToolFormat | None:
+        """How the model writes calls of tools; None when its template shows no format known here."""
+        return self._template.tool_format if self._template else None
 
     def with_chat_template(self, source: str) -> Tokenizer:
         """The same tokenizer with another chat template, given as its text."""
@@ -162,10 +140,13 @@ class Tokenizer:
         return "".join([*map(stream.push, ids), stream.flush()])
 
     def stream(self, *, skip_special: bool = True, continues: bool = False) -> StreamDecoder:
-        """Start decoding one token at a time; `continues` keeps the leading space of text after a prompt."""
+        """Start decoding one token at a time; `continues` keeps the leading space of text after a prompt.
+
+        Control tokens are skipped but for those before and after calls of tools.
+        """
 
         def piece(token_id: int) -> bytes:
-            return b"" if skip_special and token_id in self._special else self._piece(token_id)
+            return b"" if skip_special and token_id in self._silent else self._piece(token_id)
 
         return StreamDecoder(piece, strip_space=self._strip_space and not continues)
 

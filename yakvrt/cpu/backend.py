@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 
 import numpy as np
 
@@ -12,11 +13,12 @@ from ..kernels.team import MAX_THREADS
 from ..kernels.tile_layout import ROWS
 from ..kernels.yakv_layout import Budget, YakvShape
 from ..ops import ELEMENT_BYTES, Batch, Buffer, KvRows
+from ..trace_log import TraceLog
 from .affinity import Affinity, place_threads, usable
 from .kernel_cache import KernelCache
 from .memory import ROW_FLOATS, aligned_array, padded, reserved
 from .recorder import Piece, Recorder
-from .tape import Tape
+from .tape import HostCall, Tape
 from .team import Team, check_threads
 from .tiled_matrix import TiledMatrix
 from .tiled_rows import TiledRows
@@ -36,10 +38,15 @@ class Step:
         if part == 0 and len(self.batch.tokens) == 1:  # one token: the work is shared out evenly
             self._threads = self._team.attending()  # kept to the end, as threads keep values of their own
         for piece in self._parts[part]:
-            if isinstance(piece, Tape):
-                self._team.run(piece, self._threads)
+            if isinstance(piece, HostCall):
+                self._call(piece)
             else:
-                piece()
+                self._team.run(piece, self._threads)
+
+    def _call(self, call: HostCall) -> None:
+        name, layer, _ = call.stage
+        with self._team.log.span(name, layer) if self._team.log else nullcontext():
+            call.function()
 
 
 class HostStates:
@@ -87,6 +94,9 @@ class CpuBackend:
     @property
     def n_threads(self) -> int:
         return self.team.n_threads
+
+    def trace(self, log: TraceLog | None) -> None:
+        self.team.trace(log)
 
     def close(self) -> None:
         self.team.close()

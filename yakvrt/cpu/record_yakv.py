@@ -77,6 +77,7 @@ def _record_partials(
     )
     scratch = memory.shared("yakv_scratch", per_thread * memory.n_threads), per_thread
     q_copy, k_copy = memory.copy_bytes(q), memory.copy_bytes(k)
+    recorder.next_stage("select")
     tape.add(
         kernel("yakv_score", "yakv_score_cpu", *shape.parameters),
         rows.table,
@@ -121,6 +122,7 @@ def _record_partials(
     places = ids
     if rows.n_places:
         places = memory.shared("yakv_places", units * n_tokens * 4)
+        recorder.next_stage("fetch")
         tape.add(
             kernel("yakv_fetch", "yakv_fetch_cpu", row_bytes(head_dim, shape.k_format, shape.v_format)),
             rows.table,
@@ -131,6 +133,7 @@ def _record_partials(
             counts,
             places,
         )
+    recorder.next_stage("attend")
     tape.add(
         kernel("yakv_attend", "yakv_attend_cpu", *shape.parameters),
         rows.attend_table,

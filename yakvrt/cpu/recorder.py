@@ -14,6 +14,7 @@ from ..kernels.matmul_bf16 import widened_bytes
 from ..kernels.pack_activations import CODE_BYTES, TERM_BYTES
 from ..kernels.pack_size import DECODE_PACKS, PREFILL_PACK, TILE_PACK, pack_size
 from ..ops import Batch, Buffer, KvRows
+from ..trace_log import NO_LAYER, Stage
 from .features import host_features
 from .matmul_choice import activation_form, matmul_kernel
 from .memory import ALIGNMENT, aligned_array, padded
@@ -21,14 +22,14 @@ from .record_attention import record_decode_attention, record_prefill_attention
 from .record_experts import record_experts
 from .record_yakv import record_tail_errors, record_yakv
 from .step_memory import StepMemory
-from .tape import Tape
+from .tape import HostCall, Tape
 
 if TYPE_CHECKING:
     from .tiled_matrix import TiledMatrix
     from .yakv_pools import YakvRows
 
 
-Piece = Tape | Callable[[], None]
+Piece = Tape | HostCall
 
 
 class Recorder:
@@ -64,6 +65,7 @@ class Recorder:
         """What follows is recorded into a part of its own."""
         self.tape = Tape()
         self.parts.append([self.tape])
+        self._stage = Stage()
         self.tape.add(
             kernel("rope", "rope_table_cpu"),
             self._rope_table,
@@ -75,9 +77,18 @@ class Recorder:
             barrier=False,  # a matmul, which ends in a barrier, comes before the first rotation
         )
 
+    def stage(self, name: str, layer: int = NO_LAYER) -> None:
+        self._stage = Stage(name, layer)
+        self.tape.begin_stage(self._stage)
+
+    def next_stage(self, name: str) -> None:
+        """As stage(), in the same layer."""
+        self.stage(name, self._stage.layer)
+
     def call(self, function: Callable[[], None]) -> None:
         self.tape = Tape()
-        self.parts[-1] += [function, self.tape]
+        self.tape.begin_stage(self._stage)
+        self.parts[-1] += [HostCall(function, self._stage), self.tape]
 
     def pack_size(self, capacity: int) -> int:
         """How many of so many rows share one pass over the weights."""
@@ -209,6 +220,7 @@ class Recorder:
             wide = self.memory.shared("widened", wide_bytes * self.memory.n_threads)
             for i, (out, matrix, mode) in enumerate(siblings):
                 self.memory.write_shared(out)
+                self.tape.reads(matrix.read_bytes(experts))
                 self.tape.add(
                     matmul_kernel(matrix, form, pack, mode),
                     out.data,

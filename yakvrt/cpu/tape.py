@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ..kernel_build.spec import KernelSpec
+from ..trace_log import Stage
 
 MIN_ARGUMENTS = 24  # blocks are filled up with zeros, which stand for "not used" in every kernel
 
 
 class Tape:
-    """Rows of (kernel, arguments, barrier), resolved to addresses by finish().
+    """Rows of (kernel, arguments, barrier), resolved to addresses by finish(), which also tells the stages
+    that traces show, and the rows with which they begin (`bounds`; behind them the number of rows).
 
     Owns: the argument blocks, and a reference to every array whose address they hold.
     """
@@ -21,6 +25,9 @@ class Tape:
         self._rows: list[tuple[KernelSpec, np.ndarray, bool]] = []
         self._kept: list[Any] = []
         self._table = np.empty((0, 3), np.int64)
+        self._stages: list[tuple[int, Stage]] = []
+        self.stages: tuple[Stage, ...] = ()
+        self.bounds = np.empty(0, np.int64)
 
     def add(self, spec: KernelSpec, *arguments: np.ndarray | int | None, barrier: bool = True) -> None:
         """Appends one op; an array stands for its address, None for address 0, arguments left out for 0.
@@ -37,6 +44,16 @@ class Tape:
         block = np.zeros(max(MIN_ARGUMENTS, len(values)), np.int64)
         block[: len(values)] = values
         self._rows.append((spec, block, barrier))
+
+    def begin_stage(self, stage: Stage) -> None:
+        """Says what the ops from here on are, in traces."""
+        self._stages.append((len(self._rows), stage))
+
+    def reads(self, n_bytes: int) -> None:
+        """Adds to what the stage says that it reads."""
+        if self._stages:
+            first, stage = self._stages[-1]
+            self._stages[-1] = first, stage._replace(n_bytes=stage.n_bytes + n_bytes)
 
     @property
     def is_empty(self) -> bool:
@@ -56,6 +73,10 @@ class Tape:
         rows = [(addresses[spec], block.ctypes.data, barrier) for spec, block, barrier in self._rows]
         self._table = np.array(rows, np.int64).reshape(-1, 3)
         self._table[-1, 2] = 1
+        stages = {first: stage for first, stage in self._stages if first < len(rows)}
+        self.stages = tuple(stages.values()) or (Stage(),)
+        # what comes before the first belongs to it
+        self.bounds = np.array([0, *list(stages)[1:], len(rows)], np.int64)
 
     @property
     def address(self) -> int:
@@ -64,3 +85,11 @@ class Tape:
     @property
     def n_rows(self) -> int:
         return len(self._table)
+
+
+@dataclass(frozen=True, slots=True)
+class HostCall:
+    """Plain Python between two tapes."""
+
+    function: Callable[[], None]
+    stage: Stage

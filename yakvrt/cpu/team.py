@@ -15,9 +15,11 @@ import numpy as np
 from ..kernel_build.compilers import Progress
 from ..kernel_build.spec import kernel
 from ..kernels import team as protocol
+from ..trace_log import TraceLog
 from .affinity import Affinity, Places, place_threads
 from .attendance import Attendance
 from .kernel_cache import KernelCache
+from .memory import padded
 from .tape import Tape
 from .topology import machine_topology
 
@@ -63,6 +65,13 @@ class _Crew:
         ]
         for thread in self.threads:
             thread.start()
+
+    def trace(self, tape: Tape | None, times: np.ndarray) -> None:
+        """The next job, of this tape, writes down times [threads, stages, 3]; or none does from now on."""
+        words = self.control[protocol.TRACE // 8 :]
+        words[protocol.N_STAGES // 8] = len(tape.stages) if tape else 0
+        words[protocol.TIMES // 8 : protocol.TIMES_BYTES // 8 + 1] = times.ctypes.data, times.strides[0]
+        words[protocol.BOUNDS // 8] = tape.bounds.ctypes.data if tape else 0
 
     def announce(self, tape: int, n_rows: int, active: np.ndarray) -> None:
         """Gives out a job to some threads; the caller takes the place of the first."""
@@ -130,6 +139,8 @@ class Team:
         self._attendance = Attendance(n_threads) if own_cores and n_threads > 1 else None
         self._process = os.getpid()
         self._tape: Tape | None = None  # kept while threads may still read it
+        self._times = np.zeros((n_threads, 0, protocol.TIME_WORDS), np.int64)
+        self.log: TraceLog | None = None
         self._caller = threading.Lock()
         self._callers_mask = threading.local()
         self._close = weakref.finalize(self, self._crew.quit)
@@ -145,6 +156,8 @@ class Team:
             crew.finish_interrupted()
             self._tape = tape
             threads = self.everyone if threads is None else threads
+            if self.log:
+                crew.trace(tape, self._times_for(tape))
             mask = self._mask()
             try:
                 if mask:
@@ -154,6 +167,20 @@ class Team:
             finally:
                 if mask:
                     _bind(mask)
+            if self.log:
+                self._note(self.log, tape, threads)
+
+    def trace(self, log: TraceLog | None) -> None:
+        """Notes from now on what threads do; None ends that."""
+        with self._caller:
+            crew = self._crew
+            crew.finish_interrupted()
+            self.log = log
+            if log is None:
+                crew.trace(None, self._times)
+            else:
+                for thread in range(self.n_threads):
+                    log.name_track(thread, f"thread {thread}" if thread else "thread 0 (host)")
 
     @property
     def everyone(self) -> np.ndarray:
@@ -175,6 +202,20 @@ class Team:
         with self._caller:
             if os.getpid() == self._process:
                 self._close()
+
+    def _times_for(self, tape: Tape) -> np.ndarray:
+        if self._times.shape[1] < len(tape.stages):
+            n = padded(len(tape.stages), 8)  # whole cache lines for each thread
+            self._times = np.zeros((self.n_threads, n, protocol.TIME_WORDS), np.int64)
+        return self._times
+
+    def _note(self, log: TraceLog, tape: Tape, threads: np.ndarray) -> None:
+        tracks = [0, *threads[1:]]  # the caller is thread 0, wherever it is put
+        times = self._times[tracks, : len(tape.stages)]
+        ended = times[:, -1, 1].max()  # at the last barrier, which no thread sees the end of
+        times[:, -1, 2] += ended - times[:, -1, 1]
+        times[:, -1, 1] = ended
+        log.slices(tape.stages, tracks, times)
 
     def _mask(self) -> set[int] | None:
         """The calling thread's affinity, read once: later it might be what an interrupted run left."""

@@ -35,6 +35,14 @@ class TiledMatrix:
     def n_bytes(self) -> int:
         return self.tiles.nbytes
 
+    def read_bytes(self, experts: np.ndarray | None = None) -> int:
+        """What a product takes; of experts, of which each pack of rows names one, no more than packs.
+
+        Shapes: experts int64 [packs], as any type.
+        """
+        n_packs = self.n_experts if experts is None else experts.nbytes // 8
+        return self.n_bytes * min(self.n_experts, n_packs) // self.n_experts
+
     def sample(self) -> bytes:
         """Format and shape, pieces from all over, and the bias."""
         first = np.linspace(0, max(0, self.n_bytes - PIECE_BYTES), N_PIECES).astype(np.int64)

@@ -15,6 +15,7 @@ from ..kernel_build.compilers import Progress
 from ..kernel_build.spec import KernelSpec
 from ..kernels.yakv_layout import Budget, YakvShape
 from ..ops import ELEMENT_BYTES, Buffer, KvRows
+from ..trace_log import TraceLog
 from .device import Device
 from .device_array import DeviceArray
 from .device_kernels import built_kernels, compiled_kernels
@@ -25,6 +26,7 @@ from .memory import PinnedMemory
 from .pinned_pool import PinnedPool
 from .pinned_pool import Progress as PinProgress
 from .recorder import CudaRecorder
+from .stage_clock import TRACKS
 from .step import CudaStep
 from .stream import Stream
 from .upload_ring import UploadRing
@@ -77,6 +79,7 @@ class CudaBackend:
         self._steps: list[CudaStep] = []
         self._rings: list[UploadRing] = []
         self._fetched: PinnedMemory | None = None
+        self._log: TraceLog | None = None
 
     def close(self) -> None:
         """Waits for what is under way; goes on behind what fails. Raises: DeviceError, not of a lost GPU."""
@@ -235,5 +238,15 @@ class CudaBackend:
         self.prepare(recorder.specs)
         ring = self.upload_ring(recorder.device_numbers)
         step = CudaStep(recorder, self._kernels, ring, self.stream, self._side)
+        step.log = self._log
         self._steps.append(step)
         return step
+
+    def trace(self, log: TraceLog | None) -> None:
+        """Every part of a step then waits for its end."""
+        self._log = log
+        for step in self._steps:
+            step.log = log
+        if log:
+            for track, name in TRACKS.items():
+                log.name_track(track, name)

@@ -53,6 +53,8 @@ def record_matmul(
         if form not in prepared:
             prepared[form] = _activations(recorder, x, form)
         given, terms = prepared[form]
+        n_read = min(matrix.n_experts, packs.n) if packs else matrix.n_experts
+        recorder.reads(matrix.n_bytes * n_read // matrix.n_experts)
         places = (packs.experts, packs.rows, int(gathered)) if packs else (None, None, 0)
         present = packs.n_places if packs else x.n_rows
         codes, high, scales, supers = matrix.planes

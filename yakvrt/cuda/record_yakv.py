@@ -85,14 +85,17 @@ class _Step:
         )
 
     def _partials(self, q: Buffer, k: Buffer, v: Buffer) -> None:
+        self.recorder.next_stage("select")
         self._measure()
         self._attend_ring(q, k, v)
         self._score(q)
         self._select()
         places, held, n_missing = self.ids, self.rows.rows, None
         if self.rows.cached:
+            self.recorder.next_stage("fetch")
             places, n_missing = self._fetch(self.rows.cached)
             held = self.rows.cached
+        self.recorder.next_stage("attend")
         self.recorder.launch(
             kernel("yakv_fetch_cuda", "yakv_count_cuda"),
             (1, 1),

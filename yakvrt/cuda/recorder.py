@@ -11,6 +11,7 @@ import numpy as np
 from ..kernel_build.spec import KernelSpec, kernel
 from ..kernels.matmul import ADD, GATE, WRITE
 from ..ops import Batch, Buffer, KvRows
+from ..trace_log import NO_LAYER, Stage
 from .device_array import DeviceArray
 from .device_matrix import DeviceMatrix
 from .record_attention import append_rows, record_decode_attention, record_prefill_attention
@@ -40,7 +41,7 @@ class Join:
     """What follows waits for the launches beside the others."""
 
 
-Piece = Launch | Join | Callable[[], None]
+Piece = Launch | Join | Stage | Callable[[], None]
 
 
 class DeviceBatch(NamedTuple):
@@ -104,6 +105,7 @@ class CudaRecorder:
     def next_part(self) -> None:
         """What follows is recorded into a part of its own."""
         self.parts.append([])
+        self._stage_at = 0  # of the last one in the part's list, once there is one
         half = self.head_dim // 2
         self.launch(
             kernel("rope", "rope_table_cuda"),
@@ -118,6 +120,21 @@ class CudaRecorder:
     def launch_beside(self, spec: KernelSpec, grid: tuple[int, int], *arguments: Any) -> None:
         """Runs while what is recorded behind it runs, up to join()."""
         self.parts[-1].append(Launch(spec, grid, arguments, beside=True))
+
+    def stage(self, name: str, layer: int = NO_LAYER) -> None:
+        self._stage_at = len(self.parts[-1])
+        self.parts[-1].append(Stage(name, layer))
+
+    def next_stage(self, name: str) -> None:
+        """As stage(), in the same layer."""
+        held = self.parts[-1][self._stage_at]
+        self.stage(name, held.layer if isinstance(held, Stage) else NO_LAYER)
+
+    def reads(self, n_bytes: int) -> None:
+        """Adds to what the stage says that it reads."""
+        held = self.parts[-1][self._stage_at]
+        if isinstance(held, Stage):
+            self.parts[-1][self._stage_at] = held._replace(n_bytes=held.n_bytes + n_bytes)
 
     def join(self) -> None:
         self.parts[-1].append(Join())

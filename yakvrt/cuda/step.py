@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 
 from ..ops import Batch
+from ..trace_log import Stage, TraceLog
 from .arguments import Arguments
 from .device_kernels import Kernels
 from .driver import DeviceError
 from .graph import Graph
 from .loaded_kernel import LoadedKernel
 from .recorder import CudaRecorder, Join, Launch, Piece
+from .stage_clock import BESIDE, MAIN, StageClock
 from .stream import Event, Stream
 from .upload_ring import UploadRing
 
@@ -28,7 +30,9 @@ class Ready:
 
 
 class CudaStep:
-    """Fill `batch`, then run parts; nothing waits for the device but plain Python between the launches."""
+    """Fill `batch`, then run parts; nothing waits for the device but plain Python between the launches, and,
+    with a `log`, whoever asks for a part, which is noted at its end.
+    """
 
     def __init__(
         self, recorder: CudaRecorder, kernels: Kernels, ring: UploadRing, stream: Stream, side: Stream
@@ -41,6 +45,8 @@ class CudaStep:
         self._ring = ring
         self._parts = [[ready(piece, kernels) for piece in part] for part in recorder.parts]
         self._graphs: dict[int, Graph] = {}
+        self.log: TraceLog | None = None
+        self._timed: dict[int, tuple[Graph, StageClock]] = {}
         self._forked, self._joined = Event(), Event()
 
     def run(self, part: int = 0) -> None:
@@ -57,40 +63,91 @@ class CudaStep:
 
     def _run(self, part: int) -> None:
         self._ring.upload(self._numbers)
-        if any(callable(piece) for piece in self._parts[part]):
+        on_host = any(callable(piece) for piece in self._parts[part])
+        if self.log:
+            self._run_timed(part, self.log, on_host)
+        elif on_host:
             self._ask(part)
-            return
-        if part not in self._graphs:
-            graph = Graph()
-            with graph.capture(self._stream):
-                self._ask(part)
-            self._graphs[part] = graph
-        self._graphs[part].launch(self._stream)
+        else:
+            if part not in self._graphs:
+                self._graphs[part] = self._captured(part)
+            self._graphs[part].launch(self._stream)
 
-    def _ask(self, part: int) -> None:
+    def _run_timed(self, part: int, log: TraceLog, on_host: bool) -> None:
+        """The same with events between the stages, in a graph of its own."""
+        if on_host:
+            clock = StageClock(self._stream, self._side, captured=False)
+            try:
+                self._ask(part, clock)
+                self._stream.synchronise()
+                clock.read(log)
+            finally:
+                clock.close()
+            return
+        if part not in self._timed:
+            clock = StageClock(self._stream, self._side, captured=True)
+            try:
+                self._timed[part] = self._captured(part, clock), clock
+            except BaseException:
+                clock.close()
+                raise
+        graph, clock = self._timed[part]
+        graph.launch(self._stream)
+        self._stream.synchronise()
+        clock.read(log)
+
+    def _captured(self, part: int, clock: StageClock | None = None) -> Graph:
+        graph = Graph()
+        with graph.capture(self._stream):
+            self._ask(part, clock)
+        return graph
+
+    def _ask(self, part: int, clock: StageClock | None = None) -> None:
         beside = False
         for piece in [*self._parts[part], Join()]:
-            if isinstance(piece, Ready):
+            if isinstance(piece, Stage):
+                if clock:
+                    clock.begin(piece)
+            elif isinstance(piece, Ready):
                 if piece.beside and not beside:
                     self._side.wait(self._stream.record(self._forked))
                 beside |= piece.beside
+                if clock:
+                    clock.launching(BESIDE if piece.beside else MAIN)
                 piece.kernel.launch(self._side if piece.beside else self._stream, piece.grid, piece.arguments)
             elif isinstance(piece, Join):
                 if beside:
-                    self._stream.wait(self._side.record(self._joined))
+                    self._join(clock)
                 beside = False
             else:
+                if clock:
+                    clock.pause()
                 self._stream.synchronise()
-                piece()
+                named = self.log.span(*clock.stage[:2]) if clock and self.log else nullcontext()
+                with named:
+                    piece()
+        if clock:
+            clock.pause()
+
+    def _join(self, clock: StageClock | None) -> None:
+        if clock:
+            clock.pause(BESIDE)
+            since = clock.waiting()
+        self._stream.wait(self._side.record(self._joined))
+        if clock:
+            clock.waited(since)
 
     def close(self) -> None:
+        for graph, clock in self._timed.values():
+            graph.close()
+            clock.close()
         for graph in self._graphs.values():
             graph.close()
         self._forked.close()
         self._joined.close()
 
 
-def ready(piece: Piece, kernels: Kernels) -> Ready | Join | Callable[[], None]:
+def ready(piece: Piece, kernels: Kernels) -> Ready | Join | Stage | Callable[[], None]:
     """Raises: as Kernels.load."""
     if not isinstance(piece, Launch):
         return piece

@@ -48,9 +48,15 @@ class Stream:
         self.enter()
         return self._handle
 
-    def record(self, event: Event) -> Event:
-        """Marks what was asked so far."""
-        call("cuEventRecord", event.handle, self.handle)
+    def record(self, event: Event, *, timed_by_graph: bool = False) -> Event:
+        """Marks what was asked so far. timed_by_graph: while a graph is captured, which then tells the time
+        whenever it comes by; otherwise an event only orders streams there.
+        """
+        if timed_by_graph:
+            external = constant("CUevent_record_flags", "CU_EVENT_RECORD_EXTERNAL")
+            call("cuEventRecordWithFlags", event.handle, self.handle, external)
+        else:
+            call("cuEventRecord", event.handle, self.handle)
         return event
 
     def wait(self, event: Event) -> None:

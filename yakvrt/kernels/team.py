@@ -12,7 +12,13 @@ from typing import Any
 MAX_THREADS = 512
 
 # Byte offsets into the control block: words that different threads write lie on different cache lines.
-ARRIVED, PHASE, COUNTER, JOB, LED, TAPE, N_ROWS, QUIT, N_ACTIVE, THREADS = (128 * i for i in range(10))
+ARRIVED, PHASE, COUNTER, JOB, LED, TAPE, N_ROWS, QUIT, N_ACTIVE, TRACE, THREADS = (128 * i for i in range(11))
+
+# Words of a traced job, 0 otherwise. BOUNDS: the address of the first rows of its stages, and behind them its
+# number of rows. TIMES: the address of thread 0's times, TIMES_BYTES before those of thread 1. A stage's
+# times are three words: when a thread began it, when it was done, and how long it waited in between.
+BOUNDS, N_STAGES, TIMES, TIMES_BYTES = (8 * i for i in range(4))
+TIME_WORDS = 3
 
 # Words of one thread. TICKET: the last job that named it * 1024 + its place in that job. PARKED: it sleeps.
 # WAKE: publish found it asleep. WALL_NS, OWN_NS: time spent in jobs by the clock on the wall, and by the
@@ -60,17 +66,46 @@ def _make_run() -> Any:
         return v.get_i64(answer) * 1_000_000_000 + v.get_i64(answer + 8)
 
     @v.inline
-    def run(thread: int, place: int, control: int) -> None:
-        """Thread `thread`'s part of the job, as number `place` of those that take part."""
-        words = control + THREADS + THREAD_BYTES * thread
-        began_wall, began_own = nanoseconds(wall, words + TIME), nanoseconds(own, words + TIME)
+    def replay(control: int, place: int, n_threads: int) -> None:
         tape, n_rows = v.get_i64(control + TAPE), v.get_i64(control + N_ROWS)
-        n_threads = v.get_i64(control + N_ACTIVE)
         for i in range(n_rows):
             row = tape + i * 24
             v.call_kernel(v.get_i64(row), place, n_threads, control + COUNTER, v.get_i64(row + 8))
             if v.get_i64(row + 16) and i < n_rows - 1:
                 barrier(control, n_threads)
+
+    @v.inline
+    def replay_traced(control: int, thread: int, place: int, n_threads: int, answer: int) -> None:
+        """The same, with the clock read between stages and around barriers."""
+        tape, n_rows = v.get_i64(control + TAPE), v.get_i64(control + N_ROWS)
+        bounds, n_stages = v.get_i64(control + TRACE + BOUNDS), v.get_i64(control + TRACE + N_STAGES)
+        times = v.get_i64(control + TRACE + TIMES) + thread * v.get_i64(control + TRACE + TIMES_BYTES)
+        now = nanoseconds(wall, answer)
+        for stage in range(n_stages):
+            out = times + stage * 8 * TIME_WORDS
+            v.put_i64(out, now)
+            waited = 0
+            for i in range(v.get_i64(bounds + 8 * stage), v.get_i64(bounds + 8 * stage + 8)):
+                row = tape + i * 24
+                v.call_kernel(v.get_i64(row), place, n_threads, control + COUNTER, v.get_i64(row + 8))
+                if v.get_i64(row + 16) and i < n_rows - 1:
+                    arrived = nanoseconds(wall, answer)
+                    barrier(control, n_threads)
+                    waited += nanoseconds(wall, answer) - arrived
+            now = nanoseconds(wall, answer)
+            v.put_i64(out + 8, now)
+            v.put_i64(out + 16, waited)
+
+    @v.inline
+    def run(thread: int, place: int, control: int) -> None:
+        """Thread `thread`'s part of the job, as number `place` of those that take part."""
+        words = control + THREADS + THREAD_BYTES * thread
+        began_wall, began_own = nanoseconds(wall, words + TIME), nanoseconds(own, words + TIME)
+        n_threads = v.get_i64(control + N_ACTIVE)
+        if v.get_i64(control + TRACE + BOUNDS):
+            replay_traced(control, thread, place, n_threads, words + TIME)
+        else:
+            replay(control, place, n_threads)
         # before the last barrier, after which another job may be on its way
         v.put_i64(words + WALL_NS, v.get_i64(words + WALL_NS) + nanoseconds(wall, words + TIME) - began_wall)
         v.put_i64(words + OWN_NS, v.get_i64(words + OWN_NS) + nanoseconds(own, words + TIME) - began_own)

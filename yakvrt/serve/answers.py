@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from yakvrt.sampler import SamplingParams
 
 T = TypeVar("T")
-FINISH = {"stop": "stop", "length": "length", "deadline": "length", "abort": "length"}
+FINISH = {"stop": "stop", "length": "length", "deadline": "length"}
 
 
 class Answers:
@@ -44,6 +44,11 @@ class Answers:
         """
         for ids in self.prompts:
             check_length(ids, self.model.engine.ctx_size)
+        most = self.service.settings.max_waiting
+        if len(self.prompts) * self.n > most:
+            raise ApiError(
+                f"{len(self.prompts) * self.n} choices are more than the {most} that may wait", param="n"
+            )
         timeout = self.service.settings.timeout_s or None
         seed = params.seed
         try:
@@ -125,7 +130,14 @@ def check_length(ids: Sequence[int], ctx_size: int) -> None:
 
 
 def finish_reason(request: Request) -> str | None:
-    """OpenAI's word; what ran out of time was cut, as what ran out of tokens."""
+    """OpenAI's word; what ran out of time was cut, as what ran out of tokens.
+
+    Raises: ApiError for what the server ended: nobody else aborts an answer that a client waits for.
+    """
+    if request.finish_reason == "abort":
+        raise ApiError(
+            "the server shut down before the answer was complete", status=503, code="shutting_down"
+        )
     return FINISH[request.finish_reason] if request.finish_reason else None
 
 

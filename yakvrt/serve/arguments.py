@@ -56,6 +56,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--cors-origins", metavar="ORIGIN,...", help="web pages that may use it, * for all (none but its own)"
     )
     add("--allowed-hosts", metavar="NAME,...", help="names of this server in requests, beside localhost")
+    add(
+        "--warmup",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="compile what first requests need before /health says ok (on)",
+    )
     add("--no-webui", action="store_true", help="no chat page")
     add("--metrics", action=argparse.BooleanOptionalAction, default=True, help="/metrics (on)")
     add("--slots", action=argparse.BooleanOptionalAction, default=True, help="/slots (on)")
@@ -69,7 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="answers at a time; each has a slot of --ctx-size tokens (4)",
     )
-    limits("--max-waiting", type=at_least(0, 10**6), default=64, metavar="N", help="answers that wait (64)")
+    limits("--max-waiting", type=at_least(1, 10**6), default=64, metavar="N", help="answers that wait (64)")
     limits("--max-connections", type=at_least(1, 10**5), default=512, metavar="N", help="connections (512)")
     limits("--max-body-size", type=size, default=16 << 20, metavar="SIZE", help="of a request (16M)")
     limits("-to", "--timeout", type=seconds, default=3600.0, metavar="S", help="of an answer, 0: none (3600)")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request as HttpRequest
@@ -19,38 +20,60 @@ from yakvrt.serve.messages import check_template_kwargs, template_messages
 from yakvrt.serve.responses import answer
 from yakvrt.serve.schema import ChatRequest, check_choices, sampling_params
 from yakvrt.serve.service import Model, Service
-from yakvrt.serve.tools import check_tools
+from yakvrt.serve.tools import Tools, asked_tools, call_object
 
 if TYPE_CHECKING:
     from yakvrt.prompt_text import AnyTokenizer
     from yakvrt.request import Request
+    from yakvrt.tool_calls import Part
 
 
 class ChatChoice:
     """An answer as a message, or as what a message grows by."""
 
-    def __init__(self, index: int, request: Request, tokenizer: AnyTokenizer) -> None:
+    def __init__(self, index: int, request: Request, tokenizer: AnyTokenizer, tools: Tools | None) -> None:
         self._index, self._request, self._tokenizer = index, request, tokenizer
-        self._n_told = 0
+        self._parser = tools.parser() if tools else None
+        self._n_told = self._n_calls = 0
 
     def opening(self) -> Iterator[dict[str, Any]]:
         yield self._chunk({"role": "assistant", "content": ""})
 
     def grown(self, piece: Piece) -> Iterator[dict[str, Any]]:
-        yield self._chunk({"content": piece.text}, piece.n_ids)
+        parts: list[Part] = self._parser.push(piece.text) if self._parser else [piece.text]
+        for left, part in zip(range(len(parts) - 1, -1, -1), parts, strict=True):
+            yield self._chunk(self._delta(part), 0 if left else piece.n_ids)
 
     def closing(self) -> Iterator[dict[str, Any]]:
-        yield self._chunk({}, len(self._request.ids)) | {"finish_reason": finish_reason(self._request)}
+        for part in self._parser.flush() if self._parser else ():
+            yield self._chunk(self._delta(part))
+        yield self._chunk({}, len(self._request.ids)) | {"finish_reason": self._finish_reason()}
 
     def whole(self) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "content": self._request.text, "refusal": None}
+        if self._parser:
+            parts = [*self._parser.push(self._request.text), *self._parser.flush()]
+            message["content"] = "".join(part for part in parts if isinstance(part, str)) or None
+            if self._parser.calls:
+                message["tool_calls"] = [call_object(call) for call in self._parser.calls]
         return {
             "index": self._index,
-            "message": {"role": "assistant", "content": self._request.text, "refusal": None},
+            "message": message,
             "logprobs": chat_logprobs(
                 self._tokenizer, self._request, 0, told_ids(self._request, self._tokenizer)
             ),
-            "finish_reason": finish_reason(self._request),
+            "finish_reason": self._finish_reason(),
         }
+
+    def _delta(self, part: Part) -> dict[str, Any]:
+        if isinstance(part, str):
+            return {"content": part}
+        self._n_calls += 1
+        return {"tool_calls": [{"index": self._n_calls - 1, **call_object(part)}]}
+
+    def _finish_reason(self) -> str | None:
+        reason = finish_reason(self._request)
+        return self._parser.finish_reason(reason) if self._parser and reason else reason
 
     def _chunk(self, delta: dict[str, Any], n_ids: int = 0) -> dict[str, Any]:
         end = min(n_ids, told_ids(self._request, self._tokenizer))
@@ -67,22 +90,26 @@ async def chat_completions(http: HttpRequest) -> Response:
     model = service.model
     asked = as_struct(await read_object(http, service.settings.max_body_bytes), ChatRequest)
     check_choices(asked.n, 1)
-    check_tools(asked)
     vocab_size = model.engine.config.vocab_size
-    grammar = asked_grammar(asked)
+    tools = asked_tools(asked, model.tokenizer.tool_format)
+    grammar = tools.grammar if tools and tools.grammar else asked_grammar(asked)
     params = sampling_params(asked, asked.n_logprobs, grammar, model.defaults, vocab_size)
-    ids = await asyncio.to_thread(encode_chat, model, asked)
+    if tools:
+        params = replace(params, stop=(*params.stop, *tools.stops))
+    ids = await asyncio.to_thread(encode_chat, model, asked, tools)
     answers = Answers("chatcmpl", http.app.state, [ids], asked.n)
     await asyncio.to_thread(answers.submit, params)
-    choices = [ChatChoice(i, request, model.tokenizer) for i, request in enumerate(answers.requests)]
+    choices = [ChatChoice(i, request, model.tokenizer, tools) for i, request in enumerate(answers.requests)]
     return answer(answers, choices, "chat.completion", asked, http)
 
 
-def encode_chat(model: Model, asked: ChatRequest) -> list[int]:
+def encode_chat(model: Model, asked: ChatRequest, tools: Tools | None) -> list[int]:
     """The prompt. Raises: ApiError for messages that the template refuses."""
     check_template_kwargs(asked.chat_template_kwargs)
     messages = template_messages(asked.messages)
     try:
-        return model.tokenizer.encode_chat(messages, **asked.chat_template_kwargs)
+        return model.tokenizer.encode_chat(
+            messages, tools=tools.definitions if tools else None, **asked.chat_template_kwargs
+        )
     except (ValueError, TypeError) as error:
         raise ApiError(str(error), param="messages") from None

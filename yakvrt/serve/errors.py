@@ -57,6 +57,8 @@ def json_response(value: Any, status: int = 200, headers: dict[str, str] | None 
 
 def of_failure(error: Exception) -> ApiError:
     """What a failed answer tells its client."""
+    if isinstance(error, ApiError):
+        return error
     return ApiError(one_line(error), status=500, code="generation_failed")
 
 

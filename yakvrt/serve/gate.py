@@ -72,7 +72,8 @@ class Gate:
     def _is_allowed(self, origin: str, host: str) -> bool:
         """Whether the page is this server's own, or one of --cors-origins."""
         allowed = self._settings.cors_origins
-        return "*" in allowed or origin in allowed or urlsplit(origin).netloc.lower() == host.lower()
+        own = (f"http://{host}".lower(), f"https://{host}".lower())
+        return "*" in allowed or origin in allowed or origin.lower() in own
 
     def _has_key(self, headers: Headers) -> bool:
         """Takes equally long whatever is wrong with the key."""

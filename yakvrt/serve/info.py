@@ -35,6 +35,7 @@ class TemplateRequest(msgspec.Struct):
     """Of /apply-template."""
 
     messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] = []
     chat_template_kwargs: dict[str, Any] = {}
 
 
@@ -145,7 +146,7 @@ async def apply_template(http: Request) -> Response:
     messages = template_messages(asked.messages)
 
     def rendered() -> str:
-        return model.tokenizer.render_chat(messages, **asked.chat_template_kwargs)
+        return model.tokenizer.render_chat(messages, tools=asked.tools or None, **asked.chat_template_kwargs)
 
     try:
         text = await asyncio.to_thread(rendered)

@@ -6,9 +6,16 @@ from typing import Any
 
 from yakvrt.serve.errors import ApiError
 from yakvrt.serve.settings import MAX_MESSAGES
+from yakvrt.tool_prompt import template_messages as with_arguments
 
-ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-TEXTS = ("content", "name", "reasoning_content")
+ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "tool": "tool",
+}
+TEXTS = ("content", "name", "reasoning_content", "tool_call_id")
 # Clients send answers back as they came.
 EMPTY: tuple[Any, ...] = (None, [], {}, "")
 
@@ -19,7 +26,7 @@ def template_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
         raise ApiError(
             f"messages has {len(messages)} entries, it must have 1 to {MAX_MESSAGES}", param="messages"
         )
-    return [_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
+    return with_arguments(_message(message, f"messages[{i}]") for i, message in enumerate(messages))
 
 
 def check_template_kwargs(given: dict[str, Any]) -> None:
@@ -44,6 +51,8 @@ def _message(message: dict[str, Any], place: str) -> dict[str, Any]:
         elif name in TEXTS:
             if value is not None:
                 made[name] = _string(value, f"{place}.{name}")
+        elif name == "tool_calls":
+            made[name] = _calls(value, f"{place}.{name}")
         else:
             raise ApiError(
                 f"{place}.{name[:60]} is not supported; leave it out",
@@ -72,6 +81,24 @@ def _text(content: Any, place: str) -> str:
             )
         texts.append(_string(part.get(kind), f"{place}[{i}].{kind}"))
     return "\n".join(texts)
+
+
+def _calls(calls: Any, place: str) -> list[dict[str, Any]]:
+    """What the assistant called, as it was told."""
+    made = []
+    for i, call in enumerate(calls if isinstance(calls, list) else [None]):
+        function = call.get("function") if isinstance(call, dict) else None
+        if not isinstance(function, dict) or call.get("type", "function") != "function":
+            raise ApiError(
+                f'{place}[{i}] must be {{"type": "function", "function": {{...}}}}', param=f"{place}[{i}]"
+            )
+        told = {
+            name: _string(function.get(name), f"{place}[{i}].function.{name}")
+            for name in ("name", "arguments")
+        }
+        id = _string(call.get("id") or "", f"{place}[{i}].id")
+        made.append({"id": id, "type": "function", "function": told})
+    return made
 
 
 def _string(value: Any, place: str) -> str:

@@ -43,10 +43,10 @@ class WholeAnswer(Response):
         answers = self._answers
         try:
             await answers.ended()
+            choices = [choice.whole() for choice in self._choices]
         except Exception as error:
             return of_failure(error).response()
-        ends = {request.finish_reason for request in answers.requests}
-        if ends & {"deadline", "abort"} and not any(request.ids for request in answers.requests):
+        if all(request.finish_reason == "deadline" and not request.ids for request in answers.requests):
             return ApiError("no token came in time; try again later", status=503, code="timeout").response()
-        body = answers.head(self._kind) | {"choices": [choice.whole() for choice in self._choices]}
+        body = answers.head(self._kind) | {"choices": choices}
         return json_response(body | {"usage": answers.usage()} | answers.measures())

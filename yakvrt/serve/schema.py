@@ -61,6 +61,12 @@ class Sampling(msgspec.Struct, kw_only=True):
     grammar: str = ""
 
     @property
+    def has_form(self) -> bool:
+        """Whether response_format or one of its kin confines the answer."""
+        formatted = self.response_format is not None and self.response_format != {"type": "text"}
+        return formatted or self.json_schema is not None or bool(self.grammar)
+
+    @property
     def has_usage(self) -> bool:
         """Whether a stream ends with a chunk that counts tokens."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)
@@ -108,7 +114,7 @@ def checked_logprobs(n: int, name: str) -> int:
 
 def check_choices(n: int, n_prompts: int) -> None:
     """Raises: ApiError for none, or more than may be asked for at once."""
-    if not 1 <= n <= MAX_CHOICES // max(n_prompts, 1):
+    if not (n >= 1 and n_prompts >= 1 and n * n_prompts <= MAX_CHOICES):
         raise ApiError(
             f"n is {n} for {n_prompts} prompts; there must be 1 to {MAX_CHOICES} choices in all", param="n"
         )

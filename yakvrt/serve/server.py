@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import signal
 import socket
@@ -17,13 +18,16 @@ from yakvrt.serve.service import Model, Service
 from yakvrt.serve.settings import KEEP_ALIVE_S, MAX_HEAD_BYTES
 from yakvrt.terminal import note
 
+CLOSE_S = 10  # for clients to read that their answer was ended
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Server(uvicorn.Server):
     """A uvicorn server of one service, in the main thread or another."""
 
-    def __init__(self, service: Service, *, access_log: bool = False) -> None:
+    def __init__(
+        self, service: Service, announce: Callable[[], None] = lambda: None, *, access_log: bool = False
+    ) -> None:
         settings = service.settings
         super().__init__(
             uvicorn.Config(
@@ -37,11 +41,11 @@ class Server(uvicorn.Server):
                 proxy_headers=False,
                 server_header=False,
                 timeout_keep_alive=KEEP_ALIVE_S,
-                timeout_graceful_shutdown=max(1, round(settings.drain_s)),
+                timeout_graceful_shutdown=round(settings.drain_s) + CLOSE_S,
                 h11_max_incomplete_event_size=MAX_HEAD_BYTES,
             )
         )
-        self._service = service
+        self._service, self._announce = service, announce
         self._socket = listen(settings.host, settings.port)
         self.port: int = self._socket.getsockname()[1]
 
@@ -53,6 +57,20 @@ class Server(uvicorn.Server):
     def load(self, load: Callable[[], Model]) -> None:
         """Begins to load the model; the server ends when that fails."""
         self._service.load(load, self.stop)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Says so once signals are heard and connections are taken."""
+        await super().startup(sockets)
+        self._announce()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Ends the answers that are not complete at the limit; their clients are told so."""
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(
+            self._service.settings.drain_s, lambda: loop.run_in_executor(None, self._service.close)
+        )
+        await super().shutdown(sockets)
+        timer.cancel()
 
     def answer(self) -> None:
         """Serves until stop() or a signal. A second signal does not wait for answers."""

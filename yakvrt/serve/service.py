@@ -103,7 +103,7 @@ class Service:
             self.is_draining = True
 
     def close(self) -> None:
-        """Ends what is under way and gives the model's memory back."""
+        """Ends what is under way and gives the model's memory back; further calls do nothing."""
         self.drain()
         if self._model:
             self._model.close()

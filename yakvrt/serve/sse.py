@@ -63,8 +63,7 @@ class EventStream(Response):
                 for choice, request in zip(self._choices, self._answers.requests, strict=True):
                     group.create_task(self._tell(choice, request, send))
         except* Exception as errors:
-            failed = of_failure(first_error(errors))
-            await self._send(send, failed.body())
+            await self._send(send, of_failure(first_error(errors)).body())
         else:
             if self._has_usage:
                 usage = {"choices": [], "usage": self._answers.usage(), **self._answers.measures()}

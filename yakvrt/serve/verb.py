@@ -33,10 +33,13 @@ def _serve(args: argparse.Namespace) -> int:
         raise RuntimeError(
             f"the server needs more packages ({error}); pip install 'yakvrt[server]'"
         ) from None
-    server = Server(Service(settings), access_log=args.verbose)
-    if not is_loopback(settings.host) and not settings.api_keys:
-        terminal.note(f"warning: whoever reaches {server.url} may use it; --api-key asks for a key")
-    terminal.note(f"listening on {server.url}; loading {args.model}")
+
+    def announce() -> None:
+        if not is_loopback(settings.host) and not settings.api_keys:
+            terminal.note(f"warning: whoever reaches {server.url} may use it; --api-key asks for a key")
+        terminal.note(f"listening on {server.url}; loading {args.model}")
+
+    server = Server(Service(settings), announce, access_log=args.verbose)
 
     def load() -> Model:
         model = load_model(args, settings, overrides)
@@ -54,9 +57,12 @@ def _serve(args: argparse.Namespace) -> int:
 def load_model(args: argparse.Namespace, settings: Settings, overrides: dict[str, object]) -> Model:
     """The model that the flags ask for; `overrides` are sampling parameters that requests leave open."""
     from yakvrt.serve.service import Model
+    from yakvrt.serve.warm_up import warm_up
 
     engine = load_engine(args, n_slots=args.parallel)
     try:
+        if args.warmup:
+            warm_up(engine)
         tokenizer = chat_tokenizer(engine.tokenizer, args.chat_template_file)
         return Model(engine, settings, tokenizer=tokenizer, defaults=sampling_params(engine, overrides))
     except BaseException:

@@ -1,0 +1,359 @@
+"""What the server refuses, and how: hostile bodies, slow and leaving clients, strangers, too many."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from served import CTX_SIZE, MAX_BODY, MAX_WAITING, N_SLOTS, Served
+from starlette.testclient import TestClient
+
+from yakvrt.serve import connection
+from yakvrt.serve.app import make_app
+from yakvrt.serve.fields import IDLE, ONLY, WITHOUT_EFFECT
+from yakvrt.serve.service import Service
+
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+USER: list[dict[str, Any]] = [{"role": "user", "content": "x"}]
+LONG: dict[str, Any] = {"prompt": "x", "ignore_eos": True, "max_tokens": 400, "temperature": 0}
+
+
+def other(served: Served, **settings: Any) -> TestClient:
+    """The same model behind other settings."""
+    service = Service(replace(served.settings, **settings))
+    service.provide(served.model)
+    return TestClient(make_app(service), base_url="http://localhost", raise_server_exceptions=False)
+
+
+def request_bytes(served: Served, path: str, body: dict[str, Any], headers: str = "") -> bytes:
+    data = json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(data)}\r\n{headers}\r\n"
+    return head.encode() + data
+
+
+def read_all(sock: socket.socket) -> bytes:
+    parts = []
+    try:
+        while part := sock.recv(65536):
+            parts.append(part)
+    except ConnectionResetError:
+        pass
+    return b"".join(parts)
+
+
+@contextmanager
+def busy(served: Served, n: int, step_s: float = 0.02) -> Iterator[list[socket.socket]]:
+    """n answers under way or waiting, each with its client; they leave at the end."""
+    clients: list[socket.socket] = []
+    scheduler = served.model.scheduler
+    with served.pace.of(step_s):
+        try:
+            for i in range(n):
+                clients.append(served.raw())
+                clients[-1].sendall(request_bytes(served, COMPLETIONS, LONG | {"prompt": f"{i} x"}))
+                until = time.monotonic() + 10
+                while scheduler.n_running < min(i + 1, N_SLOTS) or scheduler.n_waiting < i + 1 - N_SLOTS:
+                    assert time.monotonic() < until
+                    time.sleep(0.002)
+            yield clients
+        finally:
+            for client in clients:
+                client.close()
+            served.wait_idle()
+
+
+BODIES = [
+    (b"", "no JSON"),
+    (b"{", "no JSON"),
+    (b"[1]", "must be a JSON object"),
+    (b'{"prompt": NaN}', "no JSON"),
+    (b'{"prompt": "x", "temperature": 1e999}', "no JSON"),
+    (b'{"prompt": "\xff"}', "no JSON"),
+    (b'{"prompt": "\\ud800"}', "no JSON"),
+    (b'{"prompt": ' + b"[" * 5000 + b"]" * 5000 + b"}", "nested"),
+    (b'{"prompt": "x", "metadata": ' + b"[" * 70 + b"]" * 70 + b"}", "nested"),
+    (b'{"prompt": "x", "seed": ' + b"9" * 5000 + b"}", ""),
+    (b'{"prompt": "x", "max_tokens": 1.5}', "$.max_tokens"),
+    (b'{"prompt": "x", "max_tokens": true}', "$.max_tokens"),
+    (b'{"prompt": "x", "n": "2"}', "$.n"),
+    (b'{"prompt": {}}', "$.prompt"),
+    (b"{}", "prompt"),
+]
+
+
+@pytest.mark.parametrize(("body", "words"), BODIES, ids=[str(i) for i in range(len(BODIES))])
+def test_bodies_that_are_none(served: Served, body: bytes, words: str) -> None:
+    response = served.http.post(COMPLETIONS, content=body)
+    assert response.status_code == 400
+    assert words in response.json()["error"]["message"]
+
+
+WRONG: list[tuple[str, dict[str, Any], str, str]] = [
+    (CHAT, {"temperature": -1}, "temperature", "temperature is -1"),
+    (CHAT, {"top_p": 2}, "top_p", "top_p is 2"),
+    (CHAT, {"seed": 1 << 70}, "seed", ""),
+    (CHAT, {"max_tokens": -5}, "max_tokens", "max_tokens is -5"),
+    (CHAT, {"max_tokens": 3, "max_completion_tokens": 4}, "max_completion_tokens", "different"),
+    (CHAT, {"n": 0}, "n", "n is 0"),
+    (CHAT, {"n": 129}, "n", "1 to 128"),
+    (CHAT, {"stop": [""]}, "stop", "1 to 1000"),
+    (CHAT, {"stop": ["x"] * 65}, "stop", "at most 64"),
+    (CHAT, {"logit_bias": {"512": 1}}, "logit_bias", "0 to 511"),
+    (CHAT, {"logit_bias": {"x": 1}}, "logit_bias", "'x'"),
+    (CHAT, {"logit_bias": {str(i): 1 for i in range(2000)}}, "logit_bias", "at most 1024"),
+    (CHAT, {"top_logprobs": 2}, "top_logprobs", "needs logprobs"),
+    (CHAT, {"logprobs": True, "top_logprobs": 21}, "top_logprobs", "0 to 20"),
+    (CHAT, {"temprature": 1}, "temprature", "did you mean temperature"),
+    (CHAT, {"whatever": 1}, "whatever", "no parameter"),
+    (CHAT, {"stream_options": {"x": 1}}, "stream_options", "unknown field `x`"),
+    (CHAT, {"messages": []}, "messages", "1 to 10000"),
+    (CHAT, {"messages": [{"content": "x"}]}, "messages[0].role", "role"),
+    (CHAT, {"messages": [{"role": "wizard", "content": "x"}]}, "messages[0].role", "wizard"),
+    (CHAT, {"messages": [{"role": "user", "content": 5}]}, "messages[0].content", "text"),
+    (CHAT, {"messages": [{"role": "user", "content": "x", "mood": 1}]}, "messages[0].mood", "mood"),
+    (
+        CHAT,
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+        "messages[0].content[0].type",
+        "image_url",
+    ),
+    (CHAT, {"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs", "messages"),
+    (COMPLETIONS, {"prompt": [1, "x"]}, "prompt", "mixes"),
+    (COMPLETIONS, {"prompt": ["x"] * 129}, "n", "1 to 128"),
+    (COMPLETIONS, {"prompt": []}, "n", "n is 1 for 0 prompts"),
+    (COMPLETIONS, {"prompt": ""}, "prompt", "empty"),
+    (COMPLETIONS, {"prompt": [600]}, None, "outside the vocabulary"),
+    (COMPLETIONS, {"prompt": "x", "echo": True}, "echo", "echo is not supported"),
+    (COMPLETIONS, {"prompt": "x", "logprobs": 21}, "logprobs", "0 to 20"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "body", "param", "words"), WRONG, ids=lambda v: str(v)[:40])
+def test_what_is_wrong_is_named(
+    served: Served, path: str, body: dict[str, Any], param: str, words: str
+) -> None:
+    error = served.refused(path, **({"messages": USER} if path == CHAT else {}) | body)
+    assert error["param"] == param
+    assert words in error["message"]
+
+
+def test_fields_that_change_nothing_are_taken_and_others_refused(served: Served) -> None:
+    harmless: dict[str, Any] = dict.fromkeys([*WITHOUT_EFFECT, *IDLE], "x")
+    harmless |= {name: values[0] if values else None for name, values in ONLY.items()}
+    assert served.chat("x", **harmless).status_code == 200
+    for name, values in ONLY.items():
+        given = 3 if not values or values[0] != 3 else 4
+        error = served.refused(CHAT, messages=USER, **{name: given})
+        assert (error["param"], error["code"]) == (name, "unsupported_parameter")
+
+
+def test_a_prompt_longer_than_the_context(served: Served) -> None:
+    error = served.refused(CHAT, messages=[{"role": "user", "content": "y" * CTX_SIZE}])
+    assert error["code"] == "context_length_exceeded"
+    assert error["n_prompt_tokens"] > error["n_ctx"] == CTX_SIZE
+
+
+def test_bodies_that_are_too_long(served: Served) -> None:
+    told = served.http.post(COMPLETIONS, content=b"x" * (MAX_BODY + 1))
+    untold = served.http.post(COMPLETIONS, content=iter([b"x" * 4096] * (MAX_BODY // 4096 + 1)))
+    for response in (told, untold):
+        assert response.status_code == 413
+        assert response.json()["error"]["code"] == "request_too_large"
+    with served.raw() as sock:  # refused before it comes
+        head = b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999\r\n"
+        sock.sendall(head + b"Expect: 100-continue\r\n\r\n")
+        assert sock.recv(65536).startswith(b"HTTP/1.1 413")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x00\xff\r\n\r\n",
+        b"GET / HTTP/9\r\n\r\n",
+        b"POST /tokenize HTTP/1.1\r\nHost: x\r\nContent-Length: -4\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"y" * 200_000 + b"\r\n\r\n",
+    ],
+    ids=["bytes", "version", "length", "head"],
+)
+def test_what_is_no_http(served: Served, data: bytes) -> None:
+    with served.raw() as sock:
+        sock.sendall(data)
+        assert read_all(sock)[:12] in (b"HTTP/1.1 400", b"")  # a reset may take the answer along
+    assert served.http.get("/health").status_code == 200
+
+
+def test_errors_of_paths(served: Served) -> None:
+    for method, path, status in (
+        ("GET", "/nothing", 404),
+        ("GET", CHAT, 405),
+        ("POST", "/v1/embeddings", 501),
+    ):
+        response = served.http.request(method, path)
+        assert response.status_code == status
+        assert response.json()["error"]["type"]
+    assert served.http.options(CHAT).status_code == 405  # CORS is off
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_frees_its_slot_within_a_step(served: Served, stream: bool) -> None:
+    with served.pace.of(0.05), served.raw() as sock:
+        sock.sendall(request_bytes(served, COMPLETIONS, LONG | {"stream": stream}))
+        while served.model.scheduler.n_running == 0:
+            time.sleep(0.005)
+        if stream:
+            sock.recv(10)
+        sock.close()
+        left = time.monotonic()
+        served.wait_idle()
+        assert time.monotonic() - left < 0.05 * 3 + 0.3  # of 400 steps, 20 s
+
+
+def test_when_too_many_wait(served: Served) -> None:
+    with busy(served, N_SLOTS + MAX_WAITING):
+        response = served.post(COMPLETIONS, prompt="x", n=2)
+        assert served.refused(COMPLETIONS, prompt="x", n=MAX_WAITING + 1)["param"] == "n"
+        assert response.status_code == 503
+        assert response.headers["retry-after"] == "1"
+        assert response.json()["error"]["code"] == "overloaded"
+        assert served.http.get("/health").status_code == 200
+        assert served.model.scheduler.n_waiting == MAX_WAITING
+
+
+def test_time_limits(served: Served) -> None:
+    client = other(served, timeout_s=0.15)
+    with busy(served, 1):
+        made = client.post(COMPLETIONS, json=LONG).json()
+        assert made["choices"][0]["finish_reason"] == "length"
+        assert 0 < made["usage"]["completion_tokens"] < 100
+    with busy(served, N_SLOTS):
+        response = client.post(COMPLETIONS, json=LONG)
+        assert (response.status_code, response.json()["error"]["code"]) == (503, "timeout")
+
+
+def test_clients_that_do_not_read_or_send(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "UNREAD_S", 0.3)
+    monkeypatch.setattr(connection, "REQUEST_S", 0.3)
+    listening = served.server._socket
+    before = listening.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    try:
+        with socket.socket() as reader, served.pace.of(0.002):
+            reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            reader.connect(("127.0.0.1", served.server.port))
+            body = {
+                "messages": USER,
+                "stream": True,
+                "ignore_eos": True,
+                "logprobs": True,
+                "top_logprobs": 20,
+            }
+            reader.sendall(request_bytes(served, CHAT, body))
+            started = time.monotonic()
+            while served.model.scheduler.n_running == 0:
+                time.sleep(0.005)
+            served.wait_idle()
+            assert time.monotonic() - started < 8
+            reader.settimeout(5)
+            assert b"[DONE]" not in read_all(reader)
+    finally:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, before // 2)
+    for data in (
+        b"",
+        b"POST /tok",
+        b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{",
+    ):
+        with served.raw() as sock:
+            sock.sendall(data)
+            assert read_all(sock) == b""
+
+
+def test_too_many_connections(served: Served) -> None:
+    held = [served.raw() for _ in range(45)]
+    held[-1].sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert b"too_many_connections" in read_all(held[-1])
+    held[0].sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert held[0].recv(100).startswith(b"HTTP/1.1 200")
+    for each in held:
+        each.close()
+
+
+def test_keys(served: Served) -> None:
+    client = other(served, api_keys=("right", "also"))
+    assert client.get("/health").status_code == 200
+    assert client.get("/").status_code == 200
+    for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "right"}, {"X-Api-Key": "\xff"}):
+        for path in ("/v1/models", "/metrics", "/slots", "/props"):
+            response = client.get(path, headers={k: v.encode("latin-1") for k, v in headers.items()})
+            assert response.status_code == 401
+            assert response.json()["error"]["code"] == "invalid_api_key"
+    for headers in ({"Authorization": "Bearer also"}, {"X-Api-Key": "right"}):
+        assert client.get("/v1/models", headers=headers).status_code == 200
+
+
+def test_other_hosts_and_origins(served: Served) -> None:
+    client = other(served)
+    for host, status in (
+        ("localhost:8080", 200),
+        ("127.0.0.1:1", 200),
+        ("[::1]:8080", 200),
+        ("evil.example", 403),
+        ("localhost.evil.example:8080", 403),
+        ("", 403),
+        ("[", 403),
+    ):
+        assert client.get("/health", headers={"Host": host}).status_code == status, host
+    assert (
+        other(served, allowed_hosts=("ai.example",)).get("/health", headers={"Host": "ai.example"}).is_success
+    )
+    named = other(served, host="0.0.0.0", allowed_hosts=("ai.example",))
+    assert named.get("/health", headers={"Host": "other.example"}).status_code == 403
+    assert other(served, host="0.0.0.0").get("/health", headers={"Host": "any.example"}).is_success
+    body = {"content": "x"}
+    for origin, status in (("http://localhost", 200), ("https://evil.example", 403), ("null", 403)):
+        response = client.post("/tokenize", json=body, headers={"Origin": origin})
+        assert response.status_code == status
+        assert "access-control-allow-origin" not in response.headers
+
+
+def test_cors_where_it_is_asked_for(served: Served) -> None:
+    client = other(served, cors_origins=("https://app.example",), api_keys=("k",))
+    asked = {"Origin": "https://app.example", "Access-Control-Request-Method": "POST"}
+    asked["Access-Control-Request-Headers"] = "authorization,content-type"
+    response = client.options(CHAT, headers=asked)
+    assert response.status_code == 200
+    assert response.headers["access-control-allow-origin"] == "https://app.example"
+    for origin, status in (("https://app.example", 200), ("https://evil.example", 403)):
+        headers = {"Origin": origin, "Authorization": "Bearer k"}
+        made = client.post("/tokenize", json={"content": "x"}, headers=headers)
+        assert made.status_code == status
+        assert ("access-control-allow-origin" in made.headers) is (status == 200)
+
+
+def test_before_there_is_a_model_and_after(served: Served) -> None:
+    service = Service(served.settings)
+    client = TestClient(make_app(service), base_url="http://localhost")
+    for path in ("/health", "/v1/models"):
+        response = client.get(path)
+        assert response.status_code == 503
+        loading = {"message": "Loading model", "type": "unavailable_error", "param": None, "code": 503}
+        assert response.json() == {"error": loading}
+    assert client.post(CHAT, json={}).status_code == 503
+    assert "yakvrt:ready 0" in client.get("/metrics").text
+    service.failure = ValueError("no such file")
+    assert "no such file" in client.get("/health").json()["error"]["message"]
+    service.drain()
+    assert client.get("/health").json()["error"]["code"] == "shutting_down"
+
+
+def test_what_is_switched_off_is_not_there(served: Served) -> None:
+    client = other(served, has_metrics=False, has_slots=False, has_page=False)
+    assert [client.get(path).status_code for path in ("/metrics", "/slots", "/")] == [404] * 3
+    unsaved = other(served, slot_save_path=None).post("/slots/0?action=save", json={"filename": "x"})
+    assert unsaved.status_code == 501
+    assert "--slot-save-path" in unsaved.json()["error"]["message"]

@@ -1,0 +1,206 @@
+"""What runs when, noted while it runs: slices of threads or streams, and counters, for trace_file.py.
+
+Records of one size go to a file that has no name, so that memory stays as it is however long a run takes,
+and nothing is left of one that is killed. 40 bytes a slice: 12 KB for a token of a model of 30 layers on two
+threads.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+NO_LAYER = -1
+HOST = 0  # the track of the thread that runs the steps
+
+# Of a slice: begin_ns and end_ns by the system's monotonic clock, and up to two numbers that its label names.
+# Of a counter: begin_ns, and its number.
+RECORD = np.dtype(
+    [
+        ("label", np.int32),
+        ("track", np.int32),
+        ("begin_ns", np.int64),
+        ("end_ns", np.int64),
+        ("first", np.int64),
+        ("second", np.int64),
+    ]
+)
+BUFFER_BYTES = 1 << 20
+SAMPLE_NS = 10_000_000  # between two readings of counters, which cost as much as a small step may
+COUNTERS = "moved_bytes", "gross_bytes"  # of KvMethod.stats()
+
+Totals = Callable[[], Mapping[str, float | str]]
+
+
+class Stage(NamedTuple):
+    """A part of a step; n_bytes of weights are read there at least. One without a name is called after the
+    span in which it runs.
+    """
+
+    name: str = ""
+    layer: int = NO_LAYER
+    n_bytes: int = 0
+
+
+class Label(NamedTuple):
+    """What records have in common. within: the span around them, if any. numbers: the names of theirs.
+    is_span: a span, which may hold other slices.
+    """
+
+    process: int
+    name: str
+    within: str
+    layer: int
+    numbers: tuple[str, ...]
+    is_span: bool = False
+    is_counter: bool = False
+
+
+class Trace(Protocol):
+    """What notes spans and counters, or does not."""
+
+    def span(self, name: str, layer: int = NO_LAYER, **numbers: int) -> AbstractContextManager[None]:
+        """The block is a slice on the host's track. At most two numbers."""
+
+    def sample(self, totals: Totals) -> None:
+        """Counters, read where they have not been for a while."""
+
+
+class NoTrace:
+    """Nothing is noted."""
+
+    def span(self, name: str, layer: int = NO_LAYER, **numbers: int) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def sample(self, totals: Totals) -> None:
+        pass
+
+
+NO_TRACE = NoTrace()
+
+
+class TraceLog:
+    """For one thread at a time. Owns: the file, which lies in `directory` until close().
+
+    Raises: OSError where nothing can be written.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.began_ns = time.monotonic_ns()
+        self.labels: list[Label] = []
+        self.processes: list[str] = []
+        self.tracks: dict[tuple[int, int], str] = {}  # by process and track
+        self._ids: dict[Label, int] = {}
+        self._of_stages: dict[tuple[int, int, str], tuple[Sequence[Stage], np.ndarray, np.ndarray]] = {}
+        self._spans: list[str] = []
+        self._file = tempfile.TemporaryFile(dir=directory, buffering=BUFFER_BYTES)  # noqa: SIM115 (close())
+        self._one = np.zeros(1, RECORD)
+        self._totals: Totals | None = None
+        self._sampled_ns = 0
+
+    def begin_process(self, name: str) -> None:
+        """What follows is shown under this name."""
+        self.processes.append(name)
+
+    def name_track(self, track: int, name: str) -> None:
+        self.tracks[len(self.processes) - 1, track] = name
+
+    @contextmanager
+    def span(self, name: str, layer: int = NO_LAYER, **numbers: int) -> Iterator[None]:
+        """The block is a slice on the host's track, with up to two numbers."""
+        within = self._within
+        began_ns = time.monotonic_ns()
+        self._spans.append(name)
+        try:
+            yield
+        finally:
+            self._spans.pop()
+            label = self._label(name, within, layer, tuple(numbers), is_span=True)
+            self._write(label, began_ns, time.monotonic_ns(), *numbers.values())
+
+    def slices(self, stages: Sequence[Stage], tracks: Sequence[int], times: np.ndarray) -> None:
+        """Slices of some tracks, each of which had a share of all stages. `stages` stay as they are.
+
+        Shapes: times int64 [tracks, stages, 3]: when each began and ended, and what it waited in between.
+        """
+        labels, n_bytes = self._known(stages)
+        records = np.empty(times.shape[:2], RECORD)
+        records["label"] = labels
+        records["track"] = np.asarray(tracks)[:, None]
+        records["begin_ns"], records["end_ns"] = times[..., 0], times[..., 1]
+        records["first"], records["second"] = times[..., 2], n_bytes // len(tracks)
+        self._file.write(records.tobytes())
+
+    def sample(self, totals: Totals) -> None:
+        """Counters: read now, or with the next step that comes late enough, or at the end."""
+        self._totals = totals
+        if time.monotonic_ns() - self._sampled_ns >= SAMPLE_NS:
+            self.read_counters()
+
+    def read_counters(self) -> None:
+        """What sample() left for later."""
+        if self._totals is None:
+            return
+        found, self._totals = self._totals(), None
+        self._sampled_ns = time.monotonic_ns()
+        if "moved_bytes" not in found:
+            return
+        label = self._label("moved", "", NO_LAYER, COUNTERS, is_counter=True)
+        self._write(
+            label, self._sampled_ns, self._sampled_ns, *(int(found.get(name, 0)) for name in COUNTERS)
+        )
+
+    def records(self, n: int) -> Iterator[np.ndarray]:
+        """All in order, n at a time; spans come behind what they hold. Raises: OSError."""
+        self._file.flush()
+        self._file.seek(0)
+        while held := self._file.read(n * RECORD.itemsize):
+            yield np.frombuffer(held[: len(held) // RECORD.itemsize * RECORD.itemsize], RECORD)
+
+    def close(self) -> None:
+        self._file.close()
+
+    @property
+    def _within(self) -> str:
+        return self._spans[-1] if self._spans else ""
+
+    def _write(self, label: int, begin_ns: int, end_ns: int, first: int = 0, second: int = 0) -> None:
+        self._one[0] = label, HOST, begin_ns, end_ns, first, second
+        self._file.write(self._one.tobytes())
+
+    def _known(self, stages: Sequence[Stage]) -> tuple[np.ndarray, np.ndarray]:
+        """Their labels and bytes."""
+        key = id(stages), len(self.processes), self._within
+        if key not in self._of_stages:
+            names = "wait_ns", "bytes"
+            within = self._within
+            labels = [
+                self._label(stage.name or within or "other", within, stage.layer, names) for stage in stages
+            ]
+            n_bytes = np.array([stage.n_bytes for stage in stages], np.int64)
+            # with the stages themselves, so that no others get their id
+            self._of_stages[key] = stages, np.array(labels, np.int32), n_bytes
+        _, found, n_bytes = self._of_stages[key]
+        return found, n_bytes
+
+    def _label(
+        self,
+        name: str,
+        within: str,
+        layer: int,
+        numbers: tuple[str, ...],
+        *,
+        is_span: bool = False,
+        is_counter: bool = False,
+    ) -> int:
+        label = Label(len(self.processes) - 1, name, within, layer, numbers, is_span, is_counter)
+        if label not in self._ids:
+            self._ids[label] = len(self.labels)
+            self.labels.append(label)
+        return self._ids[label]
