@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_text_model import tiny_text_model
+from served import write_tokenizer
+from tiny_files import tiny_copy
 
 from yakvrt.__main__ import main
 from yakvrt.batch.backlog import MAX_LOSSES, Backlog, Task
@@ -53,6 +54,12 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
 
 def body(result: dict[str, Any]) -> Any:
     return result["response"]["body"]
+
+
+def tiny_text_model(directory: Path) -> Path:
+    """A model that reads and writes text; its answers mean nothing."""
+    write_tokenizer(tiny_copy("qwen3", directory))
+    return directory
 
 
 @pytest.fixture(scope="module")
@@ -313,7 +320,7 @@ def test_workers_fit_the_cluster(tmp_path: Path) -> None:
     ):
         with pytest.raises(UsageError):
             placed(*wrong)  # type: ignore[arg-type]
-    given = Namespace(model=os.path.relpath(tmp_path), chat_template_file=None, cubins=None, threads=None)
-    assert worker_args(given, Placement(2, 8, 0)).model == str(tmp_path)
-    assert worker_args(given, Placement(2, 8, 0)).threads == 8
-    assert given.threads is None
+    given = Namespace(model=os.path.relpath(tmp_path), chat_template_file=None, cubins=None)
+    found = worker_args(given, Placement(2, 8, 0))
+    assert (found.model, found.device) == (str(tmp_path), "cpu")
+    assert given.model != str(tmp_path)

@@ -11,8 +11,17 @@ import time
 from pathlib import Path
 
 import pytest
-from test_batch import ROOT, body, files, model_flags, read, text, wait_for_lines, write
-from tiny_text_model import tiny_text_model
+from test_batch import (
+    ROOT,
+    body,
+    files,
+    model_flags,
+    read,
+    text,
+    tiny_text_model,
+    wait_for_lines,
+    write,
+)
 
 pytest.importorskip("ray", reason="the extra ray is not installed")
 

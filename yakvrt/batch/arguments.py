@@ -44,5 +44,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_sampling_arguments(parser, logprobs=False)
     add_model_arguments(parser)
-    parser.set_defaults(device=None)  # the CPU, with --ray the cluster's GPUs where it has any
+    # The device: the CPU, with --ray the cluster's GPUs where it has any. Nobody waits for the first answer.
+    parser.set_defaults(device=None, warmup=False)
     return parser

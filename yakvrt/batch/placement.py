@@ -50,11 +50,9 @@ def place(args: argparse.Namespace, machines: Sequence[Mapping[str, float]]) -> 
 
 
 def worker_args(args: argparse.Namespace, placement: Placement) -> argparse.Namespace:
-    """The flags as a worker takes them: paths are whole, and its threads are its CPUs."""
+    """The flags as a worker takes them, wherever it runs."""
     given = argparse.Namespace(**vars(args))
     given.device = "cuda" if placement.gpus_each else "cpu"
-    if not placement.gpus_each and not given.threads:
-        given.threads = placement.cpus_each
     for name in ("model", "chat_template_file", "cubins"):
         path = getattr(given, name)
         if path is not None and os.path.exists(path):

@@ -80,4 +80,5 @@ class Progress:
         )
         if self._n_done < self._n_total:
             rest = counted(self._n_total - self._n_done, "request")
-            note(f"{rest} left; the same command goes on with {self._results.path}")
+            goes_on = "; the same command goes on with them" if self._results.is_regular else ""
+            note(f"{rest} left{goes_on}")

@@ -98,14 +98,27 @@ class Ready(NamedTuple):
 class RayWorker:
     """An actor: a model in a process of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, cpus: int) -> None:
+        self._cpus = cpus
         self._answerer: Answerer | None = None
 
     async def load(self, args: argparse.Namespace, overrides: dict[str, object]) -> Ready:
         from yakvrt.batch.answerer import Answerer
 
+        if args.device == "cpu" and not args.threads:
+            args.threads = self._n_threads()
         self._answerer = await asyncio.to_thread(Answerer, args, overrides)
         return Ready(self._answerer.name, socket.gethostname(), os.getpid())
+
+    def _n_threads(self) -> int:
+        """Its part of the machine's cores; Ray counts what runs on them, hyperthreads too."""
+        import ray
+
+        from yakvrt.cpu.topology import default_threads
+
+        here = ray.get_runtime_context().get_node_id()
+        machine = next(node for node in ray.nodes() if node["NodeID"] == here)
+        return max(1, int(default_threads() * self._cpus / machine["Resources"]["CPU"]))
 
     async def answer(self, url: str, body: bytes) -> tuple[int, bytes]:
         assert self._answerer is not None
@@ -151,7 +164,7 @@ class Pool:
         self._workers = [self._start() for _ in range(placement.n_workers)]
 
     def _start(self) -> Worker:
-        actor = self._actors.remote()
+        actor = self._actors.remote(self._placement.cpus_each)
         return Worker(actor, actor.load.remote(*self._load_args))
 
     def run(self) -> None:

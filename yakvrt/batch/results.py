@@ -53,11 +53,11 @@ class ResultFile:
         self.torn_bytes = 0
         self._models: set[str] = set()
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
-        self._file = os.dup(sys.stdout.fileno()) if path == "-" else _open(path, flags)
+        self._file = os.dup(sys.stdout.fileno()) if path == "-" else os.open(path, flags, 0o644)
         self._synced = time.monotonic()
         try:
-            self._is_regular = path != "-" and stat.S_ISREG(os.fstat(self._file).st_mode)
-            if self._is_regular:
+            self.is_regular = path != "-" and stat.S_ISREG(os.fstat(self._file).st_mode)
+            if self.is_regular:
                 self._lock()
                 self._read()
         except BaseException:
@@ -66,7 +66,7 @@ class ResultFile:
 
     def same_file(self, path: str) -> bool:
         """Whether this is the file of that name."""
-        if not self._is_regular or path == "-" or not os.path.exists(path):
+        if not self.is_regular or path == "-" or not os.path.exists(path):
             return False
         return os.path.samestat(os.stat(path), os.fstat(self._file))
 
@@ -136,7 +136,7 @@ class ResultFile:
         try:
             while data:
                 data = data[os.write(self._file, data) :]
-            if self._is_regular and time.monotonic() - self._synced > SYNC_S:
+            if self.is_regular and time.monotonic() - self._synced > SYNC_S:
                 os.fsync(self._file)
                 self._synced = time.monotonic()
         except BrokenPipeError:
@@ -148,7 +148,7 @@ class ResultFile:
     def close(self) -> None:
         """Returns when all is on the disk."""
         try:
-            if self._is_regular:
+            if self.is_regular:
                 os.fsync(self._file)
         finally:
             os.close(self._file)
@@ -158,12 +158,3 @@ class ResultFile:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _open(path: str, flags: int) -> int:
-    try:
-        return os.open(path, flags, 0o644)
-    except OSError:
-        if stat.S_ISREG(os.stat(path).st_mode) or os.path.isdir(path):
-            raise
-        return os.open(path, os.O_WRONLY)  # a pipe's end
