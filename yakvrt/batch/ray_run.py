@@ -132,6 +132,11 @@ class Worker:
         self.actor, self.loading = actor, loading
         self.tasks: dict[Any, Task] = {}
 
+    def has_room(self, n_under_way: int) -> bool:
+        """Whether it can take another task."""
+        is_taken = any(task.must_be_alone for task in self.tasks.values())
+        return not is_taken and len(self.tasks) < n_under_way
+
     @property
     def refs(self) -> list[Any]:
         return list(self.tasks) if self.loading is None else [self.loading]
@@ -170,9 +175,7 @@ class Pool:
     def run(self) -> None:
         """Returns when the backlog is empty and nothing is under way."""
         while True:
-            for worker in self._workers:
-                if worker.loading is None:
-                    self._feed(worker)
+            self._feed()
             if self._backlog.is_empty and not any(worker.tasks for worker in self._workers):
                 return
             owners = {ref: worker for worker in self._workers for ref in worker.refs}
@@ -182,13 +185,19 @@ class Pool:
             for ref in ended:
                 self._take(owners[ref], ref)
 
-    def _feed(self, worker: Worker) -> None:
-        held = worker.tasks
-        while len(held) < self._n_under_way and not any(task.must_be_alone for task in held.values()):
-            task = self._backlog.take(len(held))
+    def _feed(self) -> None:
+        """Requests for all that can take some, evenly."""
+        hungry = [worker for worker in self._workers if worker.loading is None]
+        while hungry:
+            worker = min(hungry, key=lambda each: len(each.tasks))
+            task = None
+            if worker.has_room(self._n_under_way):
+                task = self._backlog.take(len(worker.tasks))
             if task is None:
-                return
-            held[worker.actor.answer.remote(task.request.url, task.request.body)] = task
+                hungry.remove(worker)
+            else:
+                ref = worker.actor.answer.remote(task.request.url, task.request.body)
+                worker.tasks[ref] = task
 
     def _take(self, worker: Worker, ref: Any) -> None:
         from ray.exceptions import RayError, RayTaskError
