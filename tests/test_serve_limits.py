@@ -189,6 +189,25 @@ def test_what_is_no_http(served: Served, data: bytes) -> None:
     assert served.http.get("/health").status_code == 200
 
 
+def test_chats_that_the_template_cannot_render(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    error = served.refused(CHAT, messages=[{"role": "user", "content": "unspeakable"}])
+    assert error["message"].endswith("(never); change them")
+    assert (
+        served.refused(CHAT, messages=USER, chat_template_kwargs={"self": 1})["param"]
+        == "chat_template_kwargs"
+    )
+    from yakvrt.tokenizer import Tokenizer
+
+    monkeypatch.setattr(Tokenizer, "has_chat_template", False)
+    assert served.refused(CHAT, messages=USER)["code"] == "no_chat_template"
+
+
+def test_an_old_client(served: Served) -> None:
+    with served.raw() as sock:
+        sock.sendall(b"GET /health HTTP/1.0\r\n\r\n")
+        assert read_all(sock).startswith(b"HTTP/1.1 200")
+
+
 def test_errors_of_paths(served: Served) -> None:
     for method, path, status in (
         ("GET", "/nothing", 404),
