@@ -21,7 +21,7 @@ from typing import Any
 import decode_plot
 import result_file
 from method_label import name_and_args
-from quiet import settle
+from quiet import Meter, settle
 
 from yakvrt.backend import Backend
 from yakvrt.bench import moved
@@ -124,12 +124,15 @@ def rows_of(
             print(f"{label} ends before {n_tokens} tokens: {'memory' if not n_fit else 'time'} is used up")
             break
         held = FilledSlots(model.backend, model.config, model.weights, timed, n_fit, n_tokens)
-        for n_slots in (n for n in args.slots if n <= n_fit):
-            steps = Steps(held, model.config.n_layers, n_slots)
-            before = held.method.stats()
-            for _ in range(args.rounds):
-                steps.run(time.perf_counter)
-            moved_bytes, hit_rate = moved(before, held.method.stats())
+        batches = {n: Steps(held, model.config.n_layers, n) for n in args.slots if n <= n_fit}
+        quiet_rounds, before = dict.fromkeys(batches, 0), held.method.stats()
+        for _ in range(args.rounds):  # in turn, since the machine's speed drifts
+            for n_slots, steps in batches.items():
+                with Meter() as meter:
+                    steps.run(time.perf_counter)
+                quiet_rounds[n_slots] += meter.quiet
+        moved_bytes, hit_rate = moved(before, held.method.stats())
+        for n_slots, steps in batches.items():
             step_ms = statistics.median(steps.taken_ms)
             expected_ms = times.step_ms(model.config.n_layers, n_tokens, n_slots)
             rows.append(
@@ -143,13 +146,14 @@ def rows_of(
                     "kv_bytes": int(float(held.method.stats()["bytes"]) * n_slots / n_fit),
                     "kv_moved_bytes": moved_bytes,
                     "kv_hit_rate": round(hit_rate, 4),
+                    "quiet_rounds": quiet_rounds[n_slots],
                     "samples_ms": [round(ms, 3) for ms in steps.taken_ms],
                 }
             )
             cells = [rows[-1][name] for name in ("depth", "kv", "slots", "step_ms", "predicted_ms")]
             cells += [rows[-1]["tokens_per_s"], round(rows[-1]["kv_bytes"] / 1e6)]
             print("| " + " | ".join(map(str, cells)) + " |", flush=True)
-        del held, steps
+        del held, batches, steps
     return rows
 
 
