@@ -169,14 +169,13 @@ def main() -> int:
     parser.add_argument("--slots", type=tokens, default=[1, 2, 4, 8])
     parser.add_argument("--timed", type=int, default=32768, help="deepest that a prediction times (32768)")
     parser.add_argument("--rounds", type=int, default=4, help="of four steps each (4)")
-    parser.add_argument("--most-s", type=float, default=300, help="no new context after so long (300)")
+    parser.add_argument("--most-s", type=float, default=300, help="of a method, no new context after (300)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--cubins")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--plot", type=Path, metavar="NAME", help="writes NAME.png and NAME.svg")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    deadline = time.monotonic() + args.most_s
     device = open_device(args)
     try:
         with open_model(args.model, load_format=args.load_format, offline=True) as source:
@@ -190,7 +189,7 @@ def main() -> int:
         for label in args.kv:
             times = predicted(label, weights.n_bytes, args)
             settle()
-            rows += rows_of(model, label, times, args, deadline)
+            rows += rows_of(model, label, times, args, time.monotonic() + args.most_s)
         result = {
             "bench": "decode",
             **result_file.facts(),
