@@ -231,7 +231,7 @@ def test_wrong_files(
     assert "another run writes" in capsys.readouterr().err
 
 
-def test_from_stdin_to_stdout_and_a_model_that_fails(model: Path, tmp_path: Path) -> None:
+def test_from_stdin_to_stdout(model: Path, tmp_path: Path) -> None:
     requests = write(tmp_path / "in.jsonl", [chat("a"), text("b")])
     command = [sys.executable, "-m", "yakvrt", "batch", "-", "-", *model_flags(model)]
     environ = os.environ | {"PYTHONPATH": str(ROOT)}

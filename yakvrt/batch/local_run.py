@@ -34,22 +34,17 @@ def answer_here(
 async def _answer_all(
     answerer: Answerer, requests: Iterator[BatchRequest], progress: Progress, n_under_way: int
 ) -> None:
+    free = asyncio.Semaphore(n_under_way)
+
     async def answer(request: BatchRequest) -> None:
         status, body = await answerer.answer(request.url, request.body)
         progress.answered(request, status, body)
+        free.release()
 
-    tasks: set[asyncio.Task[None]] = set()
-    for request in requests:
-        tasks.add(asyncio.create_task(answer(request)))
-        if len(tasks) == n_under_way:
-            tasks = await _some(tasks)
-    while tasks:
-        tasks = await _some(tasks)
-
-
-async def _some(tasks: set[asyncio.Task[None]]) -> set[asyncio.Task[None]]:
-    """Those left when at least one has ended. Raises: what one of them raised."""
-    ended, left = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    for task in ended:
-        task.result()
-    return left
+    try:
+        async with asyncio.TaskGroup() as group:
+            for request in requests:
+                await free.acquire()
+                group.create_task(answer(request))
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
