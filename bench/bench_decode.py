@@ -20,7 +20,6 @@ from typing import Any
 
 import decode_plot
 import result_file
-from method_label import name_and_args
 from quiet import Meter, settle
 
 from yakvrt.backend import Backend
@@ -31,6 +30,7 @@ from yakvrt.cpu_device import CpuDevice
 from yakvrt.device import Device, gpu_number, open_gpu
 from yakvrt.free_memory import available_memory
 from yakvrt.kvcache import open_method
+from yakvrt.kvcache.method_label import name_and_args
 from yakvrt.machine_facts import machine_facts
 from yakvrt.memory_plan import Wanted
 from yakvrt.model_source import open_model

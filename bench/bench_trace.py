@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import result_file
-from method_label import name_and_args
 from quiet import Meter, wait_for_quiet
 
 import yakvrt
+from yakvrt.kvcache.method_label import name_and_args
 from yakvrt.session import Session
 from yakvrt.trace_file import Tracing
 
