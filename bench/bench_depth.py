@@ -24,7 +24,6 @@ import depth_plot
 import numpy as np
 import result_file
 from kernel_clock import KernelClock, shown
-from method_label import name_and_args
 from prompt_capture import PromptRows, feed, input_widths
 from quiet import Meter, wait_for_quiet
 
@@ -32,8 +31,8 @@ import yakvrt
 from yakvrt.engine import Engine
 from yakvrt.kvcache import open_method
 from yakvrt.kvcache.contract import KvSetting
+from yakvrt.kvcache.method_label import name_and_args
 from yakvrt.ops import element_type
-from yakvrt.runner import Runner
 
 
 def random_rows(setting: KvSetting, n: int) -> PromptRows:
@@ -60,9 +59,7 @@ class Side:
         self.slot = self.method.open(setting.ctx_size)
         feed(setting, self.method, self.slot, rows)
         self.held_bytes = self.method.stats()["bytes"]
-        self._runner = Runner(
-            engine._backend, engine.config, setting.weights, self.method, chunk=engine.runner.chunk
-        )
+        self._runner = engine.runner.over(self.method)
         self._backend, self._position = engine._backend, rows.n_tokens
         self.step()
 
@@ -88,9 +85,7 @@ class Side:
 def measure(engine: Engine, depth: int, args: argparse.Namespace) -> list[dict[str, Any]]:
     """The rows of one depth."""
     ctx_size = -(-(depth + 1 + args.reps * args.n_gen) // 64) * 64
-    runner = engine.runner
-    rope = runner._inv_freq, runner._rope_scale
-    setting = KvSetting(engine._backend, engine.config, runner._weights, 1, ctx_size, "f16", *rope)
+    setting = engine.runner.setting(1, ctx_size, "f16")
     held = random_rows(setting, depth)
     sides = [Side(engine, setting, label, held) for label in args.kv]
     wait_for_quiet()

@@ -12,13 +12,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from queue import Empty, Queue
 from threading import Thread
 from typing import Any
 
 import gpu_steps
+import gpu_transfer
 import result_file
 from cuda_cases.case import PRODUCT
 
@@ -56,8 +57,14 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     options = ["--only", args.only, *(["--quick"] if args.quick else [])]
     command = [str(Path(gpu_steps.__file__)), str(args.cubins), str(args.device)]
+    started = time.monotonic()
     conducted = conduct([sys.executable, *command], options, len(names), args.limit)
-    return report(conducted, names, args.output)
+
+    def transfers() -> dict[str, Any]:
+        left = args.limit - (time.monotonic() - started)
+        return gpu_transfer.examine_transfers(gpu_transfer.command(args.cubins, args.device), left)
+
+    return report(conducted, names, args.output, None if args.only or args.quick else transfers)
 
 
 def conduct(command: list[str], options: list[str], n_steps: int, limit_s: float) -> Iterator[dict[str, Any]]:
@@ -105,8 +112,13 @@ def _read(child: subprocess.Popen[str], lines: Queue[str]) -> None:
     lines.put("")
 
 
-def report(events: Iterable[dict[str, Any]], names: list[str], output: Path | None) -> int:
-    """Prints what comes as it comes, then a table; the exit code."""
+def report(
+    events: Iterable[dict[str, Any]],
+    names: list[str],
+    output: Path | None,
+    transfers: Callable[[], dict[str, Any]] | None = None,
+) -> int:
+    """Prints what comes as it comes, `transfers` behind it, then a table; the exit code."""
     started = time.monotonic()
     result: dict[str, Any] = {"device": {}, "ceilings": {}, "steps": []}
     for event in events:
@@ -124,6 +136,10 @@ def report(events: Iterable[dict[str, Any]], names: list[str], output: Path | No
             print("\n".join(step_lines(row)), flush=True)
     told = {row["name"] for row in result["steps"]}
     result["not_reached"] = [name for name in names if name not in told]
+    if transfers and result["device"] and not result["not_reached"]:
+        result["transfer"] = transfers()
+        shown = {name: result["transfer"][name] for name in ("error", "link") if name in result["transfer"]}
+        print(f"transfer: {len(result['transfer']['records'])} records, {json.dumps(shown)}")
     result["seconds"] = round(time.monotonic() - started, 1)
     if output:
         result_file.write(output, {"bench": "gpu", **result_file.facts(), **result})

@@ -38,18 +38,17 @@ import result_file
 from attention_scores import Study
 from decode_replay import RecordInputs, StepInputs
 from kept_rows import KeptRows, key_of
-from logit_scores import decode, logit_scores
-from method_label import name_and_args
 from prompt_capture import CapturePrompt, PromptRows, feed
 from teacher_tokens import TeacherTokens, of_gold, of_text
-from time_left import TimeLeft
 
 import yakvrt
 from yakvrt.engine import Engine
+from yakvrt.eval.fidelity import log_probs, logit_scores
+from yakvrt.eval.time_left import TimeLeft
 from yakvrt.kvcache import open_method
 from yakvrt.kvcache.budget import budget_tokens
-from yakvrt.kvcache.contract import KvMethod, KvSetting
-from yakvrt.runner import Runner
+from yakvrt.kvcache.contract import KvMethod
+from yakvrt.kvcache.method_label import name_and_args
 
 METHODS = (
     "oracle,yakv,yakv:tail=0,yakv-1.5bit,yakv-paper,shadowkv,arkvale-equal,quest-equal,lrqk-equal,"
@@ -76,17 +75,9 @@ class Recall:
 
     def __init__(self, engine: Engine, tokens: TeacherTokens, kind: str) -> None:
         self._engine, self._tokens = engine, tokens
-        runner = engine.runner
         ctx_size = -(-(tokens.n_tokens + 1) // 64) * 64
-        rope = runner._inv_freq, runner._rope_scale
-        self._setting = KvSetting(engine._backend, engine.config, runner._weights, 1, ctx_size, kind, *rope)
-        self._full: np.ndarray | None = None
-
-    def _runner(self, kv: Any) -> Runner:
-        engine, setting = self._engine, self._setting
-        made = Runner(engine._backend, engine.config, setting.weights, kv, chunk=engine.runner.chunk)
-        made._inv_freq, made._rope_scale = setting.inv_freq, setting.rope_scale
-        return made
+        self._setting = engine.runner.setting(1, ctx_size, kind)
+        self._full: list[np.ndarray] | None = None
 
     def prefill(self) -> None:
         """Takes the prompt in, once for all."""
@@ -94,7 +85,7 @@ class Recall:
         method = module.build(self._setting, parameters)
         self._prompt = PromptRows.empty(self._setting, len(self._tokens.prompt))
         slot = method.open(self._setting.ctx_size)
-        self._runner(CapturePrompt(method, self._prompt)).prefill(slot, 0, self._tokens.prompt)
+        self._engine.runner.over(CapturePrompt(method, self._prompt)).prefill(slot, 0, self._tokens.prompt)
 
     @property
     def kept_bytes(self) -> int:
@@ -132,8 +123,11 @@ class Recall:
         method = module.build(setting, values)
         slot = method.open(setting.ctx_size)
         feed(setting, method, slot, self._prompt)
-        runner = self._runner(observed(method))
-        found = decode(runner, slot, len(tokens.prompt), tokens.fed, progress)
+        runner = self._engine.runner.over(observed(method))
+        found = []
+        for i, token in enumerate(tokens.fed):
+            found.append(log_probs(runner.decode([slot], [len(tokens.prompt) + i], [token])[0]))
+            progress((i + 1) / len(tokens.fed))
         self._full = found if self._full is None else self._full
         stats = method.stats()
         held = {"device_bytes_per_token": stats["bytes"] / setting.ctx_size, "host_bytes_per_token": 0}

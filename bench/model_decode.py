@@ -2,29 +2,23 @@
 
     python bench/model_decode.py --out bench/results/NAME.json
 
-A step takes as long as the slower of two: weights and pools on the device at a part of its memory's rate, or
-rows from the host at a part of the link's. Experts count as often as a batch is expected to choose them.
-Not counted: arithmetic, launches, and what one side cannot hide of the other.
+The model is yakvrt.modelled_step, with parts of the rates that data sheets give.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any
 
 import result_file
-from method_label import name_and_args
 
-from yakvrt.config import ModelConfig
 from yakvrt.cuda.resource_report import H200
-from yakvrt.kernels.device_layout import DEVICE_LAYOUTS
 from yakvrt.kvcache import open_method
+from yakvrt.kvcache.method_label import name_and_args
 from yakvrt.model_source import open_model
-from yakvrt.weight_shapes import target_matrices, vector_bytes
+from yakvrt.modelled_step import WeightReads, modelled_step, weight_reads
 
 SHAPES = Path(__file__).parent / "shapes"
 MODELS = ("llama3.1-8b", "qwen3-30b-a3b")
@@ -35,59 +29,33 @@ RESERVED_GB = 3.0  # kernels, graphs, activations
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 
 
-@dataclass(frozen=True)
-class Weights:
-    """Bytes of a model's weights, and how many of them a step reads."""
-
-    held: int
-    dense: int
-    experts: int
-    config: ModelConfig
-
-    def read(self, batch: int) -> float:
-        """In a step of `batch` tokens that choose experts independently."""
-        config = self.config
-        if not config.n_experts:
-            return self.dense
-        chosen = 1 - (1 - config.n_experts_used / config.n_experts) ** batch
-        return self.dense + self.experts * chosen
-
-
-def weights_of(shape: Path) -> Weights:
+def weights_of(shape: Path) -> WeightReads:
     with open_model(str(shape), load_format="dummy", offline=True, progress=False) as source:
-        config = source.config
-        matrices = [
-            (len(dims), prod(dims[:-1]) * DEVICE_LAYOUTS[kind].row_bytes(dims[-1]))
-            for kind, dims in target_matrices(config, source.tensors, "auto", DEVICE_LAYOUTS)
-        ]
-    vectors, experts = vector_bytes(config), sum(n for rank, n in matrices if rank == 3)
-    held = vectors + sum(n for _, n in matrices)
-    looked_up = 0 if config.tied else matrices[0][1]  # embeddings, of which a token reads a row
-    return Weights(held, held - experts - looked_up, experts, config)
+        return weight_reads(source.config, source.tensors, "auto")
 
 
-def row(weights: Weights, label: str, n_tokens: int, batch: int, args: argparse.Namespace) -> dict[str, Any]:
+def row(
+    weights: WeightReads, label: str, n_tokens: int, batch: int, args: argparse.Namespace
+) -> dict[str, Any]:
     """A step of `batch` slots of n_tokens tokens each."""
     method, parameters = open_method(*name_and_args(label))
     given = weights.config, parameters, "bf16", n_tokens
     pools, read = method.pools(*given), method.step_bytes(*given)
     missing = 1 - (args.hit_rate if "cache of rows" in pools.device else 0)
-    read_gb = (weights.read(batch) + batch * read.device) / 1e9
-    moved_gb = batch * read.host * missing / 1e9
-    device_ms = read_gb / (args.device_gbps * args.device_part) * 1e3
-    link_ms = moved_gb / (args.link_gbps * args.link_part) * 1e3
-    step_ms = max(device_ms, link_ms)
+    moved = read._replace(host=round(read.host * missing))
+    device_gbps, link_gbps = args.device_gbps * args.device_part, args.link_gbps * args.link_part
+    device_ms, link_ms = step = modelled_step(weights, moved, batch, device_gbps, link_gbps)
     gpu_gb = (weights.held + batch * sum(pools.device.values()) + sum(pools.transient.values())) / 1e9
     return {
         "kv_method": label,
         "n_tokens": n_tokens,
         "batch": batch,
-        "device_read_gb": round(read_gb, 3),
-        "link_gb": round(moved_gb, 3),
+        "device_read_gb": round((weights.of_step(batch) + batch * read.device) / 1e9, 3),
+        "link_gb": round(batch * moved.host / 1e9, 3),
         "device_ms": round(device_ms, 2),
         "link_ms": round(link_ms, 2),
-        "step_ms": round(step_ms, 2),
-        "tok_per_s": round(batch / step_ms * 1e3, 1),
+        "step_ms": round(step.step_ms, 2),
+        "tok_per_s": round(batch / step.step_ms * 1e3, 1),
         "gpu_gb": round(gpu_gb + RESERVED_GB, 1),
         "host_gb": round(batch * sum(pools.host.values()) / 1e9, 1),
         "fits": gpu_gb + RESERVED_GB <= args.gpu_gb,

@@ -173,6 +173,9 @@ class FakeGpu:
         }
         put(out, values[attribute], ctypes.c_int)
 
+    def cuDeviceGetPCIBusId(self, out: int, n: int, device: int) -> None:
+        ctypes.memmove(out, b"FFFF:FF:1F.0\0", 13)
+
     def cuDevicePrimaryCtxRetain(self, out: int, device: int) -> None:
         self.new(out, "context")
 
@@ -263,6 +266,47 @@ class FakeGpu:
     def cuMemcpyDtoDAsync(self, to: int, source: int, n: int, stream: int) -> None:
         assert self.bytes_from(source)[:n].nbytes == n, "a copy reaches beyond its source"
         self.cuMemcpyHtoDAsync(to, source, n, stream)
+
+    def cuMemcpyBatchAsync(
+        self,
+        to: int,
+        source: int,
+        sizes: int,
+        n: int,
+        attributes: int,
+        firsts: int,
+        n_kinds: int,
+        stream: int,
+    ) -> None:
+        """Copies to the device, all of one kind."""
+        orders, first = (ctypes.c_int.from_address(attributes), ctypes.c_uint64.from_address(firsts))
+        if n_kinds != 1 or first.value or orders.value not in (1, 2, 3):
+            raise DriverError(INVALID_VALUE)
+        lists = [(ctypes.c_uint64 * n).from_address(address) for address in (to, source, sizes)]
+        for one in zip(*lists, strict=True):
+            self.cuMemcpyHtoDAsync(*one, stream)
+
+    def cuMemcpy2DAsync(self, copy: int, stream: int) -> None:
+        """From the host to the device, from the first byte of both."""
+        words = list((ctypes.c_uint64 * 16).from_address(copy))
+        kinds = [words.pop(i) & 0xFFFFFFFF for i in (9, 2)]
+        _, _, source, _, _, pitch, _, _, _, to, _, to_pitch, width, n_rows = words
+        if kinds != [2, 1] or min(pitch, to_pitch) < width:
+            raise DriverError(INVALID_VALUE)
+        for row in range(n_rows):
+            self.cuMemcpyHtoDAsync(to + row * to_pitch, source + row * pitch, width, stream)
+
+    def cuStreamWaitValue32(self, stream: int, address: int, value: int, flags: int) -> None:
+        """A stream that comes by before the host has written the number would wait for ever."""
+        memory, first = self.found(address)
+        word = memory[first : first + 4].view(np.uint32)
+        if address % 4 or flags:
+            raise DriverError(INVALID_VALUE)
+
+        def wait() -> None:
+            assert word[0] >= value, "a stream waits for a number that nobody writes"
+
+        self.later(stream, wait)
 
     def cuMemsetD8Async(self, to: int, value: int, n: int, stream: int) -> None:
         memory = self.bytes_from(to)[:n]

@@ -27,7 +27,7 @@ SPECIAL = ("<|pad|>", "<|begin|>", "<|im_end|>", "<|im_start|>")
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
     "{% for c in m.tool_calls or [] %}<tool_call>{{ c.function | tojson }}</tool_call>{% endfor %}"
-    "<|im_end|>\n{% endfor %}"
+    "{% if m.content == 'unspeakable' %}{{ raise_exception('never') }}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if tools %}{{ tools | tojson }} are called as <tool_call>{...}</tool_call>\n{% endif %}"
     "{% if greeting %}{{ greeting }}{% endif %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"

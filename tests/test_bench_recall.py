@@ -12,9 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from golden_values import tiny_cases, tiny_dir
-from tiny_files import tiny_copy
-from tokenizers import Tokenizer, decoders, pre_tokenizers
-from tokenizers.models import BPE
+from tiny_files import byte_copy
 
 import yakvrt
 from yakvrt.kvcache import METHODS, open_method
@@ -155,7 +153,7 @@ def test_a_fed_prompt_is_the_model_s(name: str, engine: yakvrt.Engine, recall: A
     for fed in (True, False):
         module, parameters = open_method(name, FEW[name][0])
         method = module.build(recall._setting, parameters)
-        slot, runner = method.open(recall._setting.ctx_size), recall._runner(method)
+        slot, runner = method.open(recall._setting.ctx_size), engine.runner.over(method)
         if fed:
             feed(recall._setting, method, slot, recall._prompt)
         else:
@@ -231,14 +229,7 @@ def test_the_error_is_relative_by_kv_head() -> None:
 
 @pytest.fixture
 def byte_model(tmp_path: Path) -> Path:
-    """A tiny model whose tokens are bytes."""
-    directory = tiny_copy("qwen2", tmp_path / "model")
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(BPE({letter: i for i, letter in enumerate(alphabet)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.save(str(directory / "tokenizer.json"))
-    return directory
+    return byte_copy("qwen2", tmp_path / "model")
 
 
 def test_the_whole_answer_is_scored(byte_model: Path, tmp_path: Path) -> None:

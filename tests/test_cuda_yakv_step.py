@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 from cuda_cases.case import Mismatch
 from fake_gpu import FakeGpu
-from yakv_device_step import SHAPE, yakv_step
+from yakv_device_step import BUDGET, SHAPE, yakv_step
 
+from yakvrt.cuda import backend as backend_module
 from yakvrt.cuda.backend import CudaBackend
 from yakvrt.cuda.device import Device
 from yakvrt.cuda.driver import DeviceError
-from yakvrt.cuda.recorder import CudaRecorder, Join
+from yakvrt.cuda.recorder import CudaRecorder, Join, Launch
 from yakvrt.cuda.stage_clock import BESIDE, MAIN
 from yakvrt.cuda.stream import Event, Stream
-from yakvrt.cuda.yakv_pools import check_yakv
+from yakvrt.cuda.yakv_pools import YakvPools, check_yakv
 from yakvrt.trace_log import RECORD, TraceLog
 
 
@@ -88,6 +89,20 @@ def test_a_wait_that_is_left_out_shows(
     with pytest.raises((Mismatch, DeviceError)):
         yakv_step(backend, "r3", on_host=True, tail=False)
     gpu.failures.clear()
+
+
+def test_rows_are_read_by_as_many_blocks_as_were_measured(
+    gpu: FakeGpu, fake_cubins: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backend_module, "gather_blocks", {"Fake GPU": 5}.get)
+    made = CudaBackend(Device(), fake_cubins)
+    rows = YakvPools(made, 1, 1, 2, 324, SHAPE, BUDGET, on_host=True, n_places=48).layers[0]
+    recorder = made.record(1, inv_freq=np.ones(32), rope_scale=1.0, heads=(8, 2, 64))
+    q, k, v, out = (recorder.buffer(n * 64) for n in (8, 2, 2, 8))
+    recorder.attend_yakv(out, q, k, v, rows)
+    launches = [piece for part in recorder.parts for piece in part if isinstance(piece, Launch)]
+    assert [launch.grid for launch in launches if launch.kernel.builder == "yakv_gather_cuda"] == [(5, 1)]
+    made.close()
 
 
 @pytest.mark.parametrize(

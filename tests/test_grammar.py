@@ -15,7 +15,7 @@ import pytest
 from test_kvcache_contract import engine
 from tiny_tokenizers import SPECIAL, byte_level, sentencepiece
 
-from yakvrt import grammar_check
+from yakvrt import constraint, grammar_check
 from yakvrt.cli_parsing import parse
 from yakvrt.generate import build_parser
 from yakvrt.generation import Generation
@@ -90,8 +90,17 @@ def test_answers_fit_their_schema(
         text, generation = answer(tokenizer, params, (*special, *unused), more_rows=40)
         assert generation.finish_reason == "stop"
         assert fits(json.loads(text))
+        assert not {*special, *unused}.intersection(generation.ids)
         assert text[0] == "{"
         assert text[-1] == "}"
+
+
+def test_white_space_comes_to_an_end(tokenizers: dict[str, Tokenizer]) -> None:
+    tokenizer = tokenizers["byte-level"]
+    likely = [tokenizer.encode(text, add_special=False)[0] for text in " \n\t\r{"]
+    params = SamplingParams(grammar=Grammar.json_object(), temperature=0, max_tokens=60)
+    text, _ = answer(tokenizer, params, tuple(likely))
+    assert len(text[1:]) - len(text[1:].lstrip()) <= 22
 
 
 def test_answers_of_a_large_vocabulary_fit(smollm2_path: Path) -> None:
@@ -137,18 +146,18 @@ def test_ends(tokenizers: dict[str, Tokenizer]) -> None:
 
 def test_a_constraint_tells_where_it_stands(tokenizers: dict[str, Tokenizer]) -> None:
     tokenizer = tokenizers["byte-level"]
-    constraint = tokenizer.constraint(Grammar.regex("[ab]{3,}"))
+    stands = tokenizer.constraint(Grammar.regex("[ab]{3,}"))
     (a,), (c,) = tokenizer.encode("a", add_special=False), tokenizer.encode("c", add_special=False)
     for complete in (False, False, False, True, True):
-        allowed = constraint.allowed(tokenizer.vocab_size)
-        assert constraint.is_complete is complete
+        allowed = stands.allowed(tokenizer.vocab_size)
+        assert stands.is_complete is complete
         assert [allowed[end] for end in tokenizer.eos_ids] == [complete] * len(tokenizer.eos_ids)
         assert allowed[a]
         assert not allowed[c]
-        constraint.accept(a)
-    assert not constraint.is_over
-    with pytest.raises(ValueError, match="the grammar cannot go on"):
-        constraint.accept(c)
+        stands.accept(a)
+    assert not stands.is_over
+    with pytest.raises(ValueError, match="the grammar fails"):
+        stands.accept(c)
 
 
 def test_log_probabilities_are_those_of_the_model(tokenizers: dict[str, Tokenizer]) -> None:
@@ -211,6 +220,25 @@ def test_compiling_has_limits(tokenizers: dict[str, Tokenizer], monkeypatch: pyt
     with pytest.raises(ValueError, match="the JSON schema takes more than 1 s to compile; simplify it"):
         tokenizers["byte-level"].constraint(doubling)
     assert time.monotonic() - started < 20
+
+
+def push_all(generation: Generation) -> None:
+    while generation.finish_reason is None:
+        generation.push(RNG.normal(size=500).astype(np.float32))
+
+
+def test_an_answer_has_limits_of_its_own(
+    tokenizers: dict[str, Tokenizer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constraint, "MAX_LEXER_STATES", 1000)
+    params = SamplingParams(grammar=Grammar.regex("(.*a.{30}b.*)|(.*c.{25}d.{25})"), max_tokens=500)
+    for _ in range(2):  # what one has used up, another has not
+        generation = Generation(tokenizers["byte-level"], [1], params, 4096)
+        with pytest.raises(
+            ValueError, match=r"the grammar fails \(lexer error: too many states.*; simplify it"
+        ):
+            push_all(generation)
+        assert len(generation.ids) > 10
 
 
 def test_what_is_no_grammar_is_refused_when_made() -> None:

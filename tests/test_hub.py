@@ -235,3 +235,17 @@ def test_a_repository_may_keep_its_gguf_in_a_directory(server: HubServer) -> Non
     files = hub.resolve("user/nested", progress=False)
     assert files.weights[0].read_bytes() == b"four"
     assert hub.resolve("user/nested", offline=True) == files
+
+
+def test_a_configuration_is_fetched_without_weights(server: HubServer) -> None:
+    config = hub.config_alone("user/sharded")
+    assert config is not None
+    assert config.read_bytes() == SMALL["config.json"]
+    assert server.fetched() == ["config.json"]
+    assert hub.config_alone("user/sharded", offline=True) == config
+    server.repos["user/tiny"] = {**SMALL, "model.safetensors": b"weights"}
+    hub.resolve("user/tiny", progress=False)
+    assert hub.config_alone("user/tiny") is None  # the weights are here
+    assert hub.config_alone("user/m-GGUF:Q4_K_M") is None
+    with pytest.raises(HubUnreachable, match=r"fetches its config\.json alone"):
+        hub.config_alone("user/never-seen", offline=True)

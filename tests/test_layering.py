@@ -21,18 +21,18 @@ LAYERS: tuple[tuple[str, str], ...] = (
     ("entry", "__main__"),
     (
         "verbs",
-        """generate chat serve batch perplexity kl_divergence eval tokenize models pull plan cuda_kernels
+        """generate chat serve batch perplexity kl_divergence eval tokenize models pull cuda_kernels
+        plan plan_text calibration prediction
         bench bench_arguments bench_records bench_facts record_formats value_lists
-        transfer transfer_arguments transfer_plan transfer_timing transfer_memory transfer_link
-        transfer_records transfer_plot machine_facts trace_file
+        transfer machine_facts trace_file
         cli_arguments grammar_arguments machine_arguments device_arguments cli_parsing
         prompt_cache prompt_text terminal""",
     ),
     (
         "text",
         """engine chunk_size session session_origin session_file saved_session
-        sequence generation request scheduler scheduler_state slot_choice prefix_cache
-        sampler memory_plan model_source runner
+        sequence generation request scheduler scheduler_state slot_choice prefix_cache sampler
+        memory_plan modelled_step step_times step_timing model_source runner
         device cpu_device cuda_device
         grammar grammar_check constraint
         tool_calls tool_call_text tool_prompt
@@ -47,7 +47,7 @@ LAYERS: tuple[tuple[str, str], ...] = (
     ),
     ("ops", "ops backend cpu cuda trace_log"),
     ("kernels", "kernels"),
-    ("leaf", "gguf_tools cache_directory control_group free_memory higgs_grids kernel_build"),
+    ("leaf", "gguf_tools cache_directory tuning control_group free_memory higgs_grids kernel_build"),
 )
 # Names of the package itself (yakvrt.load, yakvrt.__version__): for the verbs, and nobody below them.
 PACKAGE = "yakvrt"

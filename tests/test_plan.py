@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
+from pathlib import Path
 
 import pytest
 from golden_values import tiny_dir
 
 import yakvrt
+from yakvrt.calibration import Setting
+from yakvrt.kvcache.contract import StepBytes
+from yakvrt.model_source import open_model
+from yakvrt.modelled_step import weight_reads
 from yakvrt.plan import main
+from yakvrt.prediction import predict
+from yakvrt.tuning import LinkRates, load, save
 
 
 def plan(capsys: pytest.CaptureFixture[str], *flags: str) -> tuple[int, str]:
@@ -55,3 +63,81 @@ def test_a_context_that_cannot_fit(capsys: pytest.CaptureFixture[str]) -> None:
 def test_wrong_parameters_are_refused_before_anything(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["-m", str(tiny_dir("qwen3")), "--kv", "yakv", "--kv-args", "k_bits=5"]) == 1
     assert "k_bits=5 is not known" in capsys.readouterr().err
+
+
+@pytest.fixture
+def _own_tuning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("yakvrt.tuning.cache_directory", lambda: tmp_path)
+
+
+@pytest.mark.usefixtures("_own_tuning")
+def test_a_step_is_predicted_once_it_was_timed(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = "-c", "600", "-t", "1", "--slots", "2"
+    _, text = plan(capsys, *asked)
+    assert "how long a step takes is not known here: --calibrate" in text
+    code, out = plan(capsys, *asked, "--json", "--calibrate")
+    found = json.loads(out)["prediction"]
+    assert code == 0
+    told = [found[name] for name in ("how", "n_timed_layers", "n_threads", "deepest_timed")]
+    assert told == ["timed", 4, 1, 600]
+    assert found["tokens_per_s"] == pytest.approx(2e3 / found["step_ms"], rel=0.01)
+    _, out = plan(capsys, *asked, "--json")  # from the file
+    assert json.loads(out)["prediction"] == found
+    _, text = plan(capsys, *asked)
+    assert f"a step takes {found['step_ms']:.2f} ms" in text
+    # more slots, another type or another method were not timed
+    for other in (("--slots", "3"), ("-ctk", "f32"), ("--kv", "yakv")):
+        _, out = plan(capsys, *asked, *other, "--json")
+        assert json.loads(out)["prediction"] is None, other
+    name = json.loads(Path(found["tuning_file"]).read_text(encoding="utf-8"))["device"]
+    steps = load(name)
+    assert steps is not None
+    (entry,) = steps["decode"]["steps"].values()
+    save(name, "decode", {"steps": {key: {**entry, "depth_ms": []} for key in steps["decode"]["steps"]}})
+    assert main(["-m", str(tiny_dir("qwen3")), *asked, "--json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["prediction"] is None
+    assert "depth_ms is no list of 1 to 64 numbers; calibrate again" in captured.err
+
+
+def test_the_slots_that_fit(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("yakvrt.cpu_device.available_memory", lambda: 600_000_000)
+    _, out = plan(capsys, "-c", "100000", "--json")
+    most = json.loads(out)["largest_slots"]
+    assert 1 < most < 4096
+    assert plan(capsys, "-c", "100000", "--slots", str(most))[0] == 0
+    assert plan(capsys, "-c", "100000", "--slots", str(most + 1))[0] == 1
+
+
+def test_a_hub_model_is_planned_from_its_configuration_alone(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_dir("qwen3") / "config.json"
+    monkeypatch.setattr("yakvrt.hub_repo.config_file", lambda repo, offline: config)
+    assert main(["-m", "user/not-here", "--offline", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["model"] == "user/not-here"
+    assert "user/not-here is not on this machine: its config.json is planned" in captured.err
+
+
+@pytest.mark.usefixtures("_own_tuning")
+def test_a_gpu_that_timed_nothing_is_modelled(capsys: pytest.CaptureFixture[str]) -> None:
+    rates = {"gather_gbps": 0.5, "memory_gbps": 100}
+    every = {field.name: 1.0 for field in fields(LinkRates)} | rates
+    setting = Setting("GPU", "key", 1)
+    with open_model(str(tiny_dir("qwen3")), offline=True) as source:
+        given = setting, source, "auto", StepBytes(10_000_000, 1_000_000), 600, 2
+        assert predict(*given, on_gpu=True, host_rows=True) is None
+        save("GPU", "link", every)
+        found = predict(*given, on_gpu=True, host_rows=True)
+        assert found is not None
+        assert (found["how"], found["link_ms"], found["step_ms"]) == ("modelled", 4.0, 4.0)
+        assert found["tokens_per_s"] == 500
+        weights_ms = weight_reads(source.config, source.tensors, "auto").dense / 1e8
+        assert found["device_ms"] == pytest.approx(0.2 + weights_ms, abs=1e-3)
+        found = predict(*given, on_gpu=True, host_rows=False)
+        assert found is not None
+        assert (found["link_ms"], found["step_ms"]) == (0, pytest.approx(0.22 + weights_ms, abs=1e-3))
+        save("GPU", "link", {**every, "gather_gbps": "fast"})
+        assert predict(*given, on_gpu=True, host_rows=True) is None
+    assert "gather_gbps is 'fast', not a number; measure again" in capsys.readouterr().err

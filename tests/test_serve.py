@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import shutil
 import subprocess
 import sys
 from typing import Any
@@ -105,6 +106,8 @@ def test_curl(served: Served) -> None:
         "max_tokens": 3,
         "temperature": 0,
     }
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
     command = ["curl", "-sN", "-i", served.url + CHAT, "-d", json.dumps(body)]
     shown = subprocess.run(command, capture_output=True, check=True, timeout=30).stdout.decode()
     head, _, rest = shown.partition("\r\n\r\n")
@@ -315,6 +318,14 @@ def test_tools_of_a_model_that_knows_none(served: Served) -> None:
         asked_tools(asked, None)
     with pytest.raises(ApiError, match="parallel_tool_calls"):
         asked_tools(asked, "llama")
+
+
+def test_a_server_without_grammars(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    error = served.refused(
+        CHAT, 501, messages=[{"role": "user", "content": "x"}], response_format={"type": "json_object"}
+    )
+    assert "yakvrt[grammar]" in error["message"]
 
 
 def test_tokens_and_templates(served: Served) -> None:

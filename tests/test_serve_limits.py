@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -188,6 +189,25 @@ def test_what_is_no_http(served: Served, data: bytes) -> None:
     assert served.http.get("/health").status_code == 200
 
 
+def test_chats_that_the_template_cannot_render(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    error = served.refused(CHAT, messages=[{"role": "user", "content": "unspeakable"}])
+    assert error["message"].endswith("(never); change them")
+    assert (
+        served.refused(CHAT, messages=USER, chat_template_kwargs={"self": 1})["param"]
+        == "chat_template_kwargs"
+    )
+    from yakvrt.tokenizer import Tokenizer
+
+    monkeypatch.setattr(Tokenizer, "has_chat_template", False)
+    assert served.refused(CHAT, messages=USER)["code"] == "no_chat_template"
+
+
+def test_an_old_client(served: Served) -> None:
+    with served.raw() as sock:
+        sock.sendall(b"GET /health HTTP/1.0\r\n\r\n")
+        assert read_all(sock).startswith(b"HTTP/1.1 200")
+
+
 def test_errors_of_paths(served: Served) -> None:
     for method, path, status in (
         ("GET", "/nothing", 404),
@@ -223,6 +243,22 @@ def test_when_too_many_wait(served: Served) -> None:
         assert response.json()["error"]["code"] == "overloaded"
         assert served.http.get("/health").status_code == 200
         assert served.model.scheduler.n_waiting == MAX_WAITING
+
+
+def test_streams_that_wait_are_kept_alive(served: Served) -> None:
+    """And an answer that fails says so, whole or streamed."""
+    with busy(served, N_SLOTS), served.raw() as sock:
+        sock.sendall(request_bytes(served, CHAT, {"messages": USER, "stream": True}))
+        data = b""
+        while b": ping\n\n" not in data:
+            data += sock.recv(65536)
+    served.wait_idle()
+    nothing = {str(i): -1e39 for i in range(512)}
+    error = served.refused(CHAT, 500, messages=USER, logit_bias=nothing)
+    assert (error["type"], error["code"]) == ("server_error", "generation_failed")
+    lines = served.chat("x", logit_bias=nothing, stream=True).text.split("\n\n")
+    assert json.loads(lines[-3].removeprefix("data: ")) == {"error": error}
+    assert lines[-2:] == ["data: [DONE]", ""]
 
 
 def test_time_limits(served: Served) -> None:
@@ -345,6 +381,11 @@ def test_before_there_is_a_model_and_after(served: Served) -> None:
         assert response.json() == {"error": loading}
     assert client.post(CHAT, json={}).status_code == 503
     assert "yakvrt:ready 0" in client.get("/metrics").text
+    failed = SimpleNamespace(scheduler=SimpleNamespace(failure=MemoryError("no more")))
+    service.provide(failed)  # type: ignore[arg-type]
+    assert client.get("/health").json()["error"]["code"] == "model_failed"
+    service = Service(served.settings)
+    client = TestClient(make_app(service), base_url="http://localhost")
     service.failure = ValueError("no such file")
     assert "no such file" in client.get("/health").json()["error"]["message"]
     service.drain()

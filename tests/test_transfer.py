@@ -19,16 +19,17 @@ import numpy as np
 import pytest
 from test_bad_input_cli import sentence, yakvrt
 
-from yakvrt import transfer, transfer_timing
 from yakvrt.cpu.memory import aligned
 from yakvrt.kernels.copy_bytes import copy_bytes_ref
 from yakvrt.machine_facts import MachineFacts, machine_facts
 from yakvrt.terminal import UsageError
-from yakvrt.transfer_arguments import build_parser, byte_counts
-from yakvrt.transfer_link import lines_per_row
-from yakvrt.transfer_memory import POISON, SLACK, HostMemory
-from yakvrt.transfer_plan import ROW_COUNTS, ROW_SIZES, SIZES, Case, Plan, Setting, plan
-from yakvrt.transfer_records import shown_bytes, shown_time
+from yakvrt.transfer import timing as transfer_timing
+from yakvrt.transfer import verb as transfer
+from yakvrt.transfer.arguments import build_parser, byte_counts
+from yakvrt.transfer.link import lines_per_row
+from yakvrt.transfer.memory import POISON, SLACK, HostMemory
+from yakvrt.transfer.plan import ROW_COUNTS, ROW_SIZES, SIZES, Case, Plan, Setting, plan
+from yakvrt.transfer.records import shown_bytes, shown_time
 
 MACHINE = MachineFacts("A CPU", 4, 1, 32 << 20, 8 << 30, "madvise", "Linux 6")
 SMALL_ROWS = ("--row-bytes", "32,136", "--rows", "7")
@@ -95,7 +96,7 @@ def test_defaults_are_bounded_by_memory_and_the_cache() -> None:
         (("-t", "0"), "may use 1 to 4 CPUs"),
         (("-t", "5"), "may use 1 to 4 CPUs"),
         (("-r", "4"), "at least 5"),
-        (("--device", "cuda"), "none of 'cuda': leave --device out"),
+        (("--grid", "4"), "--grid is for tests of a GPU: add --device cuda"),
         (("--link-gbps", "50"), "give both"),
         (("--link-gbps", "0", "--latency-us", "1"), "is no link"),
         (("--link-gbps", "nan", "--latency-us", "1"), "is no link"),
@@ -241,7 +242,7 @@ def test_more_memory_than_there_is(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_bad_input_is_one_sentence() -> None:
     assert "none of job, op" in sentence(yakvrt("--test", "nvlink", verb="transfer"), 2)
-    assert "leave --device out" in sentence(yakvrt("--device", "cuda:0", verb="transfer"), 2)
+    assert "is not cpu, cuda or cuda:N" in sentence(yakvrt("--device", "gpu", verb="transfer"), 2)
     with open("/dev/full", "wb") as full:
         code, _, err = yakvrt(*SMALL, verb="transfer", stdout=full)
     assert code == 1
@@ -298,7 +299,7 @@ def test_ctrl_c_keeps_what_was_measured() -> None:
 def test_one_kind_of_memory_is_held_at_a_time() -> None:
     flags = ["--quick", "--pool", "256M", "--test", "copy", "--size", "4K", "-t", "1", "-r", "5"]
     script = (
-        "import sys\nfrom yakvrt import terminal, transfer\n"
+        "import sys\nfrom yakvrt import terminal\nfrom yakvrt.transfer import verb as transfer\n"
         f"transfer.main({flags})\nprint(terminal.peak_memory_bytes(), file=sys.stderr)\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

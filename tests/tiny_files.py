@@ -22,6 +22,20 @@ def tiny_copy(family: str, directory: Path) -> Path:
     return directory
 
 
+def byte_copy(family: str, directory: Path) -> Path:
+    """A tiny model whose tokens are bytes."""
+    from tokenizers import Tokenizer, decoders, pre_tokenizers
+    from tokenizers.models import BPE
+
+    tiny_copy(family, directory)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(BPE({letter: i for i, letter in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.save(str(directory / "tokenizer.json"))
+    return directory
+
+
 def split_header(content: bytes) -> tuple[Header, bytes]:
     """(header, data) of a safetensors file's bytes."""
     (length,) = struct.unpack_from("<Q", content)

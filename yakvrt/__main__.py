@@ -13,6 +13,7 @@ VERBS = {
     "serve": "serve a model over HTTP: OpenAI's API and a chat page",
     "batch": "answer a file of requests, here or over a Ray cluster",
     "perplexity": "score a text, compare with saved log-probabilities",
+    "eval": "quality and bytes of KV methods on whole tasks",
     "plan": "what a model and its KV cache will take, before anything is taken",
     "bench": "measure prompt and generation speed",
     "transfer": "measure copies and gathers of host memory, model a link",
@@ -22,7 +23,13 @@ VERBS = {
     "kernels": "compile the CUDA kernels ahead of time, report what they take",
 }
 # Of verbs whose name is that of a package.
-MODULES = {"kernels": "cuda_kernels", "serve": "serve.verb", "batch": "batch.verb"}
+MODULES = {
+    "kernels": "cuda_kernels",
+    "serve": "serve.verb",
+    "batch": "batch.verb",
+    "eval": "eval.verb",
+    "transfer": "transfer.verb",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from yakvrt.chunk_size import MAX_CHUNK, default_chunk
 from yakvrt.cli_parsing import kind
-from yakvrt.device_arguments import add_device_arguments, device_keywords
+from yakvrt.device_arguments import add_device_arguments, device_keywords, threads_of
 from yakvrt.kvcache import METHODS
 from yakvrt.machine_arguments import add_machine_arguments, machine_keywords
 from yakvrt.prompt_text import unescape
@@ -74,7 +74,21 @@ key_values = kind("a list like sparse_budget=0.05,recent=128", _key_values)
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, *, ctx_size: int = 0) -> None:
-    """The flags of loading a model."""
+    """The flags of loading a model with one KV method."""
+    add_weight_arguments(parser, ctx_size=ctx_size)
+    add = parser.add_argument_group("KV method").add_argument
+    add("--kv", choices=tuple(METHODS), default="full", help="KV cache method (full)")
+    add(
+        "--kv-args",
+        type=key_values,
+        default={},
+        metavar="K=V,...",
+        help="the method's parameters, as in sparse_budget=0.05,recent=128",
+    )
+
+
+def add_weight_arguments(parser: argparse.ArgumentParser, *, ctx_size: int = 0) -> None:
+    """The flags of loading a model, whatever its KV method."""
     add = parser.add_argument_group("model").add_argument
     shown = "the model's" if ctx_size == 0 else ctx_size
     add(
@@ -110,14 +124,6 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, ctx_size: int = 0) -
         "--cache-type-v",
         choices=("f32", "f16", "bf16"),
         help="the same; may not differ from -ctk",
-    )
-    add("--kv", choices=tuple(METHODS), default="full", help="KV cache method (full)")
-    add(
-        "--kv-args",
-        type=key_values,
-        default={},
-        metavar="K=V,...",
-        help="the method's parameters, as in sparse_budget=0.05,recent=128",
     )
     add("--load-format", choices=("auto", "dummy"), default="auto", help="dummy: random weights")
     add("--offline", action="store_true", help="use no network")
@@ -233,7 +239,7 @@ def load_engine(args: argparse.Namespace, *, n_slots: int = 1) -> Engine:
             args.model,
             ctx_size=args.ctx_size,
             n_slots=n_slots,
-            threads=args.threads if args.threads and args.threads > 0 else None,
+            threads=threads_of(args),
             dtype=args.dtype,
             kv=args.kv,
             kv_args=args.kv_args,

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
     from .grammar import Grammar
 
-MAX_KEPT = 64  # compiled grammars
+MAX_SOURCES = 256
+MAX_LEXER_STATES = 100_000  # of one answer: some 40 MB
 
 
 class Constraint:
@@ -37,7 +38,7 @@ class Constraint:
         import numpy as np
 
         self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
-        self._check()
+        self.check()
         n = min(vocab_size, self._n_tokens)
         found = np.unpackbits(self._bits.view(np.uint8), bitorder="little", count=n)
         if n < vocab_size:  # rows of the output that are no token
@@ -47,7 +48,7 @@ class Constraint:
     def accept(self, token: int) -> None:
         """The token was chosen. Raises: ValueError for one that is not allowed."""
         self._matcher.consume_token(token)
-        self._check()
+        self.check()
 
     @property
     def is_complete(self) -> bool:
@@ -59,9 +60,10 @@ class Constraint:
         """Whether it must end here."""
         return bool(self._matcher.is_stopped())
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Raises: ValueError when the grammar's work for this answer is too much, or nothing can follow."""
         if self._matcher.is_error():
-            raise ValueError(f"the grammar cannot go on ({reason(self._matcher.get_error())})")
+            raise ValueError(f"the grammar fails ({reason(self._matcher.get_error())}); simplify it")
 
 
 class ConstrainedVocabulary:
@@ -71,7 +73,7 @@ class ConstrainedVocabulary:
         self._tokens = tokens
         self._lock = Lock()
         self._built: Any = None
-        self._compiled: OrderedDict[Grammar, Any] = OrderedDict()  # matchers at their beginning
+        self._sources: OrderedDict[Grammar, str] = OrderedDict()  # that have been checked
 
     def constraint(self, grammar: Grammar) -> Constraint:
         """The grammar at its beginning.
@@ -81,26 +83,24 @@ class ConstrainedVocabulary:
         """
         llguidance = import_llguidance()
         with self._lock:
-            is_known = grammar in self._compiled
-        source = "" if is_known else checked_source(grammar)  # outside the lock: it can take seconds
+            source = self._sources.get(grammar)
+        source = source or checked_source(grammar)
         with self._lock:
+            self._sources[grammar] = source
+            self._sources.move_to_end(grammar)
+            if len(self._sources) > MAX_SOURCES:
+                self._sources.popitem(last=False)
             if self._built is None:
                 tokens = self._tokens()
                 self._built = llguidance.LLTokenizer(tokens, eos_token=tokens.ends)
                 tokens.greedy = self._built.greedy_tokenize
-            matcher = self._compiled.get(grammar)
-            if matcher is None:
-                limits = llguidance.LLParserLimits(verbose_errors=False)
-                matcher = llguidance.LLMatcher(
-                    self._built, source or checked_source(grammar), log_level=0, limits=limits
-                )
-                if matcher.is_error():
-                    raise ValueError(f"the grammar does not compile ({reason(matcher.get_error())})")
-                self._compiled[grammar] = matcher
-                if len(self._compiled) > MAX_KEPT:
-                    self._compiled.popitem(last=False)
-            self._compiled.move_to_end(grammar)
-            return Constraint(matcher.deep_copy(), self._built.vocab_size)
+        # Copies of one matcher would be cheaper, but share what they learn: when one has met too many states,
+        # so have all.
+        limits = llguidance.LLParserLimits(verbose_errors=False, max_lexer_states=MAX_LEXER_STATES)
+        matcher = llguidance.LLMatcher(self._built, source, log_level=0, limits=limits)
+        constraint = Constraint(matcher, self._built.vocab_size)
+        constraint.check()
+        return constraint
 
 
 class Tokens:

@@ -58,6 +58,9 @@ class CpuDevice:
         )
         return MemoryPlan((memory,), config.context_len)
 
+    def free_bytes(self) -> int:
+        return available_memory()
+
     def open(self, progress: LoadProgress | None) -> CpuBackend:
         """Raises: as CpuBackend."""
         self._backend = CpuBackend(self._threads, compile_progress(progress), self._affinity)

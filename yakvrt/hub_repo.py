@@ -48,6 +48,31 @@ def cached(repo: str, quant: str | None) -> ModelFiles | None:
         return None
 
 
+def config_file(repo: str, *, offline: bool) -> Path | None:
+    """The config.json of a repository, in the hub's cache or fetched into it; None where it has none.
+
+    Raises: HubError, HubUnreachable.
+    """
+    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    offline = offline or constants.HF_HUB_OFFLINE
+    with _explained(repo):
+        try:
+            return Path(
+                hf_hub_download(repo, "config.json", local_files_only=offline, etag_timeout=TIMEOUT_SECONDS)
+            )
+        except LocalEntryNotFoundError as error:
+            if not offline:
+                raise
+            raise HubUnreachable(
+                f"{repo} is not in the hub's cache and offline mode is on: plan it once without --offline "
+                "and HF_HUB_OFFLINE, which fetches its config.json alone"
+            ) from error
+        except EntryNotFoundError:
+            return None
+
+
 def hub_cache() -> Path:
     """Gives the hub's cache directory by the rules of huggingface_hub."""
     environ = os.environ

@@ -83,10 +83,11 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """What a model takes of every kind of memory."""
+    """What a model takes of every kind of memory. host_rows: a KV method's rows for the host cross a link."""
 
     places: tuple[Place, ...]
     model_context: int
+    host_rows: bool = False
 
     @property
     def scarcest(self) -> Place:

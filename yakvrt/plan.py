@@ -4,25 +4,38 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from yakvrt import terminal
 from yakvrt.cli_arguments import add_model_arguments, at_least, cache_type, chunk_of
 from yakvrt.cli_parsing import Parser, parse
+from yakvrt.plan_text import plan_text
 
 if TYPE_CHECKING:
     from yakvrt.config import ModelConfig
+    from yakvrt.device import Device
     from yakvrt.kvcache.contract import Pools, StepBytes
-    from yakvrt.memory_plan import MemoryPlan
+    from yakvrt.memory_plan import MemoryPlan, Wanted
+    from yakvrt.model_source import ModelSource
+
+MAX_SLOTS = 4096
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The verb's flags."""
-    parser = Parser("plan", "Print what every pool will hold and the context that fits; take nothing.")
+    parser = Parser("plan", "Print what every pool will hold, what fits, and how long a step will take.")
     parser.add_argument(
-        "--slots", type=at_least(1, 4096), default=1, metavar="N", help="sequences at a time (1)"
+        "--slots", type=at_least(1, MAX_SLOTS), default=1, metavar="N", help="sequences at a time (1)"
+    )
+    parser.add_argument(
+        "--calibrate",
+        action="store_true",
+        help="time steps of some layers of this model here first (about 15 s), and keep that for later",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_model_arguments(parser)
@@ -35,30 +48,73 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _plan(args: argparse.Namespace) -> int:
+    from yakvrt.calibration import calibrate, setting_of, timed_for
     from yakvrt.device import gpu_number
     from yakvrt.device_arguments import chosen_device
     from yakvrt.kvcache import open_method
     from yakvrt.memory_plan import Wanted
-    from yakvrt.model_source import open_model
+    from yakvrt.prediction import predict
     from yakvrt.weights import check_tensors
 
     on_gpu = gpu_number(args.device) is not None
     method, parameters = open_method(args.kv, args.kv_args, on_gpu=on_gpu)
     kind = cache_type(args)
-    with open_model(args.model, load_format=args.load_format, offline=args.offline, progress=True) as source:
+    with _model(args) as source:
         config = source.config
         check_tensors(config, source.tensors)
         pools = partial(method.pools, config, parameters, kind)
         wanted = Wanted(config, source.tensors, args.dtype, chunk_of(args), pools, args.slots, args.ctx_size)
+        setting = setting_of(args, source, parameters, kind)
         device = chosen_device(args)
-        plan = device.plan(wanted)
-        device.close()
-        n_tokens = args.ctx_size or plan.context(0)
+        try:
+            n_tokens = args.ctx_size or device.plan(wanted).context(0)
+            most_slots = _most_slots(device, wanted, n_tokens)
+            plan = device.plan(wanted)
+            if args.calibrate:
+                depth = min(n_tokens, plan.largest_context)
+                timed = timed_for(method, parameters, kind, args.dtype, depth, min(args.slots, most_slots))
+                with terminal.Bar("timing") as bar:
+                    calibrate(args, setting, source, device, plan, timed, bar.loading)
+        finally:
+            device.close()
         read = method.step_bytes(config, parameters, kind, n_tokens)
-        record = _record(plan, config, pools(n_tokens), read, args, n_tokens)
-        record = {"model": source.name, **record}
-    print(json.dumps(record) if args.json else _text(record))
+        given = setting, source, args.dtype, read, n_tokens, args.slots
+        record = {
+            "model": source.name,
+            **_record(plan, config, pools(n_tokens), read, args, n_tokens),
+            "largest_slots": most_slots,
+            "link_bytes_per_token": read.host if plan.host_rows else 0,
+            "prediction": predict(*given, on_gpu=on_gpu, host_rows=plan.host_rows),
+        }
+    print(json.dumps(record) if args.json else plan_text(record))
     return 0 if record["fits"] else 1
+
+
+@contextmanager
+def _model(args: argparse.Namespace) -> Iterator[ModelSource]:
+    """The model, or its configuration with random weights where it would have to be fetched."""
+    from yakvrt.hub import config_alone
+    from yakvrt.model_source import open_model
+
+    config = config_alone(args.model, offline=args.offline) if args.load_format == "auto" else None
+    if config is None:
+        with open_model(
+            args.model, load_format=args.load_format, offline=args.offline, progress=True
+        ) as source:
+            yield source
+        return
+    terminal.note(f"{args.model} is not on this machine: its config.json is planned, with weights as bf16")
+    with open_model(str(config), load_format="dummy") as source:
+        yield replace(source, name=args.model)
+
+
+def _most_slots(device: Device, wanted: Wanted, n_tokens: int) -> int:
+    """Slots of n_tokens tokens that fit."""
+
+    def too_many(n_slots: int) -> bool:
+        return device.plan(replace(wanted, n_slots=n_slots)).largest_context < n_tokens
+
+    return bisect_left(range(1, MAX_SLOTS + 1), True, key=too_many)
 
 
 def _record(
@@ -94,35 +150,6 @@ def _record(
         "model_context": config.context_len,
         "fits": n_tokens <= plan.largest_context,
     }
-
-
-def _text(record: dict[str, Any]) -> str:
-    n_tokens, n_slots = record["n_tokens"], record["n_slots"]
-    sequences = terminal.counted(n_slots, "slot")
-    title = f"{record['model']} with --kv {record['kv']}: {sequences} of {n_tokens} tokens"
-
-    def line(what: str, n_bytes: float, remark: str = "") -> str:
-        return f"  {what:<48}{n_bytes / 1e6:>12.1f} MB{remark}"
-
-    lines = [
-        title,
-        line("weights", record["weight_bytes"]),
-        line("steps, program", record["workspace_bytes"]),
-    ]
-    for place in ("device", "host"):
-        for what, n_bytes in record[f"slot_{place}_bytes"].items():
-            remark = f"  {n_bytes / n_tokens:.0f} bytes a token"
-            lines.append(line(f"{place}: {what}", n_slots * n_bytes, remark))
-    lines += [line(f"while a prompt is read: {what}", n) for what, n in record["prompt_bytes"].items()]
-    lines.append(line("in every step: read of device pools", n_slots * record["step_device_bytes"]))
-    lines.append(line("in every step: rows from the host", n_slots * record["step_host_bytes"]))
-    for place in record["places"]:
-        remark = f"  of {place['available_bytes'] / 1e6:.1f} MB free"
-        lines.append(line(f"total of {place['name']}", place["total_bytes"], remark))
-    largest = f"the largest context that fits is {record['largest_context']} tokens"
-    trained = f"the model was trained for {record['model_context']}"
-    lines.append(f"{'fits' if record['fits'] else 'DOES NOT FIT'}; {largest}, {trained}")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

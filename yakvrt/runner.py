@@ -10,6 +10,7 @@ import numpy as np
 from . import model
 from .chunk_size import LOGITS_CHUNK
 from .config import ModelConfig, rope_frequencies
+from .kvcache.contract import KvSetting
 from .trace_log import NO_LAYER, NO_TRACE, Trace
 
 if TYPE_CHECKING:
@@ -39,9 +40,20 @@ class Runner:
         self._backend, self._config, self._weights, self._kv = backend, config, weights, kv
         self.chunk = chunk
         self.logits_chunk = min(chunk, LOGITS_CHUNK)
+        self._rope_factors = rope_factors
         self._inv_freq, self._rope_scale = rope_frequencies(config, rope_factors)
         self._steps: dict[tuple[str, int], tuple[Step, Buffer, Buffer]] = {}
         self.trace: Trace = NO_TRACE
+
+    def setting(self, n_slots: int, ctx_size: int, kind: str) -> KvSetting:
+        """What another KV method over the same model is built for."""
+        rope = self._inv_freq, self._rope_scale
+        return KvSetting(self._backend, self._config, self._weights, n_slots, ctx_size, kind, *rope)
+
+    def over(self, kv: KvMethod) -> Runner:
+        """The same model over another KV cache; weights are shared."""
+        model = self._backend, self._config, self._weights
+        return Runner(*model, kv, chunk=self.chunk, rope_factors=self._rope_factors)
 
     def warm_up(self) -> None:
         """Records what every generation uses; the kernels that are missing compile together."""

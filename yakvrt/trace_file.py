@@ -60,8 +60,7 @@ class Tracing:
         self._target = output_path(path)
         if self._target.exists() and not self._target.is_file():
             raise ValueError(f"{path} is no regular file, a trace cannot be written there; name another file")
-        with _naming(path):
-            self.log = TraceLog(self._target.parent)
+        self.log = TraceLog(self._target.parent, path)
 
     @contextmanager
     def follow(self, engine: Engine, name: str) -> Iterator[None]:
@@ -76,8 +75,8 @@ class Tracing:
         try:
             yield
         finally:
-            log.read_counters()
             engine.trace(None)
+            log.read_counters()
 
     def __enter__(self) -> Tracing:
         return self

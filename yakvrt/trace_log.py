@@ -10,7 +10,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -88,10 +88,11 @@ NO_TRACE = NoTrace()
 class TraceLog:
     """For one thread at a time. Owns: the file, which lies in `directory` until close().
 
-    Raises: OSError where nothing can be written.
+    Raises: OSError, naming `target`, where nothing can be written, here and wherever something is noted.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, target: str = "the trace") -> None:
+        self._target = target
         self.began_ns = time.monotonic_ns()
         self.labels: list[Label] = []
         self.processes: list[str] = []
@@ -99,7 +100,11 @@ class TraceLog:
         self._ids: dict[Label, int] = {}
         self._of_stages: dict[tuple[int, int, str], tuple[Sequence[Stage], np.ndarray, np.ndarray]] = {}
         self._spans: list[str] = []
-        self._file = tempfile.TemporaryFile(dir=directory, buffering=BUFFER_BYTES)  # noqa: SIM115 (close())
+        try:
+            self._file = tempfile.TemporaryFile(dir=directory, buffering=BUFFER_BYTES)  # noqa: SIM115 (close())
+        except OSError as error:
+            error.filename = target
+            raise
         self._one = np.zeros(1, RECORD)
         self._totals: Totals | None = None
         self._sampled_ns = 0
@@ -135,7 +140,7 @@ class TraceLog:
         records["track"] = np.asarray(tracks)[:, None]
         records["begin_ns"], records["end_ns"] = times[..., 0], times[..., 1]
         records["first"], records["second"] = times[..., 2], n_bytes // len(tracks)
-        self._file.write(records.tobytes())
+        self._put(records)
 
     def sample(self, totals: Totals) -> None:
         """Counters: read now, or with the next step that comes late enough, or at the end."""
@@ -158,13 +163,13 @@ class TraceLog:
 
     def records(self, n: int) -> Iterator[np.ndarray]:
         """All in order, n at a time; spans come behind what they hold. Raises: OSError."""
-        self._file.flush()
         self._file.seek(0)
         while held := self._file.read(n * RECORD.itemsize):
             yield np.frombuffer(held[: len(held) // RECORD.itemsize * RECORD.itemsize], RECORD)
 
     def close(self) -> None:
-        self._file.close()
+        with suppress(OSError):  # of what could not be written before
+            self._file.close()
 
     @property
     def _within(self) -> str:
@@ -172,7 +177,14 @@ class TraceLog:
 
     def _write(self, label: int, begin_ns: int, end_ns: int, first: int = 0, second: int = 0) -> None:
         self._one[0] = label, HOST, begin_ns, end_ns, first, second
-        self._file.write(self._one.tobytes())
+        self._put(self._one)
+
+    def _put(self, records: np.ndarray) -> None:
+        try:
+            self._file.write(records.tobytes())
+        except OSError as error:
+            error.filename = self._target
+            raise
 
     def _known(self, stages: Sequence[Stage]) -> tuple[np.ndarray, np.ndarray]:
         """Their labels and bytes."""

@@ -2,10 +2,36 @@
 
 from __future__ import annotations
 
-from . import attention, elementwise, higgs, matmul, moe, prompt, recall, scores, selection, window, yakv
+from . import (
+    attention,
+    elementwise,
+    higgs,
+    links,
+    matmul,
+    moe,
+    prompt,
+    recall,
+    scores,
+    selection,
+    window,
+    yakv,
+)
 from .case import Sized
 
-FAMILIES = (matmul, attention, scores, selection, yakv, window, prompt, recall, elementwise, higgs, moe)
+FAMILIES = (
+    matmul,
+    attention,
+    scores,
+    selection,
+    yakv,
+    window,
+    prompt,
+    recall,
+    elementwise,
+    higgs,
+    moe,
+    links,
+)
 
 
 def small_cases() -> list[Sized]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..kernels.team import MAX_THREADS
 from .topology import Cpu, Topology
 
 NUMA = ("distribute", "isolate", "numactl")
@@ -60,6 +61,15 @@ def usable(affinity: Affinity, topology: Topology) -> Topology:
             )
         topology = topology.only(cpu.number for cpu in topology.nodes[node])
     return topology
+
+
+def team_size(n_threads: int | None, affinity: Affinity, topology: Topology) -> int:
+    """The threads that run where n_threads are asked for, on what usable() gave: no more than it has CPUs,
+    or they would wait for each other's turn; None: one a core.
+    """
+    if n_threads is None:
+        n_threads = min(topology.best_threads, MAX_THREADS)
+    return n_threads if affinity.strict else min(n_threads, topology.most_threads)
 
 
 def place_threads(affinity: Affinity, topology: Topology, n_threads: int) -> Places:

@@ -9,12 +9,11 @@ import numpy as np
 
 from ..kernel_build.compilers import Progress
 from ..kernel_build.spec import KernelSpec, kernel
-from ..kernels.team import MAX_THREADS
 from ..kernels.tile_layout import ROWS
 from ..kernels.yakv_layout import Budget, YakvShape
 from ..ops import ELEMENT_BYTES, Batch, Buffer, KvRows
 from ..trace_log import TraceLog
-from .affinity import Affinity, place_threads, usable
+from .affinity import Affinity, place_threads, team_size, usable
 from .kernel_cache import KernelCache
 from .memory import ROW_FLOATS, aligned_array, padded, reserved
 from .recorder import Piece, Recorder
@@ -81,11 +80,9 @@ class CpuBackend:
     ) -> None:
         affinity = affinity or Affinity()
         topology = usable(affinity, machine_topology())
-        if n_threads is None:
-            n_threads = min(topology.best_threads, MAX_THREADS)
-        check_threads(n_threads)
-        if not affinity.strict:
-            n_threads = min(n_threads, topology.most_threads)
+        if n_threads is not None:
+            check_threads(n_threads)
+        n_threads = team_size(n_threads, affinity, topology)
         places = place_threads(affinity, topology, n_threads)
         self._cache = KernelCache()
         self._progress = progress

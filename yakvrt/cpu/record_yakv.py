@@ -56,6 +56,7 @@ def _record_partials(
 ) -> tuple[np.ndarray | int, ...]:
     """Returns: the partial results of every query head, as arguments that all their readers share."""
     memory, batch, tape, shape = recorder.memory, recorder.batch, recorder.tape, rows.shape
+    layer = recorder.in_stage.layer
     group, head_dim, n_tokens = shape.group, shape.head_dim, 64 * rows.n_blocks
     units = recorder.capacity * recorder.n_kv_heads
     n_runs = -(-rows.n_blocks // BLOCKS_PER_RUN)
@@ -77,7 +78,7 @@ def _record_partials(
     )
     scratch = memory.shared("yakv_scratch", per_thread * memory.n_threads), per_thread
     q_copy, k_copy = memory.copy_bytes(q), memory.copy_bytes(k)
-    recorder.next_stage("select")
+    recorder.stage("select", layer)
     tape.add(
         kernel("yakv_score", "yakv_score_cpu", *shape.parameters),
         rows.table,
@@ -122,7 +123,7 @@ def _record_partials(
     places = ids
     if rows.n_places:
         places = memory.shared("yakv_places", units * n_tokens * 4)
-        recorder.next_stage("fetch")
+        recorder.stage("fetch", layer)
         tape.add(
             kernel("yakv_fetch", "yakv_fetch_cpu", row_bytes(head_dim, shape.k_format, shape.v_format)),
             rows.table,
@@ -133,7 +134,7 @@ def _record_partials(
             counts,
             places,
         )
-    recorder.next_stage("attend")
+    recorder.stage("attend", layer)
     tape.add(
         kernel("yakv_attend", "yakv_attend_cpu", *shape.parameters),
         rows.attend_table,

@@ -65,7 +65,7 @@ class Recorder:
         """What follows is recorded into a part of its own."""
         self.tape = Tape()
         self.parts.append([self.tape])
-        self._stage = Stage()
+        self.in_stage = Stage()
         self.tape.add(
             kernel("rope", "rope_table_cpu"),
             self._rope_table,
@@ -78,17 +78,13 @@ class Recorder:
         )
 
     def stage(self, name: str, layer: int = NO_LAYER) -> None:
-        self._stage = Stage(name, layer)
-        self.tape.begin_stage(self._stage)
-
-    def next_stage(self, name: str) -> None:
-        """As stage(), in the same layer."""
-        self.stage(name, self._stage.layer)
+        self.in_stage = Stage(name, layer)
+        self.tape.begin_stage(self.in_stage)
 
     def call(self, function: Callable[[], None]) -> None:
         self.tape = Tape()
-        self.tape.begin_stage(self._stage)
-        self.parts[-1] += [HostCall(function, self._stage), self.tape]
+        self.tape.begin_stage(self.in_stage)
+        self.parts[-1] += [HostCall(function, self.in_stage), self.tape]
 
     def pack_size(self, capacity: int) -> int:
         """How many of so many rows share one pass over the weights."""

@@ -16,7 +16,8 @@ MIN_ARGUMENTS = 24  # blocks are filled up with zeros, which stand for "not used
 
 class Tape:
     """Rows of (kernel, arguments, barrier), resolved to addresses by finish(), which also tells the stages
-    that traces show, and the rows with which they begin (`bounds`; behind them the number of rows).
+    that traces show; bounds_words are the address of their first rows, behind which the number of rows lies,
+    and their number.
 
     Owns: the argument blocks, and a reference to every array whose address they hold.
     """
@@ -27,7 +28,7 @@ class Tape:
         self._table = np.empty((0, 3), np.int64)
         self._stages: list[tuple[int, Stage]] = []
         self.stages: tuple[Stage, ...] = ()
-        self.bounds = np.empty(0, np.int64)
+        self.bounds_words = 0, 0
 
     def add(self, spec: KernelSpec, *arguments: np.ndarray | int | None, barrier: bool = True) -> None:
         """Appends one op; an array stands for its address, None for address 0, arguments left out for 0.
@@ -76,7 +77,8 @@ class Tape:
         stages = {first: stage for first, stage in self._stages if first < len(rows)}
         self.stages = tuple(stages.values()) or (Stage(),)
         # what comes before the first belongs to it
-        self.bounds = np.array([0, *list(stages)[1:], len(rows)], np.int64)
+        self._bounds = np.array([0, *list(stages)[1:], len(rows)], np.int64)
+        self.bounds_words = self._bounds.ctypes.data, len(self.stages)
 
     @property
     def address(self) -> int:

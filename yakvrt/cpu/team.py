@@ -66,12 +66,15 @@ class _Crew:
         for thread in self.threads:
             thread.start()
 
-    def trace(self, tape: Tape | None, times: np.ndarray) -> None:
-        """The next job, of this tape, writes down times [threads, stages, 3]; or none does from now on."""
+    def trace(self, tape: Tape | None) -> None:
+        """The next job, of this tape, writes down times; or none does from now on."""
+        bounds = tape.bounds_words if tape else (0, 0)
+        self.control[protocol.TRACE // 8 : protocol.TRACE // 8 + 2] = bounds
+
+    def trace_into(self, times: np.ndarray) -> None:
+        """Where times are written: int64 [threads, stages, 3]."""
         words = self.control[protocol.TRACE // 8 :]
-        words[protocol.N_STAGES // 8] = len(tape.stages) if tape else 0
         words[protocol.TIMES // 8 : protocol.TIMES_BYTES // 8 + 1] = times.ctypes.data, times.strides[0]
-        words[protocol.BOUNDS // 8] = tape.bounds.ctypes.data if tape else 0
 
     def announce(self, tape: int, n_rows: int, active: np.ndarray) -> None:
         """Gives out a job to some threads; the caller takes the place of the first."""
@@ -157,7 +160,8 @@ class Team:
             self._tape = tape
             threads = self.everyone if threads is None else threads
             if self.log:
-                crew.trace(tape, self._times_for(tape))
+                self._make_room(tape)
+                crew.trace(tape)
             mask = self._mask()
             try:
                 if mask:
@@ -177,7 +181,7 @@ class Team:
             crew.finish_interrupted()
             self.log = log
             if log is None:
-                crew.trace(None, self._times)
+                crew.trace(None)
             else:
                 for thread in range(self.n_threads):
                     log.name_track(thread, f"thread {thread}" if thread else "thread 0 (host)")
@@ -203,11 +207,11 @@ class Team:
             if os.getpid() == self._process:
                 self._close()
 
-    def _times_for(self, tape: Tape) -> np.ndarray:
+    def _make_room(self, tape: Tape) -> None:
         if self._times.shape[1] < len(tape.stages):
             n = padded(len(tape.stages), 8)  # whole cache lines for each thread
             self._times = np.zeros((self.n_threads, n, protocol.TIME_WORDS), np.int64)
-        return self._times
+            self._crew.trace_into(self._times)
 
     def _note(self, log: TraceLog, tape: Tape, threads: np.ndarray) -> None:
         tracks = [0, *threads[1:]]  # the caller is thread 0, wherever it is put

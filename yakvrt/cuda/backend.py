@@ -22,6 +22,7 @@ from .device_kernels import built_kernels, compiled_kernels
 from .device_matrix import DeviceMatrix
 from .device_rows import DeviceRows
 from .driver import DeviceError, after_loss
+from .kernel_choice import gather_blocks
 from .memory import PinnedMemory
 from .pinned_pool import PinnedPool
 from .pinned_pool import Progress as PinProgress
@@ -71,6 +72,7 @@ class CudaBackend:
         Raises: DeviceError.
         """
         self.device, self.kv_on_host = device, kv_on_host
+        self.gather_blocks = gather_blocks(device.name)
         self._kernels = built_kernels(self.device, cubins) if cubins else compiled_kernels(self.device)
         self._progress, self._pin_progress = progress, pin_progress
         self.stream, self._side = Stream(), Stream()

@@ -67,6 +67,11 @@ class Device:
         free, _ = call("cuMemGetInfo")
         return int(free)
 
+    def bus_id(self) -> str:
+        """Its place on the PCI bus, as /sys/bus/pci/devices names it."""
+        found: bytes = call("cuDeviceGetPCIBusId", 32, self._handle)
+        return found.split(b"\0")[0].decode(errors="replace").lower()
+
     def synchronise(self) -> None:
         """Waits for all that was asked of the GPU."""
         call("cuCtxSynchronize")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Callable
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -29,6 +31,7 @@ SENTENCES = {
     "CUDA_ERROR_DEVICE_UNAVAILABLE": "the GPU is in exclusive use by another process: wait or take another",
     "CUDA_ERROR_DEVICES_UNAVAILABLE": "the GPU is in exclusive use by another process: wait or take another",
 }
+SINCE_CUDA = 13000  # functions are those of CUDA 13.0
 # after these a process can do nothing more with the GPU
 LOST = {
     "CUDA_ERROR_ILLEGAL_ADDRESS": "a kernel reached memory that is not its own",
@@ -67,13 +70,49 @@ def call(name: str, *arguments: Any) -> Any:
             f"the NVIDIA driver does not know {name} ({error}): update it to one of CUDA 13 or newer (580)"
         ) from None
     if int(status):
-        code = status.name
-        if code in LOST:
-            raise DeviceLost(f"{LOST[code]}; the GPU is lost to this process, which has to be started again")
-        raise DeviceError(SENTENCES.get(code, f"the NVIDIA driver refused {name}: {code}"))
+        _refuse(name, status.name)
     if len(values) < 2:
         return values[0] if values else None
     return tuple(values)
+
+
+def _refuse(name: str, code: str) -> None:
+    if code in LOST:
+        raise DeviceLost(f"{LOST[code]}; the GPU is lost to this process, which has to be started again")
+    raise DeviceError(SENTENCES.get(code, f"the NVIDIA driver refused {name}: {code}"))
+
+
+def function(name: str, *kinds: Any) -> Callable[..., None] | None:
+    """The driver's function for calls in a loop, which takes numbers and addresses of these ctypes and raises
+    DeviceError; None where the driver is too old for it.
+    """
+    try:
+        address, _ = call("cuGetProcAddress", name.encode(), SINCE_CUDA, 0)
+    except DeviceError as error:
+        if "NOT_FOUND" not in str(error):
+            raise
+        address = 0
+    if not address:
+        return None
+    foreign = ctypes.CFUNCTYPE(ctypes.c_int, *kinds)(int(address))
+
+    def called(*arguments: Any) -> None:
+        if status := foreign(*arguments):
+            _refuse(name, _bindings().CUresult(status).name)
+
+    return called
+
+
+def record_2d(to: int, source: int, pitch: int, width: int, n_rows: int) -> Any:
+    """What cuMemcpy2DAsync takes for n_rows rows of `width` bytes, `pitch` bytes apart on the host and one
+    behind the other on the device.
+    """
+    record = _bindings().CUDA_MEMCPY2D()
+    record.srcMemoryType = constant("CUmemorytype", "CU_MEMORYTYPE_HOST")
+    record.dstMemoryType = constant("CUmemorytype", "CU_MEMORYTYPE_DEVICE")
+    record.srcHost, record.srcPitch, record.dstDevice, record.dstPitch = source, pitch, to, width
+    record.WidthInBytes, record.Height = width, n_rows
+    return record
 
 
 def after_loss(error: BaseException) -> bool:

@@ -1,10 +1,12 @@
 """Which of several kernels for one op fits a shape and a GPU; kernel_list.py compiles what these can answer.
 
-No choice was measured on a GPU: each follows from counts in the kernels' own files.
+No choice was measured on a GPU, but for what `yakvrt transfer` left: each follows from counts in the kernels'
+own files.
 """
 
 from __future__ import annotations
 
+from .. import tuning
 from ..kernel_build.spec import KernelSpec, kernel
 from ..kernels.attend_fragments import HEAD_DIMS, head_blocks
 from ..kernels.device_layout import TENSOR_CORE_FORMATS, device_layout
@@ -23,7 +25,9 @@ DECODE_SHAPES = ((1, MOST_WARPS), *((n, 1) for n in DECODE_ROWS))
 GROUPED_SHAPES = ((1, MOST_WARPS), *((n, 1) for n in DECODE_ROWS[1:]))  # an expert's matrices are small
 SPLIT_TOKENS = 512  # positions worth a block of their own in decode
 SCORE_TOKENS = 4096  # that a block scores
-GATHER_BLOCKS = 16  # keep a link to the host busy: a block has 16 KB under way
+GATHER_BLOCKS = 16  # keep a link to the host busy where none was measured: a block has 16 KB under way
+MOST_GATHER_BLOCKS = 1024
+GATHER_LOADS = (1, 2, 4, 8)  # of 16 bytes that a lane has under way, of gathers that are timed
 MULTIPROCESSORS = 132
 BLOCKS_AT_ONCE = 2 * MULTIPROCESSORS
 
@@ -74,3 +78,13 @@ def decode_splits(n_tokens: int, n_rows: int, n_kv_heads: int, group: int) -> in
     """How many blocks share the history of a KV head in a slot of n_tokens tokens."""
     wanted = -(-BLOCKS_AT_ONCE // (n_rows * n_kv_heads * head_blocks(group)))
     return max(1, min(wanted, -(-n_tokens // SPLIT_TOKENS)))
+
+
+def gather_blocks(device_name: str) -> int:
+    """Blocks that read rows over the link: as `yakvrt transfer` measured on such a device, or the default."""
+    try:
+        rates = tuning.LinkRates.read(tuning.load(device_name) or {})
+    except (tuning.TuningError, RuntimeError):  # a section of less, or no directory to keep any in
+        rates = None
+    measured = int(rates.gather_blocks) if rates else 0
+    return measured if 1 <= measured <= MOST_GATHER_BLOCKS else GATHER_BLOCKS

@@ -7,7 +7,14 @@ from ..kernels.device_layout import DEVICE_LAYOUTS, TENSOR_CORE_FORMATS
 from ..kernels.higgs_layout import row_bytes
 from ..kernels.matmul_wgmma_cuda import ARCHITECTURE
 from ..kernels.yakv_attend_cuda import FORMATS
-from .kernel_choice import DECODE_SHAPES, EXPERT_PACKS, GROUPED_SHAPES, PREFILL_TILES, WGMMA_TILES
+from .kernel_choice import (
+    DECODE_SHAPES,
+    EXPERT_PACKS,
+    GATHER_LOADS,
+    GROUPED_SHAPES,
+    PREFILL_TILES,
+    WGMMA_TILES,
+)
 
 FLOATS = ("f32", "f16", "bf16")  # number formats of embedding tables and KV rows
 # head dimensions that HIGGS codes can be made of (rotate.py)
@@ -112,6 +119,9 @@ def all_kernels(arch: str) -> list[KernelSpec]:
         kernel("yakv_fetch_cuda", "yakv_forget_cuda"),
         kernel("yakv_fetch_cuda", "yakv_count_cuda"),
         *(kernel("yakv_gather_cuda", "yakv_gather_cuda", size, False) for size in ROW_SIZES),
+        *(kernel("gather_rows", "gather_rows_cuda", loads) for loads in GATHER_LOADS),
+        kernel("pointer_chase", "pointer_chase_cuda"),
+        kernel("multiply_adds", "multiply_adds_cuda"),
         *(kernel("attend_plain_cuda", "attend_plain_cuda", *shape) for shape in PLAIN_ATTENTION),
         *(
             kernel("attend_decode_cuda", "attend_decode_cuda", *shape, ring)

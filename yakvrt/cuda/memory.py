@@ -10,8 +10,8 @@ import numpy as np
 from .driver import DeviceError, call
 from .stream import Stream
 
-# of cuMemHostAlloc: pinned for all contexts, and mapped
-PORTABLE_MAPPED = 1 | 2
+# of cuMemHostAlloc: pinned for all contexts, and mapped; written past the host's caches, who reads it slowly
+PORTABLE_MAPPED, WRITE_COMBINED = 1 | 2, 4
 
 
 class DeviceMemory:
@@ -71,11 +71,12 @@ class PinnedMemory:
     Kernels may read and write it (zero-copy), copies from and to it do not wait for a staging buffer.
     """
 
-    def __init__(self, n_bytes: int) -> None:
+    def __init__(self, n_bytes: int, *, write_combined: bool = False) -> None:
         """Raises: DeviceError naming what was asked for."""
         self.n_bytes = n_bytes
+        flags = PORTABLE_MAPPED | WRITE_COMBINED if write_combined else PORTABLE_MAPPED
         try:
-            self._pointer: Any = int(call("cuMemHostAlloc", max(n_bytes, 1), PORTABLE_MAPPED))
+            self._pointer: Any = int(call("cuMemHostAlloc", max(n_bytes, 1), flags))
         except DeviceError as error:
             raise DeviceError(
                 f"{n_bytes / 1e6:.0f} MB of host memory cannot be pinned ({error}): free some memory or take"

@@ -16,7 +16,7 @@ from ..kernels.rotate import rotation_lanes
 from ..kernels.select_topk_cuda import candidates_stride
 from ..kernels.yakv_tail_cuda import BLOCKS
 from ..ops import Buffer
-from .kernel_choice import GATHER_BLOCKS, SCORE_TOKENS, decode_splits
+from .kernel_choice import SCORE_TOKENS, decode_splits
 from .record_codes import BlockRows, pool_words, record_codes
 from .yakv_pools import RowPool, YakvRows
 
@@ -85,17 +85,17 @@ class _Step:
         )
 
     def _partials(self, q: Buffer, k: Buffer, v: Buffer) -> None:
-        self.recorder.next_stage("select")
+        self.recorder.stage("select", self.recorder.in_stage.layer)
         self._measure()
         self._attend_ring(q, k, v)
         self._score(q)
         self._select()
         places, held, n_missing = self.ids, self.rows.rows, None
         if self.rows.cached:
-            self.recorder.next_stage("fetch")
+            self.recorder.stage("fetch", self.recorder.in_stage.layer)
             places, n_missing = self._fetch(self.rows.cached)
             held = self.rows.cached
-        self.recorder.next_stage("attend")
+        self.recorder.stage("attend", self.recorder.in_stage.layer)
         self.recorder.launch(
             kernel("yakv_fetch_cuda", "yakv_count_cuda"),
             (1, 1),
@@ -211,7 +211,7 @@ class _Step:
         size = row_bytes(self.head_dim, self.shape.k_format, self.shape.v_format)
         self.recorder.launch_beside(
             kernel("yakv_gather_cuda", "yakv_gather_cuda", size, False),
-            (GATHER_BLOCKS, 1),
+            (self.recorder.gather_blocks, 1),
             *(
                 *self._pool(cached),
                 *self._pool(self.rows.rows),

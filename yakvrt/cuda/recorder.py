@@ -80,7 +80,7 @@ class CudaRecorder:
     ) -> None:
         self.parts: list[list[Piece]] = []
         self.capacity = capacity
-        self.arch = backend.arch
+        self.arch, self.gather_blocks = backend.arch, backend.gather_blocks
         self.n_heads, self.n_kv_heads, self.head_dim = heads
         self._backend = backend
         self.batch_numbers = np.zeros(Batch.length(capacity), np.int64)
@@ -125,13 +125,13 @@ class CudaRecorder:
         self._stage_at = len(self.parts[-1])
         self.parts[-1].append(Stage(name, layer))
 
-    def next_stage(self, name: str) -> None:
-        """As stage(), in the same layer."""
+    @property
+    def in_stage(self) -> Stage:
         held = self.parts[-1][self._stage_at]
-        self.stage(name, held.layer if isinstance(held, Stage) else NO_LAYER)
+        return held if isinstance(held, Stage) else Stage()
 
     def reads(self, n_bytes: int) -> None:
-        """Adds to what the stage says that it reads."""
+        """Adds to what the stage, where there is one, says that it reads."""
         held = self.parts[-1][self._stage_at]
         if isinstance(held, Stage):
             self.parts[-1][self._stage_at] = held._replace(n_bytes=held.n_bytes + n_bytes)

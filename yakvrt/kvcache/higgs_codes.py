@@ -80,8 +80,9 @@ class HiggsCode:
 
     def points(self, codes: np.ndarray) -> np.ndarray:
         """Rotated rows without their scales. Shapes: codes [n, n_codes] -> [n, coded width]."""
-        points: np.ndarray = self.grid[codes].reshape(len(codes), len(self.turn))
-        return points
+        # no code is out of range, and "clip" is faster than to look for one
+        points = np.take(self.grid, codes, axis=0, mode="clip")
+        return points.reshape(len(codes), len(self.turn))
 
 
 class CodedRows:

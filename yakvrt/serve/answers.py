@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from starlette.datastructures import State
 from starlette.types import Receive
 
+from yakvrt.grammar_check import import_llguidance
 from yakvrt.scheduler_state import OverloadedError
 from yakvrt.serve.errors import ApiError
 from yakvrt.serve.metrics import Metrics
@@ -40,8 +41,10 @@ class Answers:
     def submit(self, params: SamplingParams) -> None:
         """All or none. A seed goes to the first answer, its successors to the others.
 
-        Raises: ApiError for a prompt that is too long, or when too many wait.
+        Raises: ApiError for a prompt that is too long, a grammar that does not compile, when too many wait.
         """
+        if params.grammar:
+            check_grammars()
         for ids in self.prompts:
             check_length(ids, self.model.engine.ctx_size)
         most = self.service.settings.max_waiting
@@ -113,6 +116,14 @@ class Answers:
             "model": self.model.name,
             "system_fingerprint": f"yakvrt-{__version__}",
         }
+
+
+def check_grammars() -> None:
+    """Raises: ApiError where the package for them is missing."""
+    try:
+        import_llguidance()
+    except RuntimeError as error:
+        raise ApiError(str(error), status=501, code="not_supported") from None
 
 
 def check_length(ids: Sequence[int], ctx_size: int) -> None:

@@ -105,6 +105,12 @@ async def chat_completions(http: HttpRequest) -> Response:
 
 def encode_chat(model: Model, asked: ChatRequest, tools: Tools | None) -> list[int]:
     """The prompt. Raises: ApiError for messages that the template refuses."""
+    if not model.tokenizer.has_chat_template:
+        raise ApiError(
+            "the model has no chat template; use /v1/completions, or start the server with one "
+            "(--chat-template-file)",
+            code="no_chat_template",
+        )
     check_template_kwargs(asked.chat_template_kwargs)
     messages = template_messages(asked.messages)
     try:
@@ -112,4 +118,4 @@ def encode_chat(model: Model, asked: ChatRequest, tools: Tools | None) -> list[i
             messages, tools=tools.definitions if tools else None, **asked.chat_template_kwargs
         )
     except (ValueError, TypeError) as error:
-        raise ApiError(str(error), param="messages") from None
+        raise ApiError(str(error).removesuffix(" or use --raw"), param="messages") from None

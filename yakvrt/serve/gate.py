@@ -45,8 +45,8 @@ class Gate:
 
     def _check(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
-        host = headers.get("host", "")
-        if not self._is_known_host(host):
+        host = headers.get("host")
+        if host is not None and not self._is_known_host(host):  # HTTP/1.0 may have none, browsers always do
             # A web page whose name was made to mean this machine (DNS rebinding) asks with that name.
             raise ApiError(
                 f"the request is for host {host[:100]!r}, which this is not; name it with --allowed-hosts",
@@ -69,7 +69,7 @@ class Gate:
             return True
         return not self._hosts if not self._is_local else is_loopback(name)
 
-    def _is_allowed(self, origin: str, host: str) -> bool:
+    def _is_allowed(self, origin: str, host: str | None) -> bool:
         """Whether the page is this server's own, or one of --cors-origins."""
         allowed = self._settings.cors_origins
         own = (f"http://{host}".lower(), f"https://{host}".lower())

@@ -31,7 +31,7 @@ def template_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def check_template_kwargs(given: dict[str, Any]) -> None:
     """Raises: ApiError for values of the template that have a field of their own."""
-    reserved = {"messages", "tools", "add_generation_prompt"} & given.keys()
+    reserved = {"self", "messages", "tools", "add_generation_prompt"} & given.keys()
     if reserved:
         raise ApiError(f"chat_template_kwargs may not hold {min(reserved)}", param="chat_template_kwargs")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from yakvrt.sampler import SamplingParams
 from yakvrt.serve.errors import ApiError
 from yakvrt.serve.settings import MAX_BIASES, MAX_CHOICES, MAX_STOP_CHARS, MAX_STOPS, MAX_TOP_LOGPROBS
 
+NEVER = -1e38  # a bias as low as this rules a token out: JSON has no minus infinity
 # Fields that are SamplingParams' own, by name.
 SAMPLING = (
     "seed",
@@ -160,7 +162,7 @@ def _biases(biases: dict[str, float], vocab_size: int) -> dict[int, float]:
                 f"logit_bias names {token[:40]!r}; token ids run from 0 to {vocab_size - 1}",
                 param="logit_bias",
             )
-    return {int(token): bias for token, bias in biases.items()}
+    return {int(token): bias if bias > NEVER else -math.inf for token, bias in biases.items()}
 
 
 def _check_count(name: str, n: int, limit: int) -> None:

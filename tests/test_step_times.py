@@ -1,0 +1,128 @@
+"""Times of steps: the arithmetic against sums by hand, timing under a clock of its own, hostile entries."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from golden_values import tiny_dir
+
+from yakvrt.cpu_device import CpuDevice
+from yakvrt.kvcache import open_method
+from yakvrt.kvcache.contract import StepBytes
+from yakvrt.model_source import open_model
+from yakvrt.modelled_step import WeightReads, modelled_step
+from yakvrt.step_times import StepTimes
+from yakvrt.step_timing import (
+    LEAST_LAYERS,
+    ROUNDS,
+    STEPS,
+    Timed,
+    batches_up_to,
+    depths_up_to,
+    layers_to_time,
+    some_layers,
+    time_steps,
+)
+from yakvrt.tuning import TuningError
+
+# head(B) = 2 + B, layer(B) = 1 + B / 4 at 512 tokens, and every slot adds n / 1024 - 1 / 2 to a layer
+TIMES = StepTimes(5, (512, 2048), (3 + 5 * 1.25, 3 + 5 * 2.75), (1, 4), (9.25, 16), (4.25, 8))
+
+
+@pytest.mark.parametrize("n_layers", [5, 28])
+@pytest.mark.parametrize(("n_tokens", "n_slots"), [(512, 1), (2048, 1), (1000, 2), (4096, 3), (100, 4)])
+def test_a_step_is_a_head_and_layers(n_layers: int, n_tokens: int, n_slots: int) -> None:
+    layer = 1 + n_slots / 4 + n_slots * (n_tokens / 1024 - 0.5)
+    assert TIMES.step_ms(n_layers, n_tokens, n_slots) == pytest.approx(2 + n_slots + n_layers * layer)
+
+
+def test_more_slots_than_were_timed_are_not_guessed() -> None:
+    assert TIMES.step_ms(5, 512, 5) is None
+
+
+def test_a_model_of_one_layer() -> None:
+    assert StepTimes(1, (16,), (2.0,), (1,), (2.0,), (2.0,)).step_ms(1, 500) == pytest.approx(2)
+
+
+def test_an_entry_comes_back() -> None:
+    assert StepTimes.read(TIMES.entry()) == TIMES
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"n_layers": "5"},
+        {"n_layers": 0},
+        {"n_tokens": 512},
+        {"n_tokens": [2048, 512]},
+        {"n_tokens": [512.5, 2048]},
+        {"n_tokens": [512]},
+        {"n_slots": [2, 4]},
+        {"depth_ms": [1, "2"]},
+        {"depth_ms": [1, 0]},
+        {"batch_ms": []},
+        {"one_layer_ms": [1]},
+        {"one_layer_ms": [1] * 65},
+        {"spread": None},
+    ],
+    ids=str,
+)
+def test_a_broken_entry_is_refused(changed: dict[str, object]) -> None:
+    with pytest.raises(TuningError, match="calibrate again"):
+        StepTimes.read({**TIMES.entry(), **changed})
+
+
+def test_what_is_timed() -> None:
+    assert depths_up_to(100) == (100,)
+    assert depths_up_to(8192) == (512, 2048, 8192)
+    assert batches_up_to(1) == (1,)
+    assert batches_up_to(6) == (1, 2, 4, 6)
+    with open_model(str(tiny_dir("qwen3")), offline=True) as source:
+        config, n = source.config, source.config.n_layers
+        assert layers_to_time(config, 10**6, 10**9) == n
+        assert layers_to_time(config, 10**9, 1) == min(n, LEAST_LAYERS)
+        some = some_layers(source, 1)
+        name = "blk.{}.attn_q.weight"
+        assert some.tensors[name.format(0)] is source.tensors[name.format(n // 2)]
+        assert name.format(1) not in some.tensors
+        assert some.config.n_layers == 1
+
+
+@pytest.mark.parametrize("kv", ["full", "yakv"])
+def test_steps_are_timed_in_rounds(kv: str) -> None:
+    def clock() -> Iterator[float]:
+        now = 0.0
+        while True:
+            yield now
+            now += 0.001
+
+    ticks = clock()
+    device = CpuDevice(1)
+    try:
+        with open_model(str(tiny_dir("qwen3")), offline=True) as source:
+            timed = Timed(*open_method(kv, {}), "f16", "auto", (64, 600), (1, 2))
+            times = time_steps(source, device, timed, clock=lambda: next(ticks))
+    finally:
+        device.close()
+    one_ms = pytest.approx((1.0, 1.0))
+    assert (times.n_tokens, times.n_slots) == ((64, 600), (1, 2))
+    assert times.depth_ms == times.batch_ms == times.one_layer_ms == one_ms
+    sides = 5
+    # the clock is read before each step, behind each timed one, and once a round behind the first three
+    assert next(ticks) * 1e3 == pytest.approx(1 + ROUNDS * sides * (2 * STEPS + 1) + ROUNDS - 3, abs=1)
+
+
+def test_a_modelled_step_is_its_slower_side() -> None:
+    with open_model(str(tiny_dir("qwen3-moe")), offline=True) as source:
+        config = source.config
+    weights = WeightReads(held=10_000_000, dense=4_000_000, experts=6_000_000, config=config)
+    part = config.n_experts_used / config.n_experts
+    assert weights.of_step(1) == pytest.approx(4e6 + 6e6 * part)
+    assert weights.of_step(2) == pytest.approx(4e6 + 6e6 * (1 - (1 - part) ** 2))
+    read = StepBytes(device=1_000_000, host=500_000)
+    device_ms = (4e6 + 6e6 * (1 - (1 - part) ** 2) + 2e6) / 100e6
+    step = modelled_step(weights, read, 2, memory_gbps=100, link_gbps=4)
+    assert step == pytest.approx((device_ms, 0.25))
+    assert step.step_ms == step.link_ms
+    assert modelled_step(weights, read, 2, 100, 0) == pytest.approx((device_ms + 0.01, 0))

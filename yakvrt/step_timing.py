@@ -1,0 +1,210 @@
+"""Times decode steps of a few layers of a model, over slots that hold random rows.
+
+The layers are the model's own, spread evenly, from its file or random: their time hangs on shapes and number
+formats, not on values. They are as many as the last cache cannot hold, so that weights come from memory as in
+the whole model; a model that small is timed whole.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .config import rope_frequencies
+from .kvcache.contract import AttentionInput, KvSetting
+from .runner import Runner
+from .step_times import StepTimes
+
+if TYPE_CHECKING:
+    from .backend import Backend
+    from .config import ModelConfig
+    from .device import Device
+    from .kvcache.contract import KvMethod
+    from .model_source import ModelSource
+    from .weights import Weights
+
+CHUNK = 256
+ROUNDS, LEAST_ROUNDS, STEPS = 12, 3, 4
+ENOUGH_S = 20.0
+LEAST_LAYERS = 4
+BATCH_TOKENS = 512  # the shallowest depth, which batches are timed at
+
+Clock = Callable[[], float]  # seconds
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """What to time: a KV method, rows of `kind`, weights as `dtype`, depths and numbers of slots."""
+
+    method: ModuleType
+    parameters: Any
+    kind: str
+    dtype: str
+    n_tokens: tuple[int, ...]
+    n_slots: tuple[int, ...]
+
+
+def depths_up_to(n_tokens: int) -> tuple[int, ...]:
+    """Those to time so that any depth up to n_tokens lies near or between."""
+    steps = (BATCH_TOKENS * 4**i for i in range(20))
+    return (*(n for n in steps if n < n_tokens), n_tokens)
+
+
+def batches_up_to(n_slots: int) -> tuple[int, ...]:
+    """Powers of two, and n_slots."""
+    return (*(2**i for i in range(12) if 2**i < n_slots), n_slots)
+
+
+def layers_to_time(config: ModelConfig, weight_bytes: int, least_bytes: int) -> int:
+    """So many that they hold least_bytes of a model's weight_bytes, at least LEAST_LAYERS, as few layers
+    beside a large head tell little of a layer.
+    """
+    tables = config.vocab_size * config.hidden_dim * (1 if config.tied else 2)
+    layer_bytes = weight_bytes * (1 - tables / config.n_params) / config.n_layers
+    return min(config.n_layers, max(LEAST_LAYERS, -int(-least_bytes // layer_bytes)))
+
+
+def some_layers(source: ModelSource, n_layers: int) -> ModelSource:
+    """A model of n_layers of its layers, spread evenly, as number formats may differ among them."""
+    all_layers = source.config.n_layers
+    tensors = {name: each for name, each in source.tensors.items() if not name.startswith("blk.")}
+    for i in range(n_layers):
+        own, other = f"blk.{i}.", f"blk.{(2 * i + 1) * all_layers // (2 * n_layers)}."
+        names = [name for name in source.tensors if name.startswith(other)]
+        tensors |= {own + name.removeprefix(other): source.tensors[name] for name in names}
+    return replace(source, config=replace(source.config, n_layers=n_layers), tensors=tensors)
+
+
+def time_steps(
+    source: ModelSource,
+    device: Device,
+    timed: Timed,
+    progress: Progress | None = None,
+    clock: Clock = time.perf_counter,
+) -> StepTimes:
+    """Of all layers of the source, which some_layers() gave. The device must have planned for the model.
+
+    Everything is timed in rounds, so that a machine whose speed drifts drifts for all alike.
+    """
+    backend = device.open(progress)
+    weights = device.load(source, timed.dtype, None)
+    config, shallowest = source.config, timed.n_tokens[0]
+    n_sides = len(timed.n_tokens) + 2 * len(timed.n_slots) - 1
+
+    def said(sides: list[Steps]) -> None:
+        if progress:
+            progress("filling slots", len(sides), n_sides)
+
+    def sides_of(n_slots: int, n_tokens: int, *n_layers: int) -> Iterator[Steps]:
+        said(sides)
+        held = FilledSlots(backend, config, weights, timed, n_slots, n_tokens)
+        yield from (Steps(held, n) for n in n_layers)
+
+    sides: list[Steps] = []
+    for n_slots in timed.n_slots:
+        sides += sides_of(n_slots, shallowest, config.n_layers, 1)
+    for n_tokens in timed.n_tokens[1:]:
+        sides += sides_of(1, n_tokens, config.n_layers)
+    began = clock()
+    for done in range(ROUNDS):
+        if done >= LEAST_ROUNDS and clock() - began > ENOUGH_S:
+            break
+        for side in sides:
+            side.run(clock)
+        if progress:
+            progress("timing steps", done + 1, ROUNDS)
+    quarters = [statistics.quantiles(side.taken_ms, n=4) for side in sides]
+    taken = [median for _, median, _ in quarters]
+    spread = statistics.median((high - low) / median for low, median, high in quarters)
+    batches, deeper = taken[: 2 * len(timed.n_slots)], taken[2 * len(timed.n_slots) :]
+    batch_ms, one_layer_ms = tuple(batches[::2]), tuple(batches[1::2])
+    depth_ms = (batch_ms[0], *deeper)
+    found = config.n_layers, timed.n_tokens, depth_ms, timed.n_slots, batch_ms, one_layer_ms
+    return StepTimes(*found, round(spread, 4))
+
+
+class FilledSlots:
+    """n_slots slots of one method that hold the same n_tokens tokens each, with room for a round of steps."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        config: ModelConfig,
+        weights: Weights,
+        timed: Timed,
+        n_slots: int,
+        n_tokens: int,
+    ) -> None:
+        ctx_size = -(-(n_tokens + STEPS + 1) // 64) * 64
+        rope = rope_frequencies(config)
+        self.setting = KvSetting(backend, config, weights, n_slots, ctx_size, timed.kind, *rope)
+        self.n_tokens = n_tokens
+        self.method: KvMethod = timed.method.build(self.setting, timed.parameters)
+        self.numbers = [self.method.open(ctx_size) for _ in range(n_slots)]
+        fill_slot(self.setting, self.method, self.numbers[0], n_tokens)
+        for slot in self.numbers[1:]:
+            filled = self.method.state(self.numbers[0], n_tokens)
+            for name, array in self.method.state(slot, n_tokens).items():
+                array.values[...] = np.asarray(filled[name].values)
+            self.method.truncate(slot, n_tokens, n_tokens)
+
+
+class Steps:
+    """Steps of the first n_slots slots, or all, through the first n_layers layers, on different tokens."""
+
+    def __init__(self, slots: FilledSlots, n_layers: int, n_slots: int | None = None) -> None:
+        setting, numbers = slots.setting, slots.numbers[:n_slots]
+        config = replace(setting.config, n_layers=n_layers)
+        self._runner = Runner(setting.backend, config, setting.weights, slots.method, chunk=CHUNK)
+        self._method, self._slots, self._position = slots.method, numbers, slots.n_tokens
+        self._tokens = np.random.default_rng(0).integers(config.vocab_size, size=(64, len(numbers)))
+        self.taken_ms: list[float] = []
+
+    def run(self, clock: Clock) -> None:
+        """A round: a step that brings these rows nearer, then STEPS timed ones, which are forgotten."""
+        first, end = self._position, self._position + STEPS + 1
+        for position in range(first, end):
+            tokens, positions = self._tokens[position % 64].tolist(), [position] * len(self._slots)
+            began = clock()
+            self._runner.decode(self._slots, positions, tokens)
+            if position > first:
+                self.taken_ms.append((clock() - began) * 1e3)
+        self._position = min(self._method.truncate(slot, end, first) for slot in self._slots)
+
+
+def fill_slot(setting: KvSetting, method: KvMethod, slot: int, n_tokens: int) -> None:
+    """An empty slot takes in n_tokens tokens of random rows, layer by layer, as a prompt's.
+
+    The model has no part in it: attention and weights would take most of a prompt's time.
+    """
+    backend, config = setting.backend, setting.config
+    q, kv = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+    widths = {"h": config.hidden_dim, "q_plain": q, "k_plain": kv, "q": q, "k": kv, "v": kv}
+    heads = config.n_heads, config.n_kv_heads, config.head_dim
+    recorder = backend.record(CHUNK, inv_freq=setting.inv_freq, rope_scale=setting.rope_scale, heads=heads)
+    names = [field.name for field in fields(AttentionInput)]
+    attention = AttentionInput(**{name: recorder.buffer(widths[name]) for name in names})
+    for layer in range(config.n_layers):
+        method.prefill(recorder, layer, attention)
+        recorder.next_part()
+    step = backend.finish(recorder)
+    random = np.random.default_rng(slot)
+    rows = {name: random.standard_normal((CHUNK, widths[name]), np.float32) for name in names}
+    step.batch.slots[:] = slot
+    for layer in range(config.n_layers):
+        method.restore(layer, slot, 0)
+        for first in range(0, n_tokens, CHUNK):
+            n = step.batch.n_rows[0] = min(CHUNK, n_tokens - first)
+            step.batch.positions[:n] = np.arange(first, first + n)
+            for name in names:  # turned by a column a chunk, no two rows are alike
+                turned = np.roll(rows[name], first // CHUNK + layer, axis=1)
+                backend.write(getattr(attention, name), turned[:n])
+            step.run(layer)
+        method.store(layer, slot, 0, n_tokens)
