@@ -68,9 +68,10 @@ def _connect(address: str, n_workers: int) -> Any:
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", **new)
     except (ConnectionError, RuntimeError, ValueError) as error:
+        # Ray sends its token to an address only when asked to, for whoever listens there would have it.
         raise RuntimeError(
-            f"no Ray cluster at {address} ({one_line(error)[:MAX_SHOWN]}); start one with `ray start "
-            "--head`, or give --ray local"
+            f"Ray cannot join a cluster at {address} ({one_line(error)[:MAX_SHOWN]}); start one with `ray "
+            "start --head` or give --ray local; one that wants a token takes RAY_AUTH_MODE=token"
         ) from None
     return ray
 
