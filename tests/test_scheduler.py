@@ -255,6 +255,52 @@ def test_a_failing_engine_fails_every_request() -> None:
             scheduler.submit([1])
 
 
+def test_a_failing_engine_that_cannot_forget_fails_every_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One answers, the prompt of one is under way, one waits, and a slot is lent."""
+    with engine(FAMILY, "full", {}, n_slots=3) as loaded:
+        loaded.tokenizer = Numbers()  # type: ignore[assignment]
+        scheduler = Scheduler(loaded, stall_ms=0)
+
+        def fail(*_: object) -> None:
+            raise RuntimeError("the device is gone")
+
+        def decode(sessions: Sequence[Session], tokens: Sequence[int]) -> np.ndarray:
+            if any(running.prompt for running in scheduler._running) and scheduler.n_waiting:
+                monkeypatch.setattr(Session, "truncate", fail)
+                fail()
+            return decode_together(sessions, tokens)
+
+        monkeypatch.setattr("yakvrt.scheduler.decode_together", decode)
+        with scheduler.lend(2) as lent:
+            requests = [scheduler.submit(prompt, greedy(300)) for prompt in prompts([9, 300, 10])]
+            for request in requests:
+                with pytest.raises(RuntimeError, match="gone"):
+                    request.result(60)
+            scheduler._thread.join(60)
+        with pytest.raises(ValueError, match="closed"):
+            _ = lent.slot
+        with pytest.raises(SlotBusyError), scheduler.lend(2):
+            pass
+
+
+def test_a_request_whose_tokens_cannot_be_told_fails_alone(
+    full: yakvrt.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def piece(token: int) -> bytes:
+        raise KeyError(token)
+
+    with Scheduler(full) as scheduler:
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                Numbers, "stream", lambda self, *, continues: StreamDecoder(piece, strip_space=False)
+            )
+            wrong = scheduler.submit([1, 2], greedy(3))
+        right = scheduler.submit([1, 3], greedy(3))
+        with pytest.raises(KeyError):
+            wrong.result(60)
+        right.result(60)
+
+
 def test_asyncio_and_several_readers(full: yakvrt.Engine) -> None:
     (prompt,) = prompts([20])
 
