@@ -213,6 +213,7 @@ def test_errors_of_paths(served: Served) -> None:
         ("GET", "/nothing", 404),
         ("GET", CHAT, 405),
         ("POST", "/v1/embeddings", 501),
+        ("POST", f"/slots/{'9' * 5000}?action=erase", 404),
     ):
         response = served.http.request(method, path)
         assert response.status_code == status
@@ -348,6 +349,7 @@ def test_other_hosts_and_origins(served: Served) -> None:
         other(served, allowed_hosts=("ai.example",)).get("/health", headers={"Host": "ai.example"}).is_success
     )
     named = other(served, host="0.0.0.0", allowed_hosts=("ai.example",))
+    assert named.get("/health", headers={"Host": "localhost:8080"}).is_success
     assert named.get("/health", headers={"Host": "other.example"}).status_code == 403
     assert other(served, host="0.0.0.0").get("/health", headers={"Host": "any.example"}).is_success
     body = {"content": "x"}

@@ -72,6 +72,8 @@ CASES: list[tuple[ToolFormat, str, Expected | None]] = [  # None: all of it is t
     ("qwen", '<tool_call>{"name": "f", "arguments": {}} x</tool_call>', None),
     ("qwen", '<tool_call>{"name": "h", "arguments": {}}</tool_call>', None),
     ("qwen", '<tool_call>{"name": "f", "arguments": [1]}</tool_call>', None),
+    # half a surrogate pair cannot be told
+    ("qwen", r'<tool_call>{"name": "f", "arguments": "{\"a\": \"\ud800\"}"}</tool_call>', None),
     ("qwen", '<tool_call>{"name": "f", "arguments": {"a": NaN}}</tool_call>', None),
     ("qwen", '<tool_call>{"name": ["f"], "arguments": {}}</tool_call>', None),
     ("qwen", "<tool_call>now</tool_call> <tool_call> ", None),
@@ -95,6 +97,7 @@ CASES: list[tuple[ToolFormat, str, Expected | None]] = [  # None: all of it is t
     ("llama", "[1, 2]", None),
     ("llama", "[f(1)]", None),
     ("llama", "[f(a=b)]", None),
+    ("llama", r'[f(a="\ud800")]', None),
     ("llama", "[f(a=1)] and", None),
     ("llama", "[h()]", None),
     ("llama", "[", None),
