@@ -18,7 +18,7 @@ from yakvrt.generation import Generation
 from yakvrt.sampler import SamplingParams
 from yakvrt.tool_call_text import ToolCall
 from yakvrt.tool_calls import Part, ToolCallParser, ToolFormat, tool_format
-from yakvrt.tool_prompt import forced_calls, template_messages, tool_names
+from yakvrt.tool_prompt import forced_calls, template_messages
 
 RNG = np.random.default_rng()
 QWEN3 = (Path(__file__).parent / "data" / "tokenizer" / "qwen3_chat_template.jinja").read_text("utf-8")
@@ -231,7 +231,7 @@ TOOLS = [
 @pytest.mark.parametrize("style", ["qwen", "llama"])
 def test_forced_calls_are_calls(style: ToolFormat, tmp_path: Path) -> None:
     tokenizer = byte_level(tmp_path)
-    names = tool_names(TOOLS)
+    names = [each["function"]["name"] for each in TOOLS]
     for wanted in (None, 'g"'):
         grammar = forced_calls(style, TOOLS, name=wanted)
         for seed in range(6):
