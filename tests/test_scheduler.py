@@ -301,6 +301,24 @@ def test_a_request_whose_tokens_cannot_be_told_fails_alone(
         right.result(60)
 
 
+def test_a_panic_is_a_failure(full: yakvrt.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is no Exception must not leave a scheduler that looks well."""
+
+    class Panic(BaseException):
+        pass
+
+    def panic(*_: object) -> None:
+        raise Panic("in Rust")
+
+    monkeypatch.setattr("yakvrt.scheduler.decode_together", panic)
+    with Scheduler(full) as scheduler:
+        request = scheduler.submit([1, 2], greedy(3))
+        with pytest.raises(RuntimeError, match="in Rust"):
+            request.result(60)
+        with pytest.raises(RuntimeError, match="has failed"):
+            scheduler.submit([1])
+
+
 def test_asyncio_and_several_readers(full: yakvrt.Engine) -> None:
     (prompt,) = prompts([20])
 

@@ -175,9 +175,9 @@ class Scheduler:
                 self._admit()
                 self._prompt_steps()
                 self._decode()
-        except Exception as error:
+        except BaseException as error:  # panics of Rust's libraries are none of Exception
             with self._changed:
-                self.failure = error
+                self.failure = error if isinstance(error, Exception) else RuntimeError(repr(error))
         finally:
             self._end_all(self.failure or "abort")
             self._close_sessions()
