@@ -95,6 +95,14 @@ def test_bodies_that_are_none(served: Served, body: bytes, words: str) -> None:
     assert words in response.json()["error"]["message"]
 
 
+def test_a_body_of_too_many_values(served: Served) -> None:
+    """They would stay in memory, at many times their length, while the prompt waits for a thread."""
+    body = b'{"messages": [], "chat_template_kwargs": {"a": [' + b"{}," * 200_000 + b"{}]}}"
+    response = other(served, max_body_bytes=1 << 20).post(CHAT, content=body)
+    assert response.status_code == 400
+    assert "more than 200000 lists and objects" in response.json()["error"]["message"]
+
+
 WRONG: list[tuple[str, dict[str, Any], str, str]] = [
     (CHAT, {"temperature": -1}, "temperature", "temperature is -1"),
     (CHAT, {"top_p": 2}, "top_p", "top_p is 2"),
