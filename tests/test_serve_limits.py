@@ -254,6 +254,23 @@ def test_when_too_many_wait(served: Served) -> None:
         assert served.model.scheduler.n_waiting == MAX_WAITING
 
 
+def test_choices_are_submitted_all_or_none(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when a bug stops them half way."""
+    submit, made = served.model.scheduler.submit, []
+
+    def fail_second(*args: Any, **more: Any) -> Any:
+        if made:
+            raise KeyError("bug")
+        made.append(submit(*args, **more))
+        return made[0]
+
+    monkeypatch.setattr(served.model.scheduler, "submit", fail_second)
+    with served.pace.of(0.02):
+        assert other(served).post(COMPLETIONS, json=LONG | {"n": 2}).status_code == 500
+        made[0].result(10)
+    assert made[0].finish_reason == "abort"
+
+
 def test_streams_that_wait_are_kept_alive(served: Served) -> None:
     """And an answer that fails says so, whole or streamed."""
     with busy(served, N_SLOTS), served.raw() as sock:
