@@ -226,6 +226,7 @@ def test_no_token_may_be_asked_for(full: yakvrt.Engine) -> None:
         request = scheduler.submit([1, 2, 3], greedy(0))
         assert (request.result(60), request.ids, request.finish_reason) == ("", [], "length")
         assert request.timings["prompt_n"] == 3
+        assert scheduler.counts.predicted_tokens == 0
 
 
 def test_a_request_that_rules_everything_out_fails_alone(full: yakvrt.Engine) -> None:

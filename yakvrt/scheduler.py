@@ -262,7 +262,7 @@ class Scheduler:
         except Exception as error:  # what chooses tokens and makes text of them is this request's own
             self._end(running, error)
             return
-        self.counts.predicted_tokens += 1
+        self.counts.predicted_tokens += bool(running.request.ids)  # none may be asked for
         if reason:
             self._end(running, reason)
 
