@@ -18,7 +18,6 @@ from typing import Any
 
 import result_file
 from bench_depth import Side, random_rows
-from method_label import name_and_args
 from quiet import settle, wait_for_quiet
 
 import yakvrt
@@ -27,6 +26,7 @@ from yakvrt.cpu_device import CpuDevice
 from yakvrt.engine import Engine
 from yakvrt.kvcache import open_method
 from yakvrt.kvcache.contract import KvSetting
+from yakvrt.kvcache.method_label import name_and_args
 from yakvrt.machine_facts import machine_facts
 from yakvrt.model_source import open_model
 from yakvrt.step_times import StepTimes

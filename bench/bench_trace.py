@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import result_file
-from method_label import name_and_args
 from quiet import Meter, wait_for_quiet
 
 import yakvrt
+from yakvrt.kvcache.method_label import name_and_args
 from yakvrt.session import Session
 from yakvrt.trace_file import Tracing
 
@@ -40,29 +40,26 @@ def turns(
     rejected = 0
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "trace.json"
-        with Tracing(str(path)) as tracing:
-            run()
+        with Tracing(str(path)) as tracing, tracing.follow(engine, "samples"):
+            log: Any = tracing.log
+            run()  # names of stages are looked up once
             for turn in range(reps * TRIES_PER_TURN):
                 if not noisy:
                     wait_for_quiet()
                 seconds, quiet = [0.0, 0.0], True
                 for traced in (turn % 2, 1 - turn % 2):
                     with Meter() as meter:
-                        if traced:
-                            with tracing.follow(engine, "a sample"):
-                                began = time.perf_counter()
-                                run()
-                                seconds[traced] = time.perf_counter() - began
-                        else:
-                            began = time.perf_counter()
-                            run()
-                            seconds[traced] = time.perf_counter() - began
+                        engine.trace(log if traced else None)
+                        began = time.perf_counter()
+                        run()
+                        seconds[traced] = time.perf_counter() - began
                     quiet &= meter.quiet
                 if quiet or noisy:
                     kept.append((seconds[0], seconds[1]))
                 rejected += not (quiet or noisy)
                 if len(kept) == reps:
                     break
+            engine.trace(None)
             began = time.perf_counter()
         return kept, rejected, path.stat().st_size, time.perf_counter() - began
 

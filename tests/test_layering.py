@@ -21,7 +21,7 @@ LAYERS: tuple[tuple[str, str], ...] = (
     ("entry", "__main__"),
     (
         "verbs",
-        """generate chat serve perplexity kl_divergence eval tokenize models pull cuda_kernels
+        """generate chat serve batch perplexity kl_divergence eval tokenize models pull cuda_kernels
         plan plan_text calibration prediction
         bench bench_arguments bench_records bench_facts record_formats value_lists
         transfer machine_facts trace_file

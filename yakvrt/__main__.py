@@ -11,6 +11,7 @@ VERBS = {
     "generate": "answer a prompt or continue a text",
     "chat": "talk with a model",
     "serve": "serve a model over HTTP: OpenAI's API and a chat page",
+    "batch": "answer a file of requests, here or over a Ray cluster",
     "perplexity": "score a text, compare with saved log-probabilities",
     "eval": "quality and bytes of KV methods on whole tasks",
     "plan": "what a model and its KV cache will take, before anything is taken",
@@ -25,6 +26,7 @@ VERBS = {
 MODULES = {
     "kernels": "cuda_kernels",
     "serve": "serve.verb",
+    "batch": "batch.verb",
     "eval": "eval.verb",
     "transfer": "transfer.verb",
 }

@@ -40,7 +40,7 @@ SECTION = "decode"
 MOST_ENTRIES = 64
 CACHES = 8  # times the last cache: so much weight is timed
 LEAST_CACHE_BYTES = 32 << 20
-BUSY_SPREAD = 0.25  # a quiet machine stays below a tenth (measured: see bench/LOG.md)
+BUSY_SPREAD = 0.25  # of the middle half of the samples: a guess
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,7 +127,7 @@ class Runner:
                 for first, last in chunks:
                     run(0, first, last)
                 for layer in range(n_layers):
-                    with self.trace.span("restore", layer, tokens=start):
+                    with self.trace.span("restore", layer, whole=True, tokens=start):
                         self._kv.restore(layer, slot, start)
                     for i, (first, last) in enumerate(chunks):
                         run(1 + layer, first, last)
@@ -135,7 +135,7 @@ class Runner:
                             done = (layer * len(chunks) + i + 1) / (n_layers * len(chunks))
                             progress(int(done * len(ids)), len(ids))
                         yield
-                    with self.trace.span("store", layer, tokens=len(ids)):
+                    with self.trace.span("store", layer, whole=True, tokens=len(ids)):
                         self._kv.store(layer, slot, start, len(ids))
         finally:
             if states:

@@ -38,7 +38,8 @@ class Scheduler:
     arrival. What a slot holds after its answer stays there until the slot is needed, then in a cache of
     cache_bytes; prompts that begin alike begin with it. close() ends the thread, not the engine.
 
-    `kv` are the KV method's figures when the last answer ended.
+    `kv` are the KV method's figures when the last answer ended; `failure` is what ended the scheduler, if
+    it failed.
 
     Raises: RuntimeError when a session of the engine is open.
     """
@@ -65,14 +66,9 @@ class Scheduler:
         self._changed = threading.Condition()
         self._choosing = threading.Lock()  # who takes a slot out of the idle ones
         self._is_draining = self._is_closed = False
-        self._failure: Exception | None = None
+        self.failure: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="yakvrt-scheduler", daemon=True)
         self._thread.start()
-
-    @property
-    def failure(self) -> Exception | None:
-        """What ended the scheduler, if it failed."""
-        return self._failure
 
     @property
     def n_running(self) -> int:
@@ -109,8 +105,8 @@ class Scheduler:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         request = Request(ids, generation, deadline)
         with self._changed:
-            if self._failure:
-                raise RuntimeError(f"the scheduler has failed: {self._failure}") from self._failure
+            if self.failure:
+                raise RuntimeError(f"the scheduler has failed: {self.failure}") from self.failure
             if self._is_draining:
                 raise RuntimeError("the scheduler takes no more requests; it is shutting down")
             if len(self._waiting) >= self._max_waiting:
@@ -181,9 +177,9 @@ class Scheduler:
                 self._decode()
         except Exception as error:
             with self._changed:
-                self._failure = error
+                self.failure = error
         finally:
-            self._end_all(self._failure or "abort")
+            self._end_all(self.failure or "abort")
             self._close_sessions()
 
     def _wait_for_work(self) -> bool:

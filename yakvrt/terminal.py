@@ -198,10 +198,10 @@ class Bar:
     Call it with what is done and what is to do; it disappears when all is done or on close().
     """
 
-    __slots__ = ("_bar", "_said", "_started", "_title")
+    __slots__ = ("_bar", "_said", "_started", "title")
 
     def __init__(self, title: str) -> None:
-        self._title = title
+        self.title = title
         self._started = time.monotonic()
         self._bar: Progress | None = None
         self._said = False
@@ -211,15 +211,15 @@ class Bar:
             if done >= total or time.monotonic() - self._started < PATIENCE or not sys.stderr.isatty():
                 return
             self._bar = self._start(total)
-        self._bar.update(self._bar.task_ids[0], description=self._title, completed=done, total=total)
+        self._bar.update(self._bar.task_ids[0], description=self.title, completed=done, total=total)
         if done >= total:
             self.close()
 
     def loading(self, what: str, done: int, total: int) -> None:
         """Show a step of loading; compiling takes long enough to be said without a terminal too."""
-        self._title = what.partition(":")[0]
+        self.title = what.partition(":")[0]
         if what.startswith("compiling") and not self._said and not sys.stderr.isatty():
-            note(self._title)
+            note(self.title)
             self._said = True
         self(done, total)
 
@@ -229,7 +229,7 @@ class Bar:
 
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         bar = Progress(*columns, console=Console(stderr=True), transient=True)
-        bar.add_task(self._title, total=total)
+        bar.add_task(self.title, total=total)
         bar.start()
         return bar
 

@@ -32,7 +32,7 @@ RECORD = np.dtype(
     ]
 )
 BUFFER_BYTES = 1 << 20
-SAMPLE_NS = 10_000_000  # between two readings of counters, which cost as much as a small step may
+SAMPLE_NS = 50_000_000  # between two readings of counters, which take some 40 us
 COUNTERS = "moved_bytes", "gross_bytes"  # of KvMethod.stats()
 
 Totals = Callable[[], Mapping[str, float | str]]
@@ -65,8 +65,12 @@ class Label(NamedTuple):
 class Trace(Protocol):
     """What notes spans and counters, or does not."""
 
-    def span(self, name: str, layer: int = NO_LAYER, **numbers: int) -> AbstractContextManager[None]:
-        """The block is a slice on the host's track. At most two numbers."""
+    def span(
+        self, name: str, layer: int = NO_LAYER, *, whole: bool = False, **numbers: int
+    ) -> AbstractContextManager[None]:
+        """The block is a slice on the host's track; a whole one does not show the stages of steps inside,
+        where they are many and small. At most two numbers.
+        """
 
     def sample(self, totals: Totals) -> None:
         """Counters, read where they have not been for a while."""
@@ -75,7 +79,9 @@ class Trace(Protocol):
 class NoTrace:
     """Nothing is noted."""
 
-    def span(self, name: str, layer: int = NO_LAYER, **numbers: int) -> AbstractContextManager[None]:
+    def span(
+        self, name: str, layer: int = NO_LAYER, *, whole: bool = False, **numbers: int
+    ) -> AbstractContextManager[None]:
         return nullcontext()
 
     def sample(self, totals: Totals) -> None:
@@ -83,6 +89,18 @@ class NoTrace:
 
 
 NO_TRACE = NoTrace()
+
+
+class _Slices(NamedTuple):
+    """Records [tracks, stages] and views of them for the times; the stages are kept so that no others get
+    their id.
+    """
+
+    stages: Sequence[Stage]
+    records: np.ndarray
+    begin_ns: np.ndarray
+    end_ns: np.ndarray
+    waited_ns: np.ndarray
 
 
 class TraceLog:
@@ -98,8 +116,9 @@ class TraceLog:
         self.processes: list[str] = []
         self.tracks: dict[tuple[int, int], str] = {}  # by process and track
         self._ids: dict[Label, int] = {}
-        self._of_stages: dict[tuple[int, int, str], tuple[Sequence[Stage], np.ndarray, np.ndarray]] = {}
+        self._of_stages: dict[tuple[int, tuple[int, ...], int, str], _Slices] = {}
         self._spans: list[str] = []
+        self.shows_stages = True
         try:
             self._file = tempfile.TemporaryFile(dir=directory, buffering=BUFFER_BYTES)  # noqa: SIM115 (close())
         except OSError as error:
@@ -117,30 +136,34 @@ class TraceLog:
         self.tracks[len(self.processes) - 1, track] = name
 
     @contextmanager
-    def span(self, name: str, layer: int = NO_LAYER, **numbers: int) -> Iterator[None]:
-        """The block is a slice on the host's track, with up to two numbers."""
-        within = self._within
+    def span(
+        self, name: str, layer: int = NO_LAYER, *, whole: bool = False, **numbers: int
+    ) -> Iterator[None]:
+        """The block is a slice on the host's track, with up to two numbers; see Trace."""
+        within, shows_stages = self._within, self.shows_stages
         began_ns = time.monotonic_ns()
         self._spans.append(name)
+        self.shows_stages = shows_stages and not whole
         try:
             yield
         finally:
             self._spans.pop()
+            self.shows_stages = shows_stages
             label = self._label(name, within, layer, tuple(numbers), is_span=True)
             self._write(label, began_ns, time.monotonic_ns(), *numbers.values())
 
-    def slices(self, stages: Sequence[Stage], tracks: Sequence[int], times: np.ndarray) -> None:
+    def slices(self, stages: Sequence[Stage], tracks: tuple[int, ...], times: np.ndarray) -> None:
         """Slices of some tracks, each of which had a share of all stages. `stages` stay as they are.
 
         Shapes: times int64 [tracks, stages, 3]: when each began and ended, and what it waited in between.
         """
-        labels, n_bytes = self._known(stages)
-        records = np.empty(times.shape[:2], RECORD)
-        records["label"] = labels
-        records["track"] = np.asarray(tracks)[:, None]
-        records["begin_ns"], records["end_ns"] = times[..., 0], times[..., 1]
-        records["first"], records["second"] = times[..., 2], n_bytes // len(tracks)
-        self._put(records)
+        known = self._known(stages, tracks)
+        known.begin_ns[...], known.end_ns[...], known.waited_ns[...] = (
+            times[..., 0],
+            times[..., 1],
+            times[..., 2],
+        )
+        self._put(known.records)
 
     def sample(self, totals: Totals) -> None:
         """Counters: read now, or with the next step that comes late enough, or at the end."""
@@ -186,20 +209,21 @@ class TraceLog:
             error.filename = self._target
             raise
 
-    def _known(self, stages: Sequence[Stage]) -> tuple[np.ndarray, np.ndarray]:
-        """Their labels and bytes."""
-        key = id(stages), len(self.processes), self._within
+    def _known(self, stages: Sequence[Stage], tracks: tuple[int, ...]) -> _Slices:
+        """Their records, but for the times."""
+        key = id(stages), tracks, len(self.processes), self._within
         if key not in self._of_stages:
             names = "wait_ns", "bytes"
             within = self._within
             labels = [
                 self._label(stage.name or within or "other", within, stage.layer, names) for stage in stages
             ]
-            n_bytes = np.array([stage.n_bytes for stage in stages], np.int64)
-            # with the stages themselves, so that no others get their id
-            self._of_stages[key] = stages, np.array(labels, np.int32), n_bytes
-        _, found, n_bytes = self._of_stages[key]
-        return found, n_bytes
+            records = np.zeros((len(tracks), len(stages)), RECORD)
+            records["label"], records["track"] = labels, np.asarray(tracks)[:, None]
+            records["second"] = [stage.n_bytes // len(tracks) for stage in stages]
+            times = records["begin_ns"], records["end_ns"], records["first"]
+            self._of_stages[key] = _Slices(stages, records, *times)
+        return self._of_stages[key]
 
     def _label(
         self,

@@ -159,7 +159,11 @@ class Team:
             crew.finish_interrupted()
             self._tape = tape
             threads = self.everyone if threads is None else threads
-            if self.log:
+            log = self.log
+            if log and not log.shows_stages:
+                log = None
+                crew.trace(None)
+            elif log:
                 self._make_room(tape)
                 crew.trace(tape)
             mask = self._mask()
@@ -171,8 +175,8 @@ class Team:
             finally:
                 if mask:
                     _bind(mask)
-            if self.log:
-                self._note(self.log, tape, threads)
+            if log:
+                self._note(log, tape, threads)
 
     def trace(self, log: TraceLog | None) -> None:
         """Notes from now on what threads do; None ends that."""
@@ -214,11 +218,13 @@ class Team:
             self._crew.trace_into(self._times)
 
     def _note(self, log: TraceLog, tape: Tape, threads: np.ndarray) -> None:
-        tracks = [0, *threads[1:]]  # the caller is thread 0, wherever it is put
-        times = self._times[tracks, : len(tape.stages)]
-        ended = times[:, -1, 1].max()  # at the last barrier, which no thread sees the end of
-        times[:, -1, 2] += ended - times[:, -1, 1]
-        times[:, -1, 1] = ended
+        tracks = (0, *threads[1:].tolist())  # the caller is thread 0, wherever it is put
+        times = self._times[: len(tracks)] if threads is self.everyone else self._times[list(tracks)]
+        times = times[:, : len(tape.stages)]
+        last = times[:, -1]
+        ended = last[:, 1].max()  # at the last barrier, which no thread sees the end of
+        last[:, 2] += ended - last[:, 1]
+        last[:, 1] = ended
         log.slices(tape.stages, tracks, times)
 
     def _mask(self) -> set[int] | None:

@@ -64,7 +64,7 @@ class CudaStep:
     def _run(self, part: int) -> None:
         self._ring.upload(self._numbers)
         on_host = any(callable(piece) for piece in self._parts[part])
-        if self.log:
+        if self.log and self.log.shows_stages:
             self._run_timed(part, self.log, on_host)
         elif on_host:
             self._ask(part)

@@ -97,7 +97,8 @@ class OwnEngine:
 
     def _passes(self, tokens: SampleTokens, specs: Sequence[MethodSpec]) -> Iterator[list[MethodSpec]]:
         """Groups of methods whose slots fit together, full attention in the first."""
-        free = self._engine.free_bytes - SPARE_BYTES - 4 * self._engine.config.hidden_dim * tokens.n_tokens
+        beside = SPARE_BYTES + 4 * self._engine.config.hidden_dim * tokens.n_tokens  # hidden states
+        free = self._engine.free_bytes - beside
         reference = 4 * self._engine.config.vocab_size * len(tokens.answer)
         wanted = list(dict.fromkeys((FULL, *specs)))
         group: list[MethodSpec] = []
@@ -107,7 +108,7 @@ class OwnEngine:
             if group and taken + slot + transient + max(largest, slot) > free - reference:
                 yield group
                 group, taken, largest = [], 0, 0
-                free = self._engine.free_bytes - SPARE_BYTES
+                free = self._engine.free_bytes - beside
                 reference = 0  # full attention's are held by now
             if taken + slot + transient + slot > free - reference:
                 raise RuntimeError(

@@ -42,7 +42,7 @@ def _serve(args: argparse.Namespace) -> int:
     server = Server(Service(settings), announce, access_log=args.verbose)
 
     def load() -> Model:
-        model = _load(args, settings, overrides)
+        model = load_model(args, settings, overrides)
         if server.should_exit:
             return model
         terminal.note(
@@ -56,7 +56,8 @@ def _serve(args: argparse.Namespace) -> int:
     return 0
 
 
-def _load(args: argparse.Namespace, settings: Settings, overrides: dict[str, object]) -> Model:
+def load_model(args: argparse.Namespace, settings: Settings, overrides: dict[str, object]) -> Model:
+    """The model that the flags ask for; `overrides` are sampling parameters that requests leave open."""
     from yakvrt.serve.service import Model
     from yakvrt.serve.warm_up import warm_up
 

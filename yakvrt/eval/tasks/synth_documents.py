@@ -70,12 +70,13 @@ FORMS = (article, table, prose, bullets, cards)
 
 
 def documents(domain: Domain, records: Sequence[Record], rng: Random) -> list[str]:
-    """The records in their order, one to three to a document, the forms by turns."""
+    """The records in their order, one to three to a document (one to an article), the forms by turns."""
     written = []
     start, form = 0, rng.randrange(len(FORMS))
     while start < len(records):
-        some = records[start : start + rng.randint(1, 3)]
-        written.append(f"{title(rng)}\n\n{FORMS[form % len(FORMS)](domain, some, rng)}")
+        write = FORMS[form % len(FORMS)]
+        some = records[start : start + (1 if write is article else rng.randint(1, 3))]
+        written.append(f"{title(rng)}\n\n{write(domain, some, rng)}")
         start, form = start + len(some), form + 1
     return written
 
