@@ -334,6 +334,14 @@ def test_asyncio_and_several_readers(full: yakvrt.Engine) -> None:
 
     with Scheduler(full) as scheduler:
         texts = asyncio.run(read(scheduler))
+
+        async def wait() -> None:
+            request = scheduler.submit(prompt, greedy(30))
+            await asyncio.gather(request.wait(), request.wait())
+            await request.wait()
+            assert request.text == texts[0]
+
+        asyncio.run(wait())
         assert len(set(texts)) == 1
         left = scheduler.submit(prompt, greedy(30))
 

@@ -90,7 +90,7 @@ class StageClock:
                 waited_ms = sum(end.ms_since(begin) for begin, end in found.waits)
                 times[0, i] = at_ns(found.begin), at_ns(found.end), round(waited_ms * 1e6)
             stages = self._stages.setdefault(track, tuple(found.stage for found in slices))
-            log.slices(stages, (track,), times)
+            log.slices(stages, [track], times)
 
     def close(self) -> None:
         while self._events:

@@ -84,8 +84,7 @@ class Answers:
     async def ended(self) -> None:
         """Waits for all. Raises: the error of one that failed."""
         for request in self.requests:
-            async for _ in request.pieces_async():
-                pass
+            await request.wait()
 
     def usage(self) -> dict[str, Any]:
         """Tokens so far: each prompt counts once."""
