@@ -63,6 +63,7 @@ def llama_cpp(model: str, port: int, ctx_size: int, threads: int) -> list[str]:
     return [
         *(sys.executable, "-m", "llama_cpp.server", "--model", model, "--port", str(port)),
         *("--n_ctx", str(ctx_size), "--n_threads", str(threads), "--n_threads_batch", str(threads)),
+        *("--interrupt_requests", "false"),  # or the next request would end the one under way
     ]
 
 
