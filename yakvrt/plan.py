@@ -71,8 +71,9 @@ def _plan(args: argparse.Namespace) -> int:
             most_slots = _most_slots(device, wanted, n_tokens)
             plan = device.plan(wanted)
             if args.calibrate:
-                depth = min(n_tokens, plan.largest_context)
-                timed = timed_for(method, parameters, kind, args.dtype, depth, min(args.slots, most_slots))
+                plan.context(0)  # raises where the weights alone do not fit
+                depth, n_slots = min(n_tokens, plan.largest_context), min(args.slots, max(1, most_slots))
+                timed = timed_for(method, parameters, kind, args.dtype, depth, n_slots)
                 with terminal.Bar("timing") as bar:
                     calibrate(args, setting, source, device, plan, timed, bar.loading)
         finally:
