@@ -137,27 +137,25 @@ def test_samples_of_one_id(tmp_path: Path) -> None:
 
 
 HOSTILE: list[dict[str, Any]] = [
-    {"kl_mean": 10**400},
-    {"score": {"score": 10**400}},
     {"task": "../../x", "facts": {"length": [1], "depth": {}}, "score": {"score": 1}},
-    {"task": "../../x", "facts": {"length": 1, "depth": 2}, "score": {"score": 1}},
-    {"kl_mean": float("nan"), "moved_bytes": float("nan"), "gross_bytes": 1},
-    {"kl_mean": 0.0, "moved_bytes": 5, "gross_bytes": 5, "method": "yakv", "budget": 1.0},
+    {"task": "../../x", "facts": {"length": 1, "depth": 2}, "score": {"score": 1}, "sample": "s1"},
+    {"task": "nan", "kl_mean": float("nan"), "moved_bytes": float("nan"), "gross_bytes": 1},
+    {"task": "nothing lost", "kl_mean": 0.0, "moved_bytes": 5, "gross_bytes": 5},
 ]
 
 
-@pytest.mark.parametrize("changed", HOSTILE, ids=range(len(HOSTILE)))
-def test_hostile_records(changed: dict[str, Any], tmp_path: Path) -> None:
+def test_hostile_records(tmp_path: Path) -> None:
     out = tmp_path / "out" / "out"
     run(out, Answering())
-    record = {**read_records(out / NAME)[1][0], **changed}
-    with (out / NAME).open("a") as file:
-        file.write(json.dumps(record) + "\n")
-    if len(str(changed)) > 400:
+    record = read_records(out / NAME)[1][0]
+    lines = (out / NAME).read_text()
+    (out / NAME).write_text(lines + "".join(json.dumps({**record, **changed}) + "\n" for changed in HOSTILE))
+    assert all(path.parent == out for path in write_report([out], out))
+    huge: list[dict[str, Any]] = [{"kl_mean": 10**400}, {"score": {"score": 10**400}}]
+    for changed in huge:
+        (out / NAME).write_text(lines + json.dumps({**record, **changed}) + "\n")
         with pytest.raises(ValueError, match=rf"{NAME}:11: no record"):
             write_report([out], out)
-        return
-    assert all(path.parent == out for path in write_report([out], out))
 
 
 @pytest.mark.parametrize(
