@@ -25,7 +25,6 @@ from yakvrt.calibration import CACHES, LEAST_CACHE_BYTES
 from yakvrt.cpu_device import CpuDevice
 from yakvrt.engine import Engine
 from yakvrt.kvcache import open_method
-from yakvrt.kvcache.contract import KvSetting
 from yakvrt.kvcache.method_label import name_and_args
 from yakvrt.machine_facts import machine_facts
 from yakvrt.model_source import open_model
@@ -48,12 +47,11 @@ def calibrated(engine: Engine, label: str, deepest: int, args: argparse.Namespac
 
 def sides(engine: Engine, label: str, args: argparse.Namespace) -> dict[int, Side]:
     """The whole model, holding rows of every depth."""
-    runner, held = engine.runner, {}
+    held = {}
     for depth in args.depths:
         steps = args.passes * args.reps * args.n_gen + 1
         ctx_size = -(-(depth + steps) // 64) * 64
-        rope = runner._inv_freq, runner._rope_scale
-        setting = KvSetting(engine._backend, engine.config, runner._weights, 1, ctx_size, "f16", *rope)
+        setting = engine.runner.setting(1, ctx_size, "f16")
         held[depth] = Side(engine, setting, label, random_rows(setting, depth))
     return held
 
