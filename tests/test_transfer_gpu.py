@@ -256,6 +256,24 @@ def test_ctrl_c_keeps_what_was_measured_and_opens_the_gate(
         check_report(report.read_text(), [*dict.fromkeys(record["test"] for record in records)], 0)
 
 
+def test_ctrl_c_while_a_record_is_printed_gives_back_all_before_the_gpu(
+    gpu: FakeGpu, patched: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[bool] = []
+    whole_close = Device.close
+    monkeypatch.setattr(
+        Device, "close", lambda device: (closed.append(bool(gpu.pinned)), whole_close(device))
+    )
+
+    def interrupted(*given: object, **how: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("yakvrt.record_formats.print", interrupted, raising=False)
+    assert transfer.main([*SMALL, "--test", "copy", "--memory", "pinned"]) == 130
+    assert closed == [False]
+    assert not gpu.held
+
+
 @pytest.mark.parametrize(
     ("call", "flags", "says"),
     [
