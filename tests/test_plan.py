@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import fields
 from pathlib import Path
 
@@ -119,7 +120,8 @@ def test_what_does_not_fit_is_timed_as_deep_as_it_fits(
         assert not timed
     else:
         assert timed[0].n_slots == (1,)
-        assert f"the largest context that fits is {timed[0].n_tokens[-1]} tokens" in captured.out
+        (largest,) = re.findall(r"the largest context that fits is (\d+) tokens", captured.out)
+        assert sum(timed[0].n_tokens) <= int(largest) <= 3 * timed[0].n_tokens[-1] + 2
 
 
 def test_the_slots_that_fit(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

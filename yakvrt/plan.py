@@ -72,7 +72,8 @@ def _plan(args: argparse.Namespace) -> int:
             plan = device.plan(wanted)
             if args.calibrate:
                 plan.context(0)  # raises where the weights alone do not fit
-                depth, n_slots = min(n_tokens, plan.largest_context), min(args.slots, max(1, most_slots))
+                # slots of all depths are held at once, together up to 7/3 of the deepest
+                depth, n_slots = min(n_tokens, plan.largest_context // 3), min(args.slots, max(1, most_slots))
                 timed = timed_for(method, parameters, kind, args.dtype, depth, n_slots)
                 with terminal.Bar("timing") as bar:
                     calibrate(args, setting, source, device, plan, timed, bar.loading)
