@@ -107,9 +107,8 @@ def calibrate(
 
     Raises: whatever loading a model does, and as tuning.save.
     """
-    least_bytes = CACHES * max(LEAST_CACHE_BYTES, machine_facts().llc_bytes)
     weight_bytes = sum(place.weight_bytes for place in plan.places)
-    some = some_layers(source, layers_to_time(source.config, weight_bytes, least_bytes))
+    some = some_layers(source, layers_to_time(source.config, weight_bytes, least_bytes()))
     times = time_steps(some, device, timed, progress)
     if times.spread > BUSY_SPREAD:
         note(
@@ -131,6 +130,11 @@ def calibrate(
     }
     kept = dict(list(others.items())[1 - MOST_ENTRIES :])  # the newest, as each is added behind the others
     save(setting.device_name, SECTION, {"steps": {**kept, setting.key: {**about, **times.entry()}}})
+
+
+def least_bytes() -> int:
+    """So much weight is timed, where a model has it: far more than the last cache holds."""
+    return CACHES * max(LEAST_CACHE_BYTES, machine_facts().llc_bytes)
 
 
 def timed_for(method: Any, parameters: Any, kind: str, dtype: str, n_tokens: int, n_slots: int) -> Timed:
