@@ -68,7 +68,15 @@ def main() -> int:
             for name, load in loads.items():
                 found = load.open_loop(rate, args.open_requests, seed=100)
                 rows.append(row(name, *found, rate=rate))
-    result = {"bench": "serve", **result_file.facts(), "rows": rows, "ratios": ratios(rows, args.clients)}
+    settings = {name: value for name, value in vars(args).items() if name not in ("out", "model", "peer")}
+    result = {
+        "bench": "serve",
+        **result_file.facts(),
+        "model": Path(args.model).name,
+        **settings,
+        "rows": rows,
+        "ratios": ratios(rows, args.clients),
+    }
     print(result["ratios"])
     if args.out:
         result_file.write(args.out, result)

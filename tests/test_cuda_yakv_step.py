@@ -110,7 +110,7 @@ def test_a_stage_around_plain_python_is_noted_once_and_kept_once(
     records = [record for record in np.concatenate([*log.records(1000)]) if record["track"] == MAIN]
     assert [log.labels[record["label"]].name for record in records] == 6 * ["attend"]
     assert [int(record["second"]) for record in records] == 3 * [100, 0]
-    assert len(log._of_stages) == 2  # however many steps: of this stream and the one beside it
+    assert len(log._of_stages) == 1  # however many steps
     log.close()
 
 

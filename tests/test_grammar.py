@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +152,6 @@ def test_a_constraint_tells_where_it_stands(tokenizers: dict[str, Tokenizer]) ->
     (a,), (c,) = tokenizer.encode("a", add_special=False), tokenizer.encode("c", add_special=False)
     for complete in (False, False, False, True, True):
         allowed = stands.allowed(tokenizer.vocab_size)
-        assert stands.is_complete is complete
         assert [allowed[end] for end in tokenizer.eos_ids] == [complete] * len(tokenizer.eos_ids)
         assert allowed[a]
         assert not allowed[c]
@@ -220,6 +221,35 @@ def test_compiling_has_limits(tokenizers: dict[str, Tokenizer], monkeypatch: pyt
     with pytest.raises(ValueError, match="the JSON schema takes more than 1 s to compile; simplify it"):
         tokenizers["byte-level"].constraint(doubling)
     assert time.monotonic() - started < 20
+
+
+def test_a_check_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when Python has no more memory in its thread."""
+    silent = subprocess.CompletedProcess([], 0, stdout="", stderr="MemoryError")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: silent)
+    with pytest.raises(ValueError, match="takes too much memory"):
+        grammar_check.checked_source(Grammar.regex("a"))
+
+
+def test_few_grammars_compile_at_a_time(
+    tokenizers: dict[str, Tokenizer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_work: list[Grammar] = []
+    most = 0
+
+    def check(grammar: Grammar) -> str:
+        nonlocal most
+        at_work.append(grammar)
+        most = max(most, len(at_work))
+        time.sleep(0.02)
+        at_work.remove(grammar)
+        return "start: /a/"
+
+    monkeypatch.setattr(constraint, "checked_source", check)
+    grammars = [Grammar.regex(f"few{i}") for i in range(3 * constraint.MAX_CHECKS)]
+    with ThreadPoolExecutor(len(grammars)) as pool:
+        list(pool.map(tokenizers["byte-level"].constraint, grammars))
+    assert 1 < most <= constraint.MAX_CHECKS
 
 
 def push_all(generation: Generation) -> None:

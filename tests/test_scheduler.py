@@ -226,6 +226,7 @@ def test_no_token_may_be_asked_for(full: yakvrt.Engine) -> None:
         request = scheduler.submit([1, 2, 3], greedy(0))
         assert (request.result(60), request.ids, request.finish_reason) == ("", [], "length")
         assert request.timings["prompt_n"] == 3
+        assert scheduler.counts.predicted_tokens == 0
 
 
 def test_a_request_that_rules_everything_out_fails_alone(full: yakvrt.Engine) -> None:
@@ -255,6 +256,70 @@ def test_a_failing_engine_fails_every_request() -> None:
             scheduler.submit([1])
 
 
+def test_a_failing_engine_that_cannot_forget_fails_every_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One answers, the prompt of one is under way, one waits, and a slot is lent."""
+    with engine(FAMILY, "full", {}, n_slots=3) as loaded:
+        loaded.tokenizer = Numbers()  # type: ignore[assignment]
+        scheduler = Scheduler(loaded, stall_ms=0)
+
+        def fail(*_: object) -> None:
+            raise RuntimeError("the device is gone")
+
+        def decode(sessions: Sequence[Session], tokens: Sequence[int]) -> np.ndarray:
+            if any(running.prompt for running in scheduler._running) and scheduler.n_waiting:
+                monkeypatch.setattr(Session, "truncate", fail)
+                fail()
+            return decode_together(sessions, tokens)
+
+        monkeypatch.setattr("yakvrt.scheduler.decode_together", decode)
+        with scheduler.lend(2) as lent:
+            requests = [scheduler.submit(prompt, greedy(300)) for prompt in prompts([9, 300, 10])]
+            for request in requests:
+                with pytest.raises(RuntimeError, match="gone"):
+                    request.result(60)
+            scheduler._thread.join(60)
+        with pytest.raises(ValueError, match="closed"):
+            _ = lent.slot
+        with pytest.raises(SlotBusyError), scheduler.lend(2):
+            pass
+
+
+def test_a_request_whose_tokens_cannot_be_told_fails_alone(
+    full: yakvrt.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def piece(token: int) -> bytes:
+        raise KeyError(token)
+
+    with Scheduler(full) as scheduler:
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                Numbers, "stream", lambda self, *, continues: StreamDecoder(piece, strip_space=False)
+            )
+            wrong = scheduler.submit([1, 2], greedy(3))
+        right = scheduler.submit([1, 3], greedy(3))
+        with pytest.raises(KeyError):
+            wrong.result(60)
+        right.result(60)
+
+
+def test_a_panic_is_a_failure(full: yakvrt.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is no Exception must not leave a scheduler that looks well."""
+
+    class Panic(BaseException):
+        pass
+
+    def panic(*_: object) -> None:
+        raise Panic("in Rust")
+
+    monkeypatch.setattr("yakvrt.scheduler.decode_together", panic)
+    with Scheduler(full) as scheduler:
+        request = scheduler.submit([1, 2], greedy(3))
+        with pytest.raises(RuntimeError, match="in Rust"):
+            request.result(60)
+        with pytest.raises(RuntimeError, match="has failed"):
+            scheduler.submit([1])
+
+
 def test_asyncio_and_several_readers(full: yakvrt.Engine) -> None:
     (prompt,) = prompts([20])
 
@@ -269,6 +334,14 @@ def test_asyncio_and_several_readers(full: yakvrt.Engine) -> None:
 
     with Scheduler(full) as scheduler:
         texts = asyncio.run(read(scheduler))
+
+        async def wait() -> None:
+            request = scheduler.submit(prompt, greedy(30))
+            await asyncio.gather(request.wait(), request.wait())
+            await request.wait()
+            assert request.text == texts[0]
+
+        asyncio.run(wait())
         assert len(set(texts)) == 1
         left = scheduler.submit(prompt, greedy(30))
 

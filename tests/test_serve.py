@@ -345,6 +345,9 @@ def test_tokens_and_templates(served: Served) -> None:
         chat_template_kwargs={"greeting": "hey"},
     ).json()["prompt"]
     assert prompt == "<|im_start|>system\na\nb<|im_end|>\nhey<|im_start|>assistant\n"
+    call = {"type": "function", "function": {"name": "f", "arguments": '{"a": "\\ud800"}'}}
+    error = served.refused("/apply-template", messages=[{"role": "assistant", "tool_calls": [call]}])
+    assert error["param"] == "messages"
 
 
 def test_props_health_and_metrics(served: Served) -> None:

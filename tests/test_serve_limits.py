@@ -95,6 +95,14 @@ def test_bodies_that_are_none(served: Served, body: bytes, words: str) -> None:
     assert words in response.json()["error"]["message"]
 
 
+def test_a_body_of_too_many_values(served: Served) -> None:
+    """They would stay in memory, at many times their length, while the prompt waits for a thread."""
+    body = b'{"messages": [], "chat_template_kwargs": {"a": [' + b"{}," * 200_000 + b"{}]}}"
+    response = other(served, max_body_bytes=1 << 20).post(CHAT, content=body)
+    assert response.status_code == 400
+    assert "more than 200000 lists and objects" in response.json()["error"]["message"]
+
+
 WRONG: list[tuple[str, dict[str, Any], str, str]] = [
     (CHAT, {"temperature": -1}, "temperature", "temperature is -1"),
     (CHAT, {"top_p": 2}, "top_p", "top_p is 2"),
@@ -213,6 +221,7 @@ def test_errors_of_paths(served: Served) -> None:
         ("GET", "/nothing", 404),
         ("GET", CHAT, 405),
         ("POST", "/v1/embeddings", 501),
+        ("POST", f"/slots/{'9' * 5000}?action=erase", 404),
     ):
         response = served.http.request(method, path)
         assert response.status_code == status
@@ -231,7 +240,7 @@ def test_a_client_that_leaves_frees_its_slot_within_a_step(served: Served, strea
         sock.close()
         left = time.monotonic()
         served.wait_idle()
-        assert time.monotonic() - left < 0.05 * 3 + 0.3  # of 400 steps, 20 s
+        assert time.monotonic() - left < 3  # not the 20 s of 400 steps, also on a busy machine
 
 
 def test_when_too_many_wait(served: Served) -> None:
@@ -243,6 +252,23 @@ def test_when_too_many_wait(served: Served) -> None:
         assert response.json()["error"]["code"] == "overloaded"
         assert served.http.get("/health").status_code == 200
         assert served.model.scheduler.n_waiting == MAX_WAITING
+
+
+def test_choices_are_submitted_all_or_none(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when a bug stops them half way."""
+    submit, made = served.model.scheduler.submit, []
+
+    def fail_second(*args: Any, **more: Any) -> Any:
+        if made:
+            raise KeyError("bug")
+        made.append(submit(*args, **more))
+        return made[0]
+
+    monkeypatch.setattr(served.model.scheduler, "submit", fail_second)
+    with served.pace.of(0.02):
+        assert other(served).post(COMPLETIONS, json=LONG | {"n": 2}).status_code == 500
+        made[0].result(10)
+    assert made[0].finish_reason == "abort"
 
 
 def test_streams_that_wait_are_kept_alive(served: Served) -> None:
@@ -262,7 +288,7 @@ def test_streams_that_wait_are_kept_alive(served: Served) -> None:
 
 
 def test_time_limits(served: Served) -> None:
-    client = other(served, timeout_s=0.15)
+    client = other(served, timeout_s=0.6)
     with busy(served, 1):
         made = client.post(COMPLETIONS, json=LONG).json()
         assert made["choices"][0]["finish_reason"] == "length"
@@ -348,6 +374,7 @@ def test_other_hosts_and_origins(served: Served) -> None:
         other(served, allowed_hosts=("ai.example",)).get("/health", headers={"Host": "ai.example"}).is_success
     )
     named = other(served, host="0.0.0.0", allowed_hosts=("ai.example",))
+    assert named.get("/health", headers={"Host": "localhost:8080"}).is_success
     assert named.get("/health", headers={"Host": "other.example"}).status_code == 403
     assert other(served, host="0.0.0.0").get("/health", headers={"Host": "any.example"}).is_success
     body = {"content": "x"}

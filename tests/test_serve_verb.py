@@ -130,3 +130,5 @@ def test_a_port_in_use_and_empty_keys(tmp_path: Path, capsys: pytest.CaptureFixt
     (tmp_path / "keys").write_text("\n\n")
     assert main(["--api-key-file", str(tmp_path / "keys")]) == 1
     assert "holds no key" in capsys.readouterr().err
+    assert main(["--api-key", ""]) == 2  # as of a variable that is not set
+    assert "--api-key holds no key" in capsys.readouterr().err

@@ -18,7 +18,7 @@ from yakvrt.generation import Generation
 from yakvrt.sampler import SamplingParams
 from yakvrt.tool_call_text import ToolCall
 from yakvrt.tool_calls import Part, ToolCallParser, ToolFormat, tool_format
-from yakvrt.tool_prompt import forced_calls, template_messages, tool_names
+from yakvrt.tool_prompt import forced_calls, template_messages
 
 RNG = np.random.default_rng()
 QWEN3 = (Path(__file__).parent / "data" / "tokenizer" / "qwen3_chat_template.jinja").read_text("utf-8")
@@ -72,6 +72,8 @@ CASES: list[tuple[ToolFormat, str, Expected | None]] = [  # None: all of it is t
     ("qwen", '<tool_call>{"name": "f", "arguments": {}} x</tool_call>', None),
     ("qwen", '<tool_call>{"name": "h", "arguments": {}}</tool_call>', None),
     ("qwen", '<tool_call>{"name": "f", "arguments": [1]}</tool_call>', None),
+    # half a surrogate pair cannot be told
+    ("qwen", r'<tool_call>{"name": "f", "arguments": "{\"a\": \"\ud800\"}"}</tool_call>', None),
     ("qwen", '<tool_call>{"name": "f", "arguments": {"a": NaN}}</tool_call>', None),
     ("qwen", '<tool_call>{"name": ["f"], "arguments": {}}</tool_call>', None),
     ("qwen", "<tool_call>now</tool_call> <tool_call> ", None),
@@ -95,6 +97,7 @@ CASES: list[tuple[ToolFormat, str, Expected | None]] = [  # None: all of it is t
     ("llama", "[1, 2]", None),
     ("llama", "[f(1)]", None),
     ("llama", "[f(a=b)]", None),
+    ("llama", r'[f(a="\ud800")]', None),
     ("llama", "[f(a=1)] and", None),
     ("llama", "[h()]", None),
     ("llama", "[", None),
@@ -228,7 +231,7 @@ TOOLS = [
 @pytest.mark.parametrize("style", ["qwen", "llama"])
 def test_forced_calls_are_calls(style: ToolFormat, tmp_path: Path) -> None:
     tokenizer = byte_level(tmp_path)
-    names = tool_names(TOOLS)
+    names = [each["function"]["name"] for each in TOOLS]
     for wanted in (None, 'g"'):
         grammar = forced_calls(style, TOOLS, name=wanted)
         for seed in range(6):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from threading import Lock
+from threading import BoundedSemaphore, Lock
 from typing import TYPE_CHECKING, Any
 
 from .grammar_check import checked_source, import_llguidance, reason
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .grammar import Grammar
 
 MAX_SOURCES = 256
+MAX_CHECKS = 4  # at a time: each may take a gigabyte
 MAX_LEXER_STATES = 100_000  # of one answer: some 40 MB
 
 
@@ -51,11 +52,6 @@ class Constraint:
         self.check()
 
     @property
-    def is_complete(self) -> bool:
-        """Whether the text may end here."""
-        return bool(self._matcher.is_accepting())
-
-    @property
     def is_over(self) -> bool:
         """Whether it must end here."""
         return bool(self._matcher.is_stopped())
@@ -71,7 +67,7 @@ class ConstrainedVocabulary:
 
     def __init__(self, tokens: Callable[[], Tokens]) -> None:
         self._tokens = tokens
-        self._lock = Lock()
+        self._lock, self._checks = Lock(), BoundedSemaphore(MAX_CHECKS)
         self._built: Any = None
         self._sources: OrderedDict[Grammar, str] = OrderedDict()  # that have been checked
 
@@ -84,7 +80,9 @@ class ConstrainedVocabulary:
         llguidance = import_llguidance()
         with self._lock:
             source = self._sources.get(grammar)
-        source = source or checked_source(grammar)
+        if source is None:
+            with self._checks:
+                source = checked_source(grammar)
         with self._lock:
             self._sources[grammar] = source
             self._sources.move_to_end(grammar)

@@ -48,7 +48,7 @@ def checked_source(grammar: Grammar) -> str:
         )
     except subprocess.TimeoutExpired:
         raise ValueError(f"the {name} takes more than {MAX_CHECK_S:g} s to compile; simplify it") from None
-    if done.returncode:
+    if done.returncode or not done.stdout:
         raise ValueError(f"the {name} takes too much memory or nests too deeply to compile; simplify it")
     answer = json.loads(done.stdout)
     if "error" in answer:

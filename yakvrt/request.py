@@ -42,6 +42,7 @@ class Request:
         self._aborted = False
         self._changed = threading.Condition()
         self._listeners: list[Callable[[], None]] = []
+        self._end_listeners: list[Callable[[], None]] = []
         self._submitted = time.perf_counter()
         self._began = self._first = self._ended = 0.0  # its prompt, its first token, the end
         self._cache_n = 0
@@ -151,6 +152,25 @@ class Request:
         if self.error:
             raise self.error
 
+    async def wait(self) -> None:
+        """Until the end, without a look at the pieces. Raises: the request's error."""
+        loop, over = asyncio.get_running_loop(), asyncio.Event()
+
+        def listener() -> None:
+            loop.call_soon_threadsafe(over.set)
+
+        with self._changed:
+            self._end_listeners.append(listener)
+            if self._is_over:
+                over.set()
+        try:
+            await over.wait()
+        finally:
+            with self._changed:
+                self._end_listeners.remove(listener)
+        if self.error:
+            raise self.error
+
     @property
     def _is_over(self) -> bool:
         return self.finish_reason is not None or self.error is not None
@@ -191,7 +211,7 @@ class Request:
     def _notify(self) -> None:
         with self._changed:
             self._changed.notify_all()
-            listeners = tuple(self._listeners)
+            listeners = (*self._listeners, *(self._end_listeners if self._is_over else ()))
         for listener in listeners:
             with suppress(RuntimeError):  # its event loop is closed
                 listener()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import heapq
 import itertools
 import threading
 import time
+from bisect import insort
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +60,7 @@ class Scheduler:
             raise
         self._slots = tuple(self._idle)
         self.kv: Mapping[str, Any] = dict(self._slots[0].kv)
-        self._waiting: list[tuple[int, int, Request]] = []
+        self._waiting: list[tuple[int, int, Request]] = []  # in their order
         self._running: list[Running] = []
         self._arrivals = itertools.count()
         self._changed = threading.Condition()
@@ -111,7 +111,7 @@ class Scheduler:
                 raise RuntimeError("the scheduler takes no more requests; it is shutting down")
             if len(self._waiting) >= self._max_waiting:
                 raise OverloadedError(f"{self._max_waiting} requests are waiting already; try again later")
-            heapq.heappush(self._waiting, (priority, next(self._arrivals), request))
+            insort(self._waiting, (priority, next(self._arrivals), request))
             self.counts.requests += 1
             self._changed.notify_all()
         return request
@@ -175,9 +175,9 @@ class Scheduler:
                 self._admit()
                 self._prompt_steps()
                 self._decode()
-        except Exception as error:
+        except BaseException as error:  # panics of Rust's libraries are none of Exception
             with self._changed:
-                self.failure = error
+                self.failure = error if isinstance(error, Exception) else RuntimeError(repr(error))
         finally:
             self._end_all(self.failure or "abort")
             self._close_sessions()
@@ -203,7 +203,6 @@ class Scheduler:
                 else:
                     kept.append(entry)
             if len(kept) < len(self._waiting):
-                heapq.heapify(kept)
                 self._waiting = kept
                 self._changed.notify_all()
 
@@ -224,7 +223,6 @@ class Scheduler:
             prompt = session.prefill_steps(request.prompt_ids[n_cached:])
             with self._changed:
                 self._waiting.remove(entry)  # no longer the first, perhaps
-                heapq.heapify(self._waiting)
                 self._idle.remove(session)
                 self._running.append(Running(request, session, prompt))
         self.counts.cached_tokens += n_cached
@@ -261,23 +259,25 @@ class Scheduler:
     def _take(self, running: Running, logits: np.ndarray) -> None:
         try:
             reason = running.request.take(logits)
-        except ValueError as error:  # nothing may be chosen, which is this request's own affair
+        except Exception as error:  # what chooses tokens and makes text of them is this request's own
             self._end(running, error)
             return
-        self.counts.predicted_tokens += 1
+        self.counts.predicted_tokens += bool(running.request.ids)  # none may be asked for
         if reason:
             self._end(running, reason)
 
     def _end(self, running: Running, reason: EndReason | Exception) -> None:
-        if running.prompt:
-            running.prompt.close()
-        if not isinstance(reason, Exception):
-            self.kv = running.request.kv = dict(running.session.kv)
-        with self._changed:
-            self._running.remove(running)
-            self._idle.append(running.session)
-            self._say_end(running.request, reason)
-            self._changed.notify_all()
+        try:
+            if running.prompt:
+                running.prompt.close()
+            if not isinstance(reason, Exception):
+                self.kv = running.request.kv = dict(running.session.kv)
+        finally:
+            with self._changed:
+                self._running.remove(running)
+                self._idle.append(running.session)
+                self._say_end(running.request, reason)
+                self._changed.notify_all()
 
     def _say_end(self, request: Request, reason: EndReason | Exception) -> None:
         name = reason if isinstance(reason, str) else "error"
@@ -286,9 +286,10 @@ class Scheduler:
 
     def _end_all(self, reason: EndReason | Exception) -> None:
         for running in list(self._running):
-            self._end(running, reason)
+            with suppress(Exception):  # an engine that has failed may not forget a prompt either
+                self._end(running, reason)
         with self._changed:
-            self._is_draining = True
+            self._is_draining = self._is_closed = True
             for _, _, request in self._waiting:
                 self._say_end(request, reason)
             self._waiting.clear()

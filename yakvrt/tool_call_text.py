@@ -79,6 +79,7 @@ def json_call(text: str, names: Set[str]) -> ToolCall | None:
         written = value.strip()
         try:
             _members(written)
+            written.encode()  # half a surrogate pair cannot be told
         except (ValueError, RecursionError):
             return None
     elif not isinstance(value, dict):
@@ -149,4 +150,6 @@ def _python_call(call: ast.expr, names: Set[str]) -> ToolCall:
         if keyword.arg is None:
             raise ValueError("no name of an argument")
         arguments[keyword.arg] = ast.literal_eval(keyword.value)
-    return ToolCall(name, json.dumps(arguments, ensure_ascii=False, allow_nan=False))
+    written = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
+    written.encode()  # as above
+    return ToolCall(name, written)

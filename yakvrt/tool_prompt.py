@@ -13,11 +13,6 @@ from .tool_calls import MARKERS, QWEN_END, ToolFormat
 MAX_FORCED_CALLS: Final = 16
 
 
-def tool_names(tools: Iterable[Mapping[str, Any]]) -> list[str]:
-    """The names of OpenAI's tools {"type": "function", "function": {"name": ...}}. Raises: ValueError."""
-    return [str(_function(tool)["name"]) for tool in tools]
-
-
 def template_messages(messages: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Messages with the arguments of tool calls as objects, which clients send as JSON, and with "" where
     content is None; an empty tool_calls is left out. Arguments that are no JSON object stay text.

@@ -1,6 +1,7 @@
 """What runs when, noted while it runs: slices of threads or streams, and counters, for trace_file.py.
 
-Records of one size go to a file that has no name, so that memory stays as it is however long a run takes,
+A step's Python runs out of cold caches, so it only puts down what it has; some hundred steps later all of
+that becomes records of one size in a file without a name. So memory stays as it is however long a run takes,
 and nothing is left of one that is killed. 40 bytes a slice: 12 KB for a token of a model of 30 layers on two
 threads.
 """
@@ -10,8 +11,9 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
+from types import TracebackType
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -32,6 +34,7 @@ RECORD = np.dtype(
     ]
 )
 BUFFER_BYTES = 1 << 20
+MOST_NOTES = 256
 SAMPLE_NS = 50_000_000  # between two readings of counters, which take some 40 us
 COUNTERS = "moved_bytes", "gross_bytes"  # of KvMethod.stats()
 
@@ -91,16 +94,30 @@ class NoTrace:
 NO_TRACE = NoTrace()
 
 
+class _Job(NamedTuple):
+    """Stages of some tracks, and their times."""
+
+    process: int
+    within: str
+    stages: Sequence[Stage]
+    tracks: Sequence[int] | np.ndarray
+    times: np.ndarray
+
+
+class _Note(NamedTuple):
+    """A record to be."""
+
+    label: Label
+    begin_ns: int
+    end_ns: int
+    numbers: tuple[int, ...]
+
+
 class _Slices(NamedTuple):
-    """Records [tracks, stages] and views of them for the times; the stages are kept so that no others get
-    their id.
-    """
+    """Records [tracks, stages]; the stages are kept so that no others get their id."""
 
     stages: Sequence[Stage]
     records: np.ndarray
-    begin_ns: np.ndarray
-    end_ns: np.ndarray
-    waited_ns: np.ndarray
 
 
 class TraceLog:
@@ -115,16 +132,16 @@ class TraceLog:
         self.labels: list[Label] = []
         self.processes: list[str] = []
         self.tracks: dict[tuple[int, int], str] = {}  # by process and track
+        self.within = ""  # the span that is open
+        self.shows_stages = True
+        self._notes: list[_Job | _Note] = []
         self._ids: dict[Label, int] = {}
         self._of_stages: dict[tuple[int, tuple[int, ...], int, str], _Slices] = {}
-        self._spans: list[str] = []
-        self.shows_stages = True
         try:
             self._file = tempfile.TemporaryFile(dir=directory, buffering=BUFFER_BYTES)  # noqa: SIM115 (close())
         except OSError as error:
             error.filename = target
             raise
-        self._one = np.zeros(1, RECORD)
         self._totals: Totals | None = None
         self._sampled_ns = 0
 
@@ -135,35 +152,25 @@ class TraceLog:
     def name_track(self, track: int, name: str) -> None:
         self.tracks[len(self.processes) - 1, track] = name
 
-    @contextmanager
-    def span(
-        self, name: str, layer: int = NO_LAYER, *, whole: bool = False, **numbers: int
-    ) -> Iterator[None]:
+    def span(self, name: str, layer: int = NO_LAYER, *, whole: bool = False, **numbers: int) -> Span:
         """The block is a slice on the host's track, with up to two numbers; see Trace."""
-        within, shows_stages = self._within, self.shows_stages
-        began_ns = time.monotonic_ns()
-        self._spans.append(name)
-        self.shows_stages = shows_stages and not whole
-        try:
-            yield
-        finally:
-            self._spans.pop()
-            self.shows_stages = shows_stages
-            label = self._label(name, within, layer, tuple(numbers), is_span=True)
-            self._write(label, began_ns, time.monotonic_ns(), *numbers.values())
+        return Span(self, name, layer, whole, numbers)
 
-    def slices(self, stages: Sequence[Stage], tracks: tuple[int, ...], times: np.ndarray) -> None:
-        """Slices of some tracks, each of which had a share of all stages. `stages` stay as they are.
+    def end_span(self, span: Span) -> None:
+        """It is over now."""
+        ended_ns = time.monotonic_ns()
+        process, names = len(self.processes) - 1, tuple(span.numbers)
+        label = Label(process, span.name, span.within, span.layer, names, is_span=True)
+        self._note(_Note(label, span.began_ns, ended_ns, tuple(span.numbers.values())))
+
+    def slices(self, stages: Sequence[Stage], tracks: Sequence[int] | np.ndarray, times: np.ndarray) -> None:
+        """Slices of some tracks, each of which had a share of all stages. Neither `stages` nor `times` may
+        change later; what comes behind the last stage in `times` is not read. The last stage of all tracks
+        ends with the last of them, for which the others wait.
 
         Shapes: times int64 [tracks, stages, 3]: when each began and ended, and what it waited in between.
         """
-        known = self._known(stages, tracks)
-        known.begin_ns[...], known.end_ns[...], known.waited_ns[...] = (
-            times[..., 0],
-            times[..., 1],
-            times[..., 2],
-        )
-        self._put(known.records)
+        self._note(_Job(len(self.processes) - 1, self.within, stages, tracks, times))
 
     def sample(self, totals: Totals) -> None:
         """Counters: read now, or with the next step that comes late enough, or at the end."""
@@ -177,15 +184,14 @@ class TraceLog:
             return
         found, self._totals = self._totals(), None
         self._sampled_ns = time.monotonic_ns()
-        if "moved_bytes" not in found:
-            return
-        label = self._label("moved", "", NO_LAYER, COUNTERS, is_counter=True)
-        self._write(
-            label, self._sampled_ns, self._sampled_ns, *(int(found.get(name, 0)) for name in COUNTERS)
-        )
+        if "moved_bytes" in found:
+            label = Label(len(self.processes) - 1, "moved", "", NO_LAYER, COUNTERS, is_counter=True)
+            totals = tuple(int(found.get(name, 0)) for name in COUNTERS)
+            self._note(_Note(label, self._sampled_ns, self._sampled_ns, totals))
 
     def records(self, n: int) -> Iterator[np.ndarray]:
         """All in order, n at a time; spans come behind what they hold. Raises: OSError."""
+        self._write_notes()
         self._file.seek(0)
         while held := self._file.read(n * RECORD.itemsize):
             yield np.frombuffer(held[: len(held) // RECORD.itemsize * RECORD.itemsize], RECORD)
@@ -194,49 +200,75 @@ class TraceLog:
         with suppress(OSError):  # of what could not be written before
             self._file.close()
 
-    @property
-    def _within(self) -> str:
-        return self._spans[-1] if self._spans else ""
+    def _note(self, note: _Job | _Note) -> None:
+        self._notes.append(note)
+        if len(self._notes) >= MOST_NOTES:
+            self._write_notes()
 
-    def _write(self, label: int, begin_ns: int, end_ns: int, first: int = 0, second: int = 0) -> None:
-        self._one[0] = label, HOST, begin_ns, end_ns, first, second
-        self._put(self._one)
-
-    def _put(self, records: np.ndarray) -> None:
+    def _write_notes(self) -> None:
+        notes, self._notes = self._notes, []
+        parts = [
+            self._job_bytes(each) if isinstance(each, _Job) else self._note_bytes(each) for each in notes
+        ]
         try:
-            self._file.write(records.tobytes())
+            self._file.write(b"".join(parts))
         except OSError as error:
             error.filename = self._target
             raise
 
-    def _known(self, stages: Sequence[Stage], tracks: tuple[int, ...]) -> _Slices:
-        """Their records, but for the times."""
-        key = id(stages), tracks, len(self.processes), self._within
+    def _note_bytes(self, note: _Note) -> bytes:
+        numbers = (*note.numbers, 0, 0)[:2]
+        record = self._id(note.label), HOST, note.begin_ns, note.end_ns, *numbers
+        return np.array([record], RECORD).tobytes()
+
+    def _job_bytes(self, job: _Job) -> bytes:
+        records, times = self._records_of(job), job.times[:, : len(job.stages)]
+        records["begin_ns"], records["end_ns"], records["first"] = np.moveaxis(times, 2, 0)
+        last = records[:, -1]
+        ended_ns = last["end_ns"].max()
+        last["first"] += ended_ns - last["end_ns"]
+        last["end_ns"] = ended_ns
+        return records.tobytes()
+
+    def _records_of(self, job: _Job) -> np.ndarray:
+        """Its records, but for the times."""
+        process, within, stages, tracks, _ = job
+        key = id(stages), tuple(tracks), process, within
         if key not in self._of_stages:
             names = "wait_ns", "bytes"
-            within = self._within
-            labels = [
-                self._label(stage.name or within or "other", within, stage.layer, names) for stage in stages
-            ]
             records = np.zeros((len(tracks), len(stages)), RECORD)
-            records["label"], records["track"] = labels, np.asarray(tracks)[:, None]
+            records["label"] = [
+                self._id(Label(process, stage.name or within or "other", within, stage.layer, names))
+                for stage in stages
+            ]
+            records["track"] = np.asarray(tracks)[:, None]
             records["second"] = [stage.n_bytes // len(tracks) for stage in stages]
-            times = records["begin_ns"], records["end_ns"], records["first"]
-            self._of_stages[key] = _Slices(stages, records, *times)
-        return self._of_stages[key]
+            self._of_stages[key] = _Slices(stages, records)
+        return self._of_stages[key].records
 
-    def _label(
-        self,
-        name: str,
-        within: str,
-        layer: int,
-        numbers: tuple[str, ...],
-        *,
-        is_span: bool = False,
-        is_counter: bool = False,
-    ) -> int:
-        label = Label(len(self.processes) - 1, name, within, layer, numbers, is_span, is_counter)
+    def _id(self, label: Label) -> int:
         if label not in self._ids:
             self._ids[label] = len(self.labels)
             self.labels.append(label)
         return self._ids[label]
+
+
+class Span:
+    """Context manager: its block is a slice of the log."""
+
+    __slots__ = ("_log", "_showed_stages", "_whole", "began_ns", "layer", "name", "numbers", "within")
+
+    def __init__(self, log: TraceLog, name: str, layer: int, whole: bool, numbers: dict[str, int]) -> None:
+        self._log, self.name, self.layer, self._whole, self.numbers = log, name, layer, whole, numbers
+
+    def __enter__(self) -> None:
+        log = self._log
+        self.within, self._showed_stages = log.within, log.shows_stages
+        log.within, log.shows_stages = self.name, log.shows_stages and not self._whole
+        self.began_ns = time.monotonic_ns()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._log.within, self._log.shows_stages = self.within, self._showed_stages
+        self._log.end_span(self)

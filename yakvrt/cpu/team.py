@@ -144,6 +144,7 @@ class Team:
         self._tape: Tape | None = None  # kept while threads may still read it
         self._times = np.zeros((n_threads, 0, protocol.TIME_WORDS), np.int64)
         self.log: TraceLog | None = None
+        self._traced: Tape | None = None  # whose stages the threads write down
         self._caller = threading.Lock()
         self._callers_mask = threading.local()
         self._close = weakref.finalize(self, self._crew.quit)
@@ -159,13 +160,7 @@ class Team:
             crew.finish_interrupted()
             self._tape = tape
             threads = self.everyone if threads is None else threads
-            log = self.log
-            if log and not log.shows_stages:
-                log = None
-                crew.trace(None)
-            elif log:
-                self._make_room(tape)
-                crew.trace(tape)
+            log = self._log_of(tape) if self.log else None
             mask = self._mask()
             try:
                 if mask:
@@ -184,9 +179,9 @@ class Team:
             crew = self._crew
             crew.finish_interrupted()
             self.log = log
-            if log is None:
-                crew.trace(None)
-            else:
+            crew.trace(None)
+            self._traced = None
+            if log:
                 for thread in range(self.n_threads):
                     log.name_track(thread, f"thread {thread}" if thread else "thread 0 (host)")
 
@@ -211,21 +206,25 @@ class Team:
             if os.getpid() == self._process:
                 self._close()
 
-    def _make_room(self, tape: Tape) -> None:
-        if self._times.shape[1] < len(tape.stages):
-            n = padded(len(tape.stages), 8)  # whole cache lines for each thread
-            self._times = np.zeros((self.n_threads, n, protocol.TIME_WORDS), np.int64)
-            self._crew.trace_into(self._times)
+    def _log_of(self, tape: Tape) -> TraceLog | None:
+        """Where the stages of its next job are noted, if they are."""
+        log = self.log if self.log and self.log.shows_stages else None
+        traced = tape if log else None
+        if traced is not self._traced:
+            if self._times.shape[1] < len(tape.stages):
+                n = padded(len(tape.stages), 8)  # whole cache lines for each thread
+                self._times = np.zeros((self.n_threads, n, protocol.TIME_WORDS), np.int64)
+                self._crew.trace_into(self._times)
+            self._crew.trace(traced)
+            self._traced = traced
+        return log
 
     def _note(self, log: TraceLog, tape: Tape, threads: np.ndarray) -> None:
-        tracks = (0, *threads[1:].tolist())  # the caller is thread 0, wherever it is put
-        times = self._times[: len(tracks)] if threads is self.everyone else self._times[list(tracks)]
-        times = times[:, : len(tape.stages)]
-        last = times[:, -1]
-        ended = last[:, 1].max()  # at the last barrier, which no thread sees the end of
-        last[:, 2] += ended - last[:, 1]
-        last[:, 1] = ended
-        log.slices(tape.stages, tracks, times)
+        if threads is self.everyone:
+            log.slices(tape.stages, threads, self._times.copy())
+        else:
+            tracks = [0, *threads[1:].tolist()]  # the caller is thread 0, wherever it is put
+            log.slices(tape.stages, tracks, self._times[tracks])
 
     def _mask(self) -> set[int] | None:
         """The calling thread's affinity, read once: later it might be what an interrupted run left."""

@@ -93,6 +93,8 @@ class StageClock:
             return now_ns - round(last.ms_since(event) * 1e6)
 
         for track, slices in self._slices.items():
+            if not slices:
+                continue
             times = np.zeros((1, len(slices), 3), np.int64)
             for i, found in enumerate(slices):
                 assert found.end
@@ -100,7 +102,7 @@ class StageClock:
                 times[0, i] = at_ns(found.begin), at_ns(found.end), round(waited_ms * 1e6)
             if track not in self._stages:  # the same every time, by which the log knows them
                 self._stages[track] = tuple(_read_once([found.stage for found in slices]))
-            log.slices(self._stages[track], (track,), times)
+            log.slices(self._stages[track], [track], times)
 
     def close(self) -> None:
         """The next marks, if any, are of the same stages, as a part of a step always is."""

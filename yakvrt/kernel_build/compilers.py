@@ -143,4 +143,7 @@ def answer_requests(compile_one: Callable[[dict[str, Any]], None]) -> None:
             answer["error"] = f"cannot write {request['path']} ({error}): {remedy}"
         except Exception as error:  # the parent reports it and stops
             answer["error"] = f"{type(error).__name__}: {error}"
-        print(json.dumps(answer), flush=True)
+        try:
+            print(json.dumps(answer), flush=True)
+        except BrokenPipeError:  # whoever asked has ended
+            os._exit(0)

@@ -61,15 +61,14 @@ class Answers:
                     if seed is not None and seed >= 0:
                         each = replace(params, seed=(seed + len(self.requests)) % (1 << 64))
                     self.requests.append(self.model.scheduler.submit(ids, each, timeout_s=timeout))
-        except OverloadedError as error:
+        except Exception as error:
             self.abort()
-            raise ApiError(str(error), status=503, code="overloaded") from None
-        except ValueError as error:
-            self.abort()
-            raise ApiError(str(error)) from None
-        except RuntimeError as error:
-            self.abort()
-            raise ApiError(str(error), status=503, code="shutting_down") from None
+            if isinstance(error, ValueError):
+                raise ApiError(str(error)) from None
+            if isinstance(error, RuntimeError):
+                code = "overloaded" if isinstance(error, OverloadedError) else "shutting_down"
+                raise ApiError(str(error), status=503, code=code) from None
+            raise
 
     def abort(self) -> None:
         """Ends those that have not ended."""
@@ -85,8 +84,7 @@ class Answers:
     async def ended(self) -> None:
         """Waits for all. Raises: the error of one that failed."""
         for request in self.requests:
-            async for _ in request.pieces_async():
-                pass
+            await request.wait()
 
     def usage(self) -> dict[str, Any]:
         """Tokens so far: each prompt counts once."""

@@ -46,7 +46,7 @@ def make_app(service: Service) -> Starlette:
         routes.append(Route("/metrics", metrics))
     if settings.has_slots:
         routes.append(Route("/slots", list_slots))
-        routes.append(Route("/slots/{number:int}", change_slot, methods=["POST"]))
+        routes.append(Route("/slots/{number}", change_slot, methods=["POST"]))
     if settings.has_page:
         routes.append(Route("/", page))
     middleware = [Middleware(Gate, settings=settings, responded=counted.responded)]

@@ -111,6 +111,8 @@ def settings_of(args: argparse.Namespace) -> Settings:
     from yakvrt.serve.settings import Settings
 
     keys = _listed(args.api_key)
+    if args.api_key is not None and not keys:
+        raise UsageError("--api-key holds no key; leave it out for a server that asks for none")
     if args.api_key_file is not None:
         keys += [line.strip() for line in read_file(Path(args.api_key_file)).splitlines() if line.strip()]
         if not keys:

@@ -10,7 +10,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from yakvrt.serve.errors import ApiError
 from yakvrt.serve.fields import supported
-from yakvrt.serve.settings import MAX_DEPTH
+from yakvrt.serve.settings import MAX_DEPTH, MAX_NODES
 
 T = TypeVar("T")
 MAX_SHOWN = 300
@@ -52,7 +52,7 @@ async def read_object(request: Request, max_bytes: int) -> dict[str, Any]:
         raise ApiError(f"the request's body is no JSON: {error}"[:MAX_SHOWN], code="invalid_json") from None
     if not isinstance(value, dict):
         raise ApiError("the request's body must be a JSON object", code="invalid_json")
-    check_depth(value)
+    check_shape(value)
     return value
 
 
@@ -60,9 +60,12 @@ def too_deep() -> ApiError:
     return ApiError(f"the request's JSON is nested more than {MAX_DEPTH} deep", code="invalid_json")
 
 
-def check_depth(value: Any) -> None:
-    """Raises: ApiError where lists and objects nest too deep."""
+def check_shape(value: Any) -> None:
+    """Raises: ApiError where lists and objects nest too deep, or are so many that they take far more memory
+    than their text.
+    """
     level = [value]
+    n = 0
     for _ in range(MAX_DEPTH):
         below: list[Any] = []
         for each in level:
@@ -70,6 +73,11 @@ def check_depth(value: Any) -> None:
             below += [one for one in inner if isinstance(one, dict | list)]
         if not below:
             return
+        n += len(below)
+        if n > MAX_NODES:
+            raise ApiError(
+                f"the request's JSON has more than {MAX_NODES} lists and objects", code="invalid_json"
+            )
         level = below
     raise too_deep()
 

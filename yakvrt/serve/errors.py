@@ -83,5 +83,5 @@ async def on_http_error(request: Request, error: Exception) -> Response:
 
 async def on_bug(request: Request, error: Exception) -> Response:
     """Starlette's handler of everything else; it raises the error again, for the log."""
-    note(f"error: {request.method} {request.url.path}: {one_line(error)}")
+    note(f"error: {request.method} {request.url.path[:200]!r}: {one_line(error)}")
     return ApiError("internal error; the server's log has more", status=500).response()

@@ -65,9 +65,8 @@ class Gate:
 
     def _is_known_host(self, host: str) -> bool:
         name = hostname(host)
-        if name in self._hosts:
-            return True
-        return not self._hosts if not self._is_local else is_loopback(name)
+        takes_any = not self._hosts and not self._is_local
+        return takes_any or name in self._hosts or is_loopback(name)
 
     def _is_allowed(self, origin: str, host: str | None) -> bool:
         """Whether the page is this server's own, or one of --cors-origins."""

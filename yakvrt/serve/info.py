@@ -98,20 +98,20 @@ async def tokenize(http: Request) -> Response:
     tokenizer = service.model.tokenizer
     asked = as_struct(await read_object(http, service.settings.max_body_bytes), TokenizeRequest)
 
-    def encoded() -> list[int]:
-        return tokenizer.encode(
+    def encoded() -> Response:
+        ids = tokenizer.encode(
             asked.content, add_special=asked.add_special, parse_special=asked.parse_special
+        )
+        if not asked.with_pieces:
+            return json_response({"tokens": ids})
+        return json_response(
+            {"tokens": [{"id": token, "piece": _piece(tokenizer.token_bytes(token))} for token in ids]}
         )
 
     try:
-        ids = await asyncio.to_thread(encoded)
+        return await asyncio.to_thread(encoded)  # millions of pieces would hold up the streams
     except ValueError as error:
         raise ApiError(str(error), param="content") from None
-    if not asked.with_pieces:
-        return json_response({"tokens": ids})
-    return json_response(
-        {"tokens": [{"id": token, "piece": _piece(tokenizer.token_bytes(token))} for token in ids]}
-    )
 
 
 def _piece(piece: bytes) -> str | list[int]:
@@ -149,10 +149,9 @@ async def apply_template(http: Request) -> Response:
         return model.tokenizer.render_chat(messages, tools=asked.tools or None, **asked.chat_template_kwargs)
 
     try:
-        text = await asyncio.to_thread(rendered)
-    except (ValueError, TypeError) as error:
+        return json_response({"prompt": await asyncio.to_thread(rendered)})
+    except (ValueError, TypeError) as error:  # arguments of calls may hold half a surrogate pair, too
         raise ApiError(str(error), param="messages") from None
-    return json_response({"prompt": text})
 
 
 async def no_embeddings(http: Request) -> Response:

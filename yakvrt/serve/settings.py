@@ -12,6 +12,7 @@ KEEP_ALIVE_S = 5  # for an idle connection
 MAX_HEAD_BYTES = 64 << 10
 MAX_CHOICES = 128  # of all prompts of a request together
 MAX_DEPTH = 64  # of JSON
+MAX_NODES = 200_000  # lists and objects of JSON: in memory some 24 times as long as their text
 MAX_MESSAGES = 10_000
 MAX_TOOLS = 128
 MAX_STOPS, MAX_STOP_CHARS = 64, 1000

@@ -59,7 +59,10 @@ async def change_slot(http: Request) -> Response:
     path = None
     if action != "erase":
         path = saved_path(service, as_struct(await read_object(http, 1 << 16), FileName).filename)
-    number = http.path_params["number"]
+    told = http.path_params["number"]
+    if not (told.isascii() and told.isdecimal() and len(told) < 10):
+        raise ApiError(f"{told[:40]!r} is no number of a slot", status=404)
+    number = int(told)
 
     def act() -> dict[str, Any]:
         with model.scheduler.lend(number) as session:

@@ -43,6 +43,8 @@ def _serve(args: argparse.Namespace) -> int:
 
     def load() -> Model:
         model = load_model(args, settings, overrides)
+        if server.should_exit:
+            return model
         terminal.note(
             f"{model.name} is ready, {terminal.counted(args.parallel, 'answer')} at a time in "
             f"{model.engine.ctx_size} tokens each"
