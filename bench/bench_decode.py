@@ -24,7 +24,7 @@ from quiet import Meter, settle
 
 from yakvrt.backend import Backend
 from yakvrt.bench import moved
-from yakvrt.calibration import CACHES, LEAST_CACHE_BYTES
+from yakvrt.calibration import least_bytes
 from yakvrt.config import ModelConfig
 from yakvrt.cpu_device import CpuDevice
 from yakvrt.device import Device, gpu_number, open_gpu
@@ -92,12 +92,11 @@ def planned(device: Device, source: Any, timed: Timed, n_slots: int, n_tokens: i
 def predicted(label: str, weight_bytes: int, args: argparse.Namespace) -> StepTimes:
     """From some layers, as `plan --calibrate` times them."""
     device = open_device(args)
-    least_bytes = CACHES * max(LEAST_CACHE_BYTES, machine_facts().llc_bytes)
     timed = timed_as(label, args, depths_up_to(min(max(args.contexts), args.timed)))
     try:
         with open_model(args.model, load_format=args.load_format, offline=True) as source:
             planned(device, source, timed, 1, max(args.contexts))
-            some = some_layers(source, layers_to_time(source.config, weight_bytes, least_bytes))
+            some = some_layers(source, layers_to_time(source.config, weight_bytes, least_bytes()))
             return time_steps(some, device, timed)
     finally:
         device.close()

@@ -21,13 +21,11 @@ from bench_depth import Side, random_rows
 from quiet import settle, wait_for_quiet
 
 import yakvrt
-from yakvrt.calibration import CACHES, LEAST_CACHE_BYTES
+from yakvrt.calibration import least_bytes
 from yakvrt.cpu_device import CpuDevice
 from yakvrt.engine import Engine
 from yakvrt.kvcache import open_method
-from yakvrt.kvcache.contract import KvSetting
 from yakvrt.kvcache.method_label import name_and_args
-from yakvrt.machine_facts import machine_facts
 from yakvrt.model_source import open_model
 from yakvrt.step_times import StepTimes
 from yakvrt.step_timing import Timed, depths_up_to, layers_to_time, some_layers, time_steps
@@ -36,10 +34,9 @@ from yakvrt.step_timing import Timed, depths_up_to, layers_to_time, some_layers,
 def calibrated(engine: Engine, label: str, deepest: int, args: argparse.Namespace) -> StepTimes:
     """As `plan --calibrate -c deepest`."""
     device = CpuDevice(args.threads)
-    least_bytes = CACHES * max(LEAST_CACHE_BYTES, machine_facts().llc_bytes)
     try:
         with open_model(args.model, load_format=args.load_format, offline=True) as source:
-            some = some_layers(source, layers_to_time(source.config, engine.weight_bytes, least_bytes))
+            some = some_layers(source, layers_to_time(source.config, engine.weight_bytes, least_bytes()))
             timed = Timed(*open_method(*name_and_args(label)), "f16", args.dtype, depths_up_to(deepest), (1,))
             return time_steps(some, device, timed)
     finally:
@@ -48,12 +45,11 @@ def calibrated(engine: Engine, label: str, deepest: int, args: argparse.Namespac
 
 def sides(engine: Engine, label: str, args: argparse.Namespace) -> dict[int, Side]:
     """The whole model, holding rows of every depth."""
-    runner, held = engine.runner, {}
+    held = {}
     for depth in args.depths:
         steps = args.passes * args.reps * args.n_gen + 1
         ctx_size = -(-(depth + steps) // 64) * 64
-        rope = runner._inv_freq, runner._rope_scale
-        setting = KvSetting(engine._backend, engine.config, runner._weights, 1, ctx_size, "f16", *rope)
+        setting = engine.runner.setting(1, ctx_size, "f16")
         held[depth] = Side(engine, setting, label, random_rows(setting, depth))
     return held
 

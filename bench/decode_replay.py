@@ -4,7 +4,9 @@ given to a method's decode alone.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from prompt_capture import Change, input_buffers, input_widths, unchanged
@@ -53,6 +55,9 @@ class RecordInputs:
 
         ops.call(take)
         self._method.decode(ops, layer, attention, out)
+
+    def stats(self) -> Mapping[str, Any]:
+        return self._method.stats()
 
 
 class Replay:

@@ -148,9 +148,10 @@ def is_text(line: str) -> bool:
 
 
 def quantiles(values: Sequence[float]) -> dict[str, float]:
-    """Median, 90th and 99th percentile."""
+    """Median, 90th and 99th percentile; of nothing nothing."""
     ordered = sorted(values)
     return {
         f"p{percent}": ordered[min(len(ordered) - 1, percent * len(ordered) // 100)]
         for percent in (50, 90, 99)
+        if ordered
     }

@@ -91,6 +91,29 @@ def test_a_wait_that_is_left_out_shows(
     gpu.failures.clear()
 
 
+def test_a_stage_around_plain_python_is_noted_once_and_kept_once(
+    backend: CudaBackend, tmp_path: Path
+) -> None:
+    log = TraceLog(tmp_path)
+    log.begin_process("steps")
+    backend.trace(log)
+    recorder = backend.record(1, inv_freq=np.ones(32), rope_scale=1.0, heads=(8, 2, 64))
+    launch = recorder.parts[-1][0]
+    recorder.stage("attend", 0)
+    recorder.reads(100)
+    recorder.call(lambda: None)
+    recorder.parts[-1].append(launch)
+    step = backend.finish(recorder)
+    step.batch.n_rows[0] = 1
+    for _ in range(3):
+        step.run()
+    records = [record for record in np.concatenate([*log.records(1000)]) if record["track"] == MAIN]
+    assert [log.labels[record["label"]].name for record in records] == 6 * ["attend"]
+    assert [int(record["second"]) for record in records] == 3 * [100, 0]
+    assert len(log._of_stages) == 1  # however many steps
+    log.close()
+
+
 def test_rows_are_read_by_as_many_blocks_as_were_measured(
     gpu: FakeGpu, fake_cubins: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

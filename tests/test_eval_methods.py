@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from yakvrt.eval.fidelity import log_probs, logit_scores
 from yakvrt.eval.method_slots import N_SLOTS, DecodeSession, MethodSlots
 from yakvrt.eval.method_specs import DEFAULT_METHODS, FULL, MethodSpec, method_specs
 from yakvrt.eval.own_engine import OwnEngine, SampleTokens
+from yakvrt.eval.sample import Sample
 from yakvrt.eval.shared_prompt import SharedPrompt
 from yakvrt.kvcache import open_method
 from yakvrt.kvcache.equal_bytes import comparison_bytes, equal_budget
@@ -84,10 +86,33 @@ def test_a_shared_prompt_is_cut_to_what_all_methods_hold() -> None:
     assert [method.held for method in methods] == [80, 80, 80]
 
 
+def test_a_methods_memory_goes_before_the_next_one_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref[Any]] = []
+    build = MethodSlots.build
+
+    def kept(*given: Any) -> MethodSlots:
+        member = build(*given)
+        made.append(weakref.ref(member.method))
+        return member
+
+    monkeypatch.setattr(MethodSlots, "build", kept)
+    with engine(FAMILY, "full", {}, ctx_size=64) as loaded:
+        side = OwnEngine(loaded, "f32", 2, 0, 256)
+        monkeypatch.setattr(side, "tokens", lambda sample: SampleTokens(ids_of(FAMILY, 90), [3, 4], 0))
+        specs = method_specs(["shadowkv-equal", "quest-equal"], [0.25])
+        found = [
+            [method() is not None for method in made]
+            for _ in side.readings(Sample("s", "", "", 0), specs, lambda what, share: None)
+        ]
+    assert found == [[True, True, True], [False, True, True], [False, False, True]]
+
+
 def test_divergence_from_full_attention() -> None:
     full = [log_probs(np.array([0.0, 1, 2], np.float32)), log_probs(np.array([5.0, 0, 0], np.float32))]
     same = logit_scores(iter(full), full, [2, 1])
     assert (same["kl_mean"], same["same_top1"]) == (0, 1)
+    rounded = [one.astype(np.float32) for one in full]
+    assert 0 <= logit_scores(iter(full), rounded, [2, 1])["kl_mean"] < 1e-7
     assert same["nll"] == pytest.approx(-(full[0][2] + full[1][1]) / 2)
     flat = [log_probs(np.zeros(3, np.float32))] * 2
     entropies = [-(np.exp(one) * one).sum() for one in full]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +17,10 @@ from yakvrt.__main__ import main
 from yakvrt.eval.bootstrap import difference_of, mean_of
 from yakvrt.eval.claims import judged, sentences, verdicts
 from yakvrt.eval.evaluation import Skipped, evaluate, questions
-from yakvrt.eval.findings import Findings
+from yakvrt.eval.findings import FULL, Findings
 from yakvrt.eval.method_specs import MethodSpec
 from yakvrt.eval.records import NAME, RecordFile, read_records
+from yakvrt.eval.report import write_report
 from yakvrt.eval.sample import Intensity, Sample
 from yakvrt.eval.tasks.entry import TaskEntry
 
@@ -113,6 +115,90 @@ def test_other_options_or_contents_are_not_mixed(tmp_path: Path) -> None:
     path.write_text("".join([*lines[:1], '{"task": "copying"}\n']))
     with pytest.raises(ValueError, match=rf"{NAME}:2: no record"):
         read_records(path)
+
+
+def test_records_of_another_device_are_not_mixed(tmp_path: Path) -> None:
+    with RecordFile(tmp_path, OPTIONS, {"device": "cpu"}):
+        pass
+    with RecordFile(tmp_path, OPTIONS, {"device": "cpu"}):
+        pass
+    with pytest.raises(ValueError, match="made with device=cpu, now it is cuda"):
+        RecordFile(tmp_path, OPTIONS, {"device": "cuda"})
+
+
+def test_samples_of_one_id(tmp_path: Path) -> None:
+    class Twice(Copying):
+        def samples(self, seed: int, count: Callable[[str], int]) -> Iterator[Sample]:
+            yield from (Sample("s0", text, "hello", 4) for text in ("one", "one", "two")[: 3 - seed])
+
+    assert [one.sample.prompt for one in questions([Twice()], 1, len, 3)] == ["one"]
+    with pytest.raises(ValueError, match="copying has two samples 's0'"):
+        questions([Twice()], 0, len, 3)
+
+
+HOSTILE: list[dict[str, Any]] = [
+    {"task": "../../x", "facts": {"length": [1], "depth": {}}, "score": {"score": 1}},
+    {"task": "../../x", "facts": {"length": 1, "depth": 2}, "score": {"score": 1}, "sample": "s1"},
+    {"task": "nan", "kl_mean": float("nan"), "moved_bytes": float("nan"), "gross_bytes": 1},
+    {"task": "nothing lost", "kl_mean": 0.0, "moved_bytes": 5, "gross_bytes": 5},
+]
+
+
+def test_hostile_records(tmp_path: Path) -> None:
+    out = tmp_path / "out" / "out"
+    run(out, Answering())
+    record = read_records(out / NAME)[1][0]
+    lines = (out / NAME).read_text()
+    (out / NAME).write_text(lines + "".join(json.dumps({**record, **changed}) + "\n" for changed in HOSTILE))
+    assert all(path.parent == out for path in write_report([out], out))
+    huge: list[dict[str, Any]] = [{"kl_mean": 10**400}, {"score": {"score": 10**400}}]
+    for changed in huge:
+        (out / NAME).write_text(lines + json.dumps({**record, **changed}) + "\n")
+        with pytest.raises(ValueError, match=rf"{NAME}:11: no record"):
+            write_report([out], out)
+
+
+@pytest.mark.parametrize(
+    "header", [{"options": {"model": []}}, {"options": {}, "started": 5}, {"options": []}]
+)
+def test_hostile_headers(header: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / NAME).write_text(json.dumps({"eval": 1, **header}) + "\n")
+    with pytest.raises(ValueError, match=rf"{NAME}:1: no header"):
+        write_report([tmp_path], tmp_path)
+
+
+def test_a_line_without_an_end_is_not_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(tmp_path, Answering())
+    monkeypatch.setattr("yakvrt.eval.records.MAX_LINE_BYTES", 1000)
+    with (tmp_path / NAME).open("a") as file:
+        file.write("x" * 999)
+    assert len(read_records(tmp_path / NAME)[1]) == 9
+    with (tmp_path / NAME).open("a") as file:
+        file.write("x" * 5000)
+    with pytest.raises(ValueError, match=rf"{NAME}:11: not a JSON object"):
+        read_records(tmp_path / NAME)
+
+
+def test_a_report_compares_what_can_be_compared(tmp_path: Path) -> None:
+    """Samples of two seeds share ids, not contents; number formats are not mixed at all."""
+    one, two, three = (tmp_path / name for name in ("one", "two", "three"))
+    run(one, Answering(), dtype="f32")
+
+    class Other(Copying):
+        def samples(self, seed: int, count: Callable[[str], int]) -> Iterator[Sample]:
+            yield Sample("s0", "another text", "hello", 4)
+
+    with RecordFile(two, {**OPTIONS, "seed": 1, "dtype": "f32"}, {}) as records:
+        evaluate(Answering(), questions([Other()], 1, len, 3), SPECS[:1], records)
+    held = [record for directory in (one, two) for record in read_records(directory / NAME)[1]]
+    found = Findings.of("m", held)
+    assert len(found.records) == 10
+    assert len(found.differences("score", FULL, ("yakv", 0.25))["copying"]) == 3
+    assert len(found.values("score", FULL)["copying"]) == 4
+    write_report([one, two], tmp_path)
+    run(three, Answering(), dtype="q4_0")
+    with pytest.raises(ValueError, match="m was evaluated with dtype=f32 and dtype=q4_0"):
+        write_report([one, three], tmp_path)
 
 
 def test_skipped_samples_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -115,6 +115,10 @@ def test_string_match() -> None:
         ('["# One ", "Two", "Three"]', '["one", "three", "two"]', 200 / 3),
         ('["One", "Two"]', "One, then two", 0),
         ('{"《判决文书1》": "判决结果5"}', "{'《判决文书1》': '判决结果5'}", 100),
+        ('{"a": ["b"]}', "{['a']: 'b'}", 0),
+        ('["a"]', "[{'a', 'b'}]", 0),
+        ('["a", ["b", 1]]', "['a', ('b', 1)]", 100),
+        ("[" * 100_000, "no", 0),
     ],
 )
 def test_loong(answer: str, text: str, score: float) -> None:

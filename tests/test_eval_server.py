@@ -96,6 +96,7 @@ def test_an_answer_once_the_server_is_ready(http: Answers, path: str) -> None:
         (200, b"[]", "something else than a chat completion"),
         (200, completion(7), "something else than a chat completion"),
         (200, b'{"choices": []}', "something else than a chat completion"),
+        (200, b'{"choices": [{"message": {"content": ""}}], "usage": [5]}', "something else than a chat"),
     ],
 )
 def test_what_is_no_answer(http: Answers, status: int, answer: bytes, message: str) -> None:

@@ -153,6 +153,14 @@ def test_a_text_is_continued(data: Path) -> None:
     )
 
 
+def test_short_answers_of_a_continuation(data: Path) -> None:
+    given = {"lengths": "300", "answer": "32", "windows": "2"}
+    assert [round(count(one.answer), -1) for one in samples("continuation", data, given)] == [30, 30]
+    (data / "story.txt").write_text("a " * 300 + "b" * 9000)
+    with pytest.raises(ValueError, match="in 301 words, which are not cut; a window takes 300 "):
+        samples("continuation", data, given)
+
+
 @pytest.mark.parametrize("limit", [40, 41, 1000, 5000])
 def test_fill(limit: int) -> None:
     """Close to the limit and never above, with few counts, for pieces of very different sizes."""

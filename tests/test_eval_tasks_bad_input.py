@@ -41,7 +41,7 @@ BAD_OPTIONS = [
     (
         "continuation",
         {"lengths": "100k"},
-        "story.txt has 2200 tokens, a window takes 102400 + 512; give smaller",
+        "words, which are not cut; a window takes 102400 + 512 tokens: give smaller",
     ),
     ("loong", {"sets": "5"}, "sets: 5 is out of range; give 1 to 4"),
 ]

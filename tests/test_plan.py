@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import fields
 from pathlib import Path
 
@@ -16,7 +17,10 @@ from yakvrt.model_source import open_model
 from yakvrt.modelled_step import weight_reads
 from yakvrt.plan import main
 from yakvrt.prediction import predict
+from yakvrt.step_times import StepTimes
 from yakvrt.tuning import LinkRates, load, save
+
+TIMES = StepTimes(1, (16,), (2.0,), (1,), (2.0,), (2.0,))
 
 
 def plan(capsys: pytest.CaptureFixture[str], *flags: str) -> tuple[int, str]:
@@ -98,6 +102,26 @@ def test_a_step_is_predicted_once_it_was_timed(capsys: pytest.CaptureFixture[str
     captured = capsys.readouterr()
     assert json.loads(captured.out)["prediction"] is None
     assert "depth_ms is no list of 1 to 64 numbers; calibrate again" in captured.err
+
+
+@pytest.mark.usefixtures("_own_tuning")
+@pytest.mark.parametrize("free", [600_000_000, 1_000_000])
+def test_what_does_not_fit_is_timed_as_deep_as_it_fits(
+    free: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("yakvrt.cpu_device.available_memory", lambda: free)
+    monkeypatch.setattr("yakvrt.plan.MAX_SLOTS", 4)
+    timed = []
+    monkeypatch.setattr("yakvrt.calibration.time_steps", lambda *given: timed.append(given[2]) or TIMES)
+    assert main(["-m", str(tiny_dir("qwen3")), "-c", "100000000", "--calibrate"]) == 1
+    captured = capsys.readouterr()
+    if free == 1_000_000:
+        assert "the weights take" in captured.err
+        assert not timed
+    else:
+        assert timed[0].n_slots == (1,)
+        (largest,) = re.findall(r"the largest context that fits is (\d+) tokens", captured.out)
+        assert sum(timed[0].n_tokens) <= int(largest) <= 3 * timed[0].n_tokens[-1] + 2
 
 
 def test_the_slots_that_fit(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,6 +45,12 @@ def test_a_model_of_one_layer() -> None:
     assert StepTimes(1, (16,), (2.0,), (1,), (2.0,), (2.0,)).step_ms(1, 500) == pytest.approx(2)
 
 
+def test_noise_predicts_no_step_of_less_than_nothing() -> None:
+    noisy = StepTimes(4, (16,), (2.0,), (1,), (2.0,), (2.5,))  # four layers in less time than one
+    assert noisy.step_ms(4, 16) == pytest.approx(2)
+    assert noisy.step_ms(28, 16) is None
+
+
 def test_an_entry_comes_back() -> None:
     assert StepTimes.read(TIMES.entry()) == TIMES
 

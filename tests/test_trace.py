@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import signal
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ from kernel_team import KernelTeam, count
 from take_rows import TAKE_ROWS
 
 import yakvrt
-from yakvrt import bench, generate
+from yakvrt import bench, generate, trace_file
 from yakvrt.cpu.tape import Tape
 from yakvrt.trace_file import Tracing
 from yakvrt.trace_log import RECORD, Stage, TraceLog
@@ -212,24 +213,42 @@ def test_a_tape_is_traced_and_then_is_not(team: KernelTeam, tmp_path: Path) -> N
     assert records["second"].tolist() == [30 // team.n_threads, 20 // team.n_threads] * team.n_threads
 
 
-def test_an_interrupted_run_keeps_what_was_traced(tmp_path: Path, capsys: Any) -> None:
+def test_an_interrupted_run_keeps_what_was_traced(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "trace.json"
 
     def run(engine: yakvrt.Engine) -> None:
-        with Tracing(str(path)) as tracing, tracing.follow(engine, "a run"):
-            engine.session().prefill(PROMPT)
+        with Tracing(str(path)) as tracing, tracing.follow(engine, "a run"), engine.session() as session:
+            session.prefill(PROMPT)
             with tracing.log.span("decode", position=len(PROMPT), tokens=1):
                 raise KeyboardInterrupt
 
     model = str(tiny_dir("qwen3"))
-    with yakvrt.load(model, dtype="f32", ctx_size=64, threads=1) as engine, pytest.raises(KeyboardInterrupt):
-        run(engine)
-    events = read(path)
-    assert slices(events, name="prompt")
-    assert slices(events, name="decode")
+    with yakvrt.load(model, dtype="f32", ctx_size=64, threads=1) as engine:
+        with pytest.raises(KeyboardInterrupt):
+            run(engine)
+        events = read(path)
+        assert slices(events, name="prompt")
+        assert slices(events, name="decode")
+        assert "open it in ui.perfetto.dev" in capsys.readouterr().err
+        check_nesting(events)
+        # and again while it is written
+        counts = itertools.count(1)
+
+        def impatient(*given: Any) -> str:
+            if next(counts) == 5:
+                signal.raise_signal(signal.SIGINT)
+            return whole_slice(*given)
+
+        whole_slice, handler = trace_file._slice, signal.getsignal(signal.SIGINT)
+        monkeypatch.setattr(trace_file, "_slice", impatient)
+        with pytest.raises(KeyboardInterrupt):
+            run(engine)
+    assert len(slices(read(path))) == 4 < len(slices(events))
+    assert "(Ctrl-C cut it short)" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is handler
     assert [found.name for found in tmp_path.iterdir()] == ["trace.json"]
-    assert "open it in ui.perfetto.dev" in capsys.readouterr().err
-    check_nesting(events)
 
 
 @pytest.mark.parametrize(

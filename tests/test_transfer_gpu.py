@@ -26,18 +26,14 @@ from fake_gpu import FakeGpu
 from fake_stream import DriverError
 from interruption import Interruption
 
-from yakvrt import (
-    transfer,
-    transfer_gpu_latency,
-    transfer_gpu_overlap,
-    transfer_gpu_plan,
-    transfer_html,
-    tuning,
-)
+from yakvrt import tuning
 from yakvrt.cuda.device import Device
 from yakvrt.cuda.driver import DeviceLost, function
 from yakvrt.cuda.kernel_choice import gather_blocks
 from yakvrt.kernels.gather_rows import gather_rows_ref
+from yakvrt.transfer import gpu_latency, gpu_overlap, gpu_plan
+from yakvrt.transfer import html as html_report
+from yakvrt.transfer import verb as transfer
 from yakvrt.transfer.gpu import KERNELS
 from yakvrt.transfer.gpu_case import GPU_TESTS, METHODS
 from yakvrt.transfer.gpu_gather import NumpyGather
@@ -60,12 +56,12 @@ def patched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("YAKVRT_CUBINS", str(directory))
         patch.setattr(tuning, "cache_directory", lambda: directory / "cache")
         for name, value in (("N_PLACES", 64), ("STEPS", 8), ("GRAPH_LAUNCHES", 3)):
-            patch.setattr(transfer_gpu_latency, name, value)
+            patch.setattr(gpu_latency, name, value)
         for name, value in (("TIMES", 3), ("FILLER_BYTES", 8192), ("MOST_FILLERS", 1), ("BLOCKS", 1)):
-            patch.setattr(transfer_gpu_overlap, name, value)
+            patch.setattr(gpu_overlap, name, value)
         for name, value in (("POOL_ROWS", 3), ("QUICK_PINNED", [1 << 16]), ("WORK_BYTES", 1 << 20)):
-            patch.setattr(transfer_gpu_plan, name, value)
-        patch.setattr(transfer_gpu_plan, "QUICK_SAMPLE_S", 0)
+            patch.setattr(gpu_plan, name, value)
+        patch.setattr(gpu_plan, "QUICK_SAMPLE_S", 0)
         yield directory
 
 
@@ -146,6 +142,16 @@ def test_all_tests(gpu: FakeGpu, patched: Path, tmp_path: Path, capsys: pytest.C
     assert rates.gather_blocks == gather_blocks("Fake GPU") == 1
     assert kept["link"]["methods"].keys() == {"48"}
     check_report(report.read_text(), [name for name in GPU_TESTS if name != "numa"], 6)
+
+
+@pytest.mark.usefixtures("gpu", "patched")
+@pytest.mark.parametrize("flags", [("--offset", "16"), ("--method", "copy-2d,zero-copy")])
+def test_rows_without_a_map_are_drawn(flags: tuple[str, ...], tmp_path: Path) -> None:
+    """All of them off their lines; one that lies evenly timed first."""
+    rows = ("--test", "rows", "--order", "random", *flags, "--plot", str(tmp_path))
+    assert transfer.main([*SMALL, *SMALL_ROWS, *rows]) == 0
+    assert (tmp_path / "transfer-gpu-rows.svg").exists()
+    assert (tmp_path / "transfer-gpu-map.svg").exists() == ("--method" in flags)
 
 
 class Report(HTMLParser):
@@ -234,7 +240,7 @@ def test_ctrl_c_keeps_what_was_measured_and_opens_the_gate(
     """A gate that stayed shut would let the fake driver fail when memory is given back. No plots: they take
     longer than the rest.
     """
-    monkeypatch.setattr(transfer_html, "find_spec", lambda name: None)
+    monkeypatch.setattr(html_report, "find_spec", lambda name: None)
     report = tmp_path / "report.html"
     interruption = Interruption(monkeypatch, n, name, after=after)
     flags = ("--test", "copy,rows", "--size", "4K", "--memory", "pinned,registered", "--method", "zero-copy")
@@ -248,6 +254,24 @@ def test_ctrl_c_keeps_what_was_measured_and_opens_the_gate(
     assert report.exists() == bool(records)
     if records:
         check_report(report.read_text(), [*dict.fromkeys(record["test"] for record in records)], 0)
+
+
+def test_ctrl_c_while_a_record_is_printed_gives_back_all_before_the_gpu(
+    gpu: FakeGpu, patched: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[bool] = []
+    whole_close = Device.close
+    monkeypatch.setattr(
+        Device, "close", lambda device: (closed.append(bool(gpu.pinned)), whole_close(device))
+    )
+
+    def interrupted(*given: object, **how: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("yakvrt.record_formats.print", interrupted, raising=False)
+    assert transfer.main([*SMALL, "--test", "copy", "--memory", "pinned"]) == 130
+    assert closed == [False]
+    assert not gpu.held
 
 
 @pytest.mark.parametrize(

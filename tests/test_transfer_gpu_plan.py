@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from fake_gpu import FakeGpu
 
@@ -17,9 +19,11 @@ from yakvrt.transfer.arguments import build_parser
 from yakvrt.transfer.gpu_case import DeviceCase
 from yakvrt.transfer.gpu_plan import Room, gpu_plan
 from yakvrt.transfer.gpu_records import gpu_facts
+from yakvrt.transfer.gpu_rows import Rows
 from yakvrt.transfer.tuning import crossover_bytes, fewest_blocks, link_rates
 
 ROOM = Room(64 << 30, 64 << 30, 4, 4, (0,), True)
+VAST = Room(1 << 40, 1 << 40, 4, 4, (0,), True)
 
 
 def planned(*flags: str, room: Room = ROOM) -> list[DeviceCase]:
@@ -49,6 +53,16 @@ def planned(*flags: str, room: Room = ROOM) -> list[DeviceCase]:
 def test_the_plan_refuses(flags: tuple[str, ...], says: str) -> None:
     with pytest.raises(UsageError, match=re.escape(says)):
         planned(*flags)
+
+
+def test_ids_of_rows_are_whatever_the_pool_is_32_bits_wide() -> None:
+    (case, *_) = planned(
+        "--test", "rows", "--method", "zero-copy", "--pool", "64G", "--row-bytes", "16", room=VAST
+    )
+    rows = Rows.__new__(Rows)
+    rows.pool_bytes = case.pool_bytes
+    rows.source = SimpleNamespace(array=np.broadcast_to(np.uint8(0), case.pool_bytes))  # type: ignore[assignment]
+    assert rows._rows(case).shape == ((1 << 31) - 1, 16)
 
 
 def test_sizes_asked_for_must_fit_both_memories() -> None:

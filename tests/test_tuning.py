@@ -66,6 +66,22 @@ def test_a_broken_file_is_said_and_ignored(text: str, capsys: pytest.CaptureFixt
     assert load("D") == {"link": {"a": 1}}
 
 
+def test_halves_of_characters_are_kept() -> None:
+    path = save("D", "link", {"a": "\ud800"})
+    save("D", "decode", {"b": "\N{DEGREE SIGN}"})
+    assert load("D") == {"link": {"a": "\ud800"}, "decode": {"b": "\N{DEGREE SIGN}"}}
+    assert path.read_bytes().isascii()
+
+
+def test_without_a_home_directory_nothing_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("YAKVRT_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    assert load("D") is None
+    with pytest.raises(RuntimeError, match="set YAKVRT_CACHE"):
+        save("D", "link", {"a": 1})
+
+
 def test_what_load_would_refuse_is_not_written() -> None:
     with pytest.raises(TuningError, match="no number of 0 or more"):
         save("D", "link", {"a": float("inf")})

@@ -10,7 +10,9 @@ import argparse
 import hashlib
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yakvrt.bench_facts import cpu_info
@@ -56,7 +58,9 @@ def setting_of(args: argparse.Namespace, source: ModelSource, parameters: Any, k
     """Raises: UsageError, DeviceError."""
     gpu = gpu_name(args)
     if gpu:
-        n_threads, made_of = 1, (_cubins(args), args.kv_device)
+        from yakvrt.cuda.compilers import cache_path
+
+        n_threads, made_of = 1, (str(args.cubins or _kernels(cache_path)), args.kv_device)
     else:
         from yakvrt.cpu.affinity import team_size, usable
         from yakvrt.cpu.kernel_cache import default_directory
@@ -64,23 +68,21 @@ def setting_of(args: argparse.Namespace, source: ModelSource, parameters: Any, k
 
         affinity = machine_keywords(args)["affinity"]
         n_threads = team_size(threads_of(args), affinity, usable(affinity, machine_topology()))
-        made_of = (default_directory().name, repr(affinity))
+        made_of = (_kernels(default_directory), repr(affinity))
     formats = [source.tensors[name].format for name, _ in tensor_shapes(source.config)]
     told = (source.config, formats, args.dtype, args.kv, parameters, kind, n_threads, *made_of)
     return Setting(gpu or cpu_info(), hashlib.sha256(repr(told).encode()).hexdigest()[:16], n_threads)
 
 
-def _cubins(args: argparse.Namespace) -> str:
-    """Which kernels a GPU runs; empty where there are none and nothing compiles them."""
-    from yakvrt.cuda.compilers import cache_path
-
+def _kernels(directory: Callable[[], Path]) -> str:
+    """Which kernels run; empty where there are none and nothing compiles or keeps them."""
     try:
-        return str(args.cubins or cache_path().name)
+        return directory().name
     except RuntimeError:
         return ""
 
 
-def find(setting: Setting, sections: dict[str, Section] | None) -> tuple[StepTimes, str] | None:
+def find(setting: Setting, sections: dict[str, Section]) -> tuple[StepTimes, str] | None:
     """The times and when they were taken; None where there are none. A broken entry is said, not raised."""
     entry = _entries(sections).get(setting.key)
     if not isinstance(entry, dict):
@@ -103,11 +105,10 @@ def calibrate(
 ) -> None:
     """Times steps of the model and keeps them; takes the device's memory, for some layers of the model.
 
-    Raises: whatever loading a model does, OSError where the tuning file cannot be written.
+    Raises: whatever loading a model does, and as tuning.save.
     """
-    least_bytes = CACHES * max(LEAST_CACHE_BYTES, machine_facts().llc_bytes)
     weight_bytes = sum(place.weight_bytes for place in plan.places)
-    some = some_layers(source, layers_to_time(source.config, weight_bytes, least_bytes))
+    some = some_layers(source, layers_to_time(source.config, weight_bytes, least_bytes()))
     times = time_steps(some, device, timed, progress)
     if times.spread > BUSY_SPREAD:
         note(
@@ -124,11 +125,16 @@ def calibrate(
     }
     others = {
         key: entry
-        for key, entry in _entries(load(setting.device_name)).items()
+        for key, entry in _entries(load(setting.device_name) or {}).items()
         if key != setting.key and isinstance(entry, dict)
     }
     kept = dict(list(others.items())[1 - MOST_ENTRIES :])  # the newest, as each is added behind the others
     save(setting.device_name, SECTION, {"steps": {**kept, setting.key: {**about, **times.entry()}}})
+
+
+def least_bytes() -> int:
+    """So much weight is timed, where a model has it: far more than the last cache holds."""
+    return CACHES * max(LEAST_CACHE_BYTES, machine_facts().llc_bytes)
 
 
 def timed_for(method: Any, parameters: Any, kind: str, dtype: str, n_tokens: int, n_slots: int) -> Timed:
@@ -136,6 +142,6 @@ def timed_for(method: Any, parameters: Any, kind: str, dtype: str, n_tokens: int
     return Timed(method, parameters, kind, dtype, depths_up_to(n_tokens), batches_up_to(n_slots))
 
 
-def _entries(sections: dict[str, Section] | None) -> dict[str, Any]:
-    steps = (sections or {}).get(SECTION, {}).get("steps")
+def _entries(sections: dict[str, Section]) -> dict[str, Any]:
+    steps = sections.get(SECTION, {}).get("steps")
     return steps if isinstance(steps, dict) else {}

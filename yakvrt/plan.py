@@ -71,8 +71,10 @@ def _plan(args: argparse.Namespace) -> int:
             most_slots = _most_slots(device, wanted, n_tokens)
             plan = device.plan(wanted)
             if args.calibrate:
-                depth = min(n_tokens, plan.largest_context)
-                timed = timed_for(method, parameters, kind, args.dtype, depth, min(args.slots, most_slots))
+                plan.context(0)  # raises where the weights alone do not fit
+                # slots of all depths are held at once, together up to 7/3 of the deepest
+                depth, n_slots = min(n_tokens, plan.largest_context // 3), min(args.slots, max(1, most_slots))
+                timed = timed_for(method, parameters, kind, args.dtype, depth, n_slots)
                 with terminal.Bar("timing") as bar:
                     calibrate(args, setting, source, device, plan, timed, bar.loading)
         finally:

@@ -30,15 +30,17 @@ def predict(
     "timed": steps of n_timed_layers layers of this model, on this device; they hold whatever crosses a link.
     "modelled": max(device_ms, link_ms) from rates of the device, no row found in a cache. None: neither.
     """
-    path, sections = tuning_path(setting.device_name), load(setting.device_name)
-    found = find(setting, sections)
+    sections = load(setting.device_name)
+    if not sections:
+        return None
+    path, found = tuning_path(setting.device_name), find(setting, sections)
     step_ms = found[0].step_ms(source.config.n_layers, n_tokens, n_slots) if found else None
     how: dict[str, Any]
     if found and step_ms:
         times, date = found
         how = {"how": "timed", "date": date, "n_timed_layers": times.n_layers, "n_threads": setting.n_threads}
         how |= {"deepest_timed": times.n_tokens[-1], "spread": times.spread}
-    elif on_gpu and sections and (rates := _link_rates(sections, str(path))):
+    elif on_gpu and (rates := _link_rates(sections, str(path))):
         weights = weight_reads(source.config, source.tensors, dtype)
         link_gbps = rates.gather_gbps if host_rows else 0.0
         step = modelled_step(weights, read, n_slots, rates.memory_gbps, link_gbps)

@@ -68,7 +68,7 @@ class StepTimes:
 
     def step_ms(self, n_layers: int, n_tokens: int, n_slots: int = 1) -> float | None:
         """Of a model of n_layers layers and n_slots slots of n_tokens tokens each; None for more slots than
-        were timed.
+        were timed, and where noise in the times leaves nothing of it.
         """
         if n_slots > self.n_slots[-1]:
             return None
@@ -77,7 +77,8 @@ class StepTimes:
         layer = (batch - one_layer) / (self.n_layers - 1) if self.n_layers > 1 else batch
         head = one_layer - layer
         growth = (_line(self.n_tokens, self.depth_ms, n_tokens) - self.depth_ms[0]) / self.n_layers
-        return head + n_layers * (layer + n_slots * growth)
+        step = head + n_layers * (layer + n_slots * growth)
+        return step if step > 0 else None
 
     def entry(self) -> dict[str, Any]:
         """For a tuning file."""

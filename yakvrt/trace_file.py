@@ -13,10 +13,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import tempfile
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
@@ -42,7 +45,8 @@ def add_trace_argument(parser: argparse.ArgumentParser) -> None:
 
 
 class Tracing:
-    """The trace of --trace FILE, or none; the file gets its name at the end, also when interrupted.
+    """The trace of --trace FILE, or none; the file gets its name at the end, also when interrupted: Ctrl-C
+    while it is written ends it earlier.
 
     Raises: ValueError or OSError, naming the file, when it cannot be written; while nothing has been done.
     """
@@ -97,20 +101,41 @@ class Tracing:
         name = None
         try:
             with (
+                _held_back() as interrupts,
                 _naming(path),
                 tempfile.NamedTemporaryFile(
                     "w", dir=self._target.parent, suffix=".part", delete=False, encoding="ascii"
                 ) as file,
             ):
                 name = Path(file.name)
-                n = _write_events(file, events(log, self._readers))
+                n = _write_events(file, takewhile(lambda _: not interrupts, events(log, self._readers)))
                 file.close()
                 os.replace(name, self._target)
+                size_mb = self._target.stat().st_size / 1e6
+                cut = " (Ctrl-C cut it short)" if interrupts else ""
+                terminal.note(
+                    f"trace: {n} events{cut}, {size_mb:.1f} MB in {path}; open it in ui.perfetto.dev"
+                )
         finally:
             if name:
                 name.unlink(missing_ok=True)
-        size_mb = self._target.stat().st_size / 1e6
-        terminal.note(f"trace: {n} events, {size_mb:.1f} MB in {path}; open it in ui.perfetto.dev")
+
+
+@contextmanager
+def _held_back() -> Iterator[list[int]]:
+    """Ctrl-C is noted inside, where it would raise, and raises behind it; the main thread hears of it."""
+    came: list[int] = []
+    before = signal.getsignal(signal.SIGINT)
+    ours = callable(before) and threading.current_thread() is threading.main_thread()
+    if ours:
+        signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    try:
+        yield came
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, before)
+    if came:
+        raise KeyboardInterrupt
 
 
 @contextmanager

@@ -33,16 +33,22 @@ class TuningError(ValueError):
 
 
 def tuning_path(device_name: str) -> Path:
-    """Of the device that calls itself so: letters, digits, dots and dashes of the name are kept."""
+    """Of the device that calls itself so: letters, digits, dots and dashes of the name are kept.
+
+    Raises: RuntimeError where there is no directory for it.
+    """
     safe = re.sub(r"[^a-z0-9.]+", "-", device_name.lower()).strip("-.")[:100]
     return cache_directory() / "tuning" / f"{safe or 'device'}.json"
 
 
 def load(device_name: str) -> dict[str, Section] | None:
-    """The sections measured on a device; None where nothing was. A broken file is said once, not raised:
-    measurements only make predictions and choices better.
+    """The sections measured on a device; None where nothing was, or no directory keeps any. A broken file is
+    said once, not raised: measurements only make predictions and choices better.
     """
-    path = tuning_path(device_name)
+    try:
+        path = tuning_path(device_name)
+    except RuntimeError:
+        return None
     try:
         return _read(path, device_name)
     except FileNotFoundError:
@@ -55,14 +61,15 @@ def load(device_name: str) -> dict[str, Section] | None:
 def save(device_name: str, section: str, values: Section) -> Path:
     """Replaces one section and keeps the others, unless the file is broken. Seen whole or not at all.
 
-    Raises: TuningError for a value that load() would refuse, OSError where the directory takes no file.
+    Raises: TuningError for a value that load() would refuse, OSError where the directory takes no file,
+    RuntimeError where there is none.
     """
     path = tuning_path(device_name)
     sections = load(device_name) or {}
     content = {"version": VERSION, "device": device_name, "sections": {**sections, section: values}}
     _check_tree(content["sections"], 0)
-    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-    if len(text.encode()) > MAX_BYTES:
+    text = json.dumps(content, indent=1) + "\n"  # ASCII: names may hold halves of characters
+    if len(text) > MAX_BYTES:
         raise TuningError(f"{path} would be over {MAX_BYTES >> 10} KiB; remove it, then measure again")
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
@@ -122,7 +129,7 @@ class LinkRates:
     to_device_gbps: float  # large copies of pinned memory
     to_host_gbps: float
     gather_gbps: float  # rows of host memory, read by a kernel
-    memory_gbps: float  # the device's own memory, read
+    memory_gbps: float  # the device's own memory: bytes that a copy within it reads and writes
     copy_us: float  # of an empty copy
     launch_us: float  # of an empty kernel within a graph
     crossover_bytes: float  # rows that large come faster by copies than by a kernel; 0: none were

@@ -84,7 +84,7 @@ def gather_blocks(device_name: str) -> int:
     """Blocks that read rows over the link: as `yakvrt transfer` measured on such a device, or the default."""
     try:
         rates = tuning.LinkRates.read(tuning.load(device_name) or {})
-    except (tuning.TuningError, RuntimeError):  # a section of less, or no directory to keep any in
+    except tuning.TuningError:
         rates = None
     measured = int(rates.gather_blocks) if rates else 0
     return measured if 1 <= measured <= MOST_GATHER_BLOCKS else GATHER_BLOCKS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,14 @@ class _Slice:
     begin: Event
     end: Event | None
     waits: list[tuple[Event, Event]]
+
+
+def _read_once(stages: Sequence[Stage]) -> Iterator[Stage]:
+    """A stage that plain Python interrupts has several slices; its weights are read in the first one's."""
+    told = set[int]()
+    for stage in stages:
+        yield stage._replace(n_bytes=0) if id(stage) in told else stage
+        told.add(id(stage))
 
 
 class StageClock:
@@ -84,15 +93,21 @@ class StageClock:
             return now_ns - round(last.ms_since(event) * 1e6)
 
         for track, slices in self._slices.items():
+            if not slices:
+                continue
             times = np.zeros((1, len(slices), 3), np.int64)
             for i, found in enumerate(slices):
                 assert found.end
                 waited_ms = sum(end.ms_since(begin) for begin, end in found.waits)
                 times[0, i] = at_ns(found.begin), at_ns(found.end), round(waited_ms * 1e6)
-            stages = self._stages.setdefault(track, tuple(found.stage for found in slices))
-            log.slices(stages, [track], times)
+            if track not in self._stages:  # the same every time, by which the log knows them
+                self._stages[track] = tuple(_read_once([found.stage for found in slices]))
+            log.slices(self._stages[track], [track], times)
 
     def close(self) -> None:
+        """The next marks, if any, are of the same stages, as a part of a step always is."""
+        self._slices = {MAIN: [], BESIDE: []}
+        self.stage = Stage()
         while self._events:
             self._events.pop().close()
 

@@ -47,6 +47,7 @@ class CudaStep:
         self._graphs: dict[int, Graph] = {}
         self.log: TraceLog | None = None
         self._timed: dict[int, tuple[Graph, StageClock]] = {}
+        self._clocks: dict[int, StageClock] = {}  # of parts with plain Python
         self._forked, self._joined = Event(), Event()
 
     def run(self, part: int = 0) -> None:
@@ -76,7 +77,7 @@ class CudaStep:
     def _run_timed(self, part: int, log: TraceLog, on_host: bool) -> None:
         """The same with events between the stages, in a graph of its own."""
         if on_host:
-            clock = StageClock(self._stream, self._side, captured=False)
+            clock = self._clocks.setdefault(part, StageClock(self._stream, self._side, captured=False))
             try:
                 self._ask(part, clock)
                 self._stream.synchronise()

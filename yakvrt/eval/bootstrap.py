@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 DRAWS = 2000
+MOST_DRAWN = 1 << 22  # values at once
 Strata = Mapping[str, np.ndarray]  # by task, a value for each sample
 
 
@@ -56,10 +57,12 @@ def difference_of(first: Strata, second: Strata) -> Interval:
 def _redrawn(strata: Strata, seed: int = 0) -> np.ndarray:
     """Means of DRAWS redraws. Shapes: [DRAWS]."""
     random = np.random.default_rng(seed)
-    means = [
-        values[random.integers(len(values), size=(DRAWS, len(values)))].mean(axis=1)
-        for values in strata.values()
-        if len(values)
-    ]
+    means = []
+    for values in (values for values in strata.values() if len(values)):
+        n, most = len(values), max(1, MOST_DRAWN // len(values))
+        sizes = [min(most, DRAWS - first) for first in range(0, DRAWS, most)]
+        means.append(
+            np.concatenate([values[random.integers(n, size=(rows, n))].mean(axis=1) for rows in sizes])
+        )
     result: np.ndarray = np.mean(means, axis=0)
     return result

@@ -63,16 +63,22 @@ class Question:
 def questions(tasks: Iterable[Task], seed: int, count: Callable[[str], int], limit: int) -> list[Question]:
     """The first `limit` samples of each task; the tasks take turns, so that a run cut short has some of each.
 
-    Raises: ValueError, also for a task without any sample.
+    Raises: ValueError, also for a task without any sample, or with two different ones of one id.
     """
     by_task = []
     for task in tasks:
-        found = [
-            Question(task, sample, _content(sample)) for sample in islice(task.samples(seed, count), limit)
-        ]
+        found: dict[str, Question] = {}
+        for sample in islice(task.samples(seed, count), limit):
+            question = Question(task, sample, _content(sample))
+            held = found.setdefault(sample.id, question)  # lengths=4k,4096 make a sample twice
+            if held.content != question.content:
+                raise ValueError(
+                    f"the task {task.name} has two samples {sample.id!r}, whose records would mix; give them "
+                    "different ids in its data"
+                )
         if not found:
             raise ValueError(f"the task {task.name} has no samples; change its options or data")
-        by_task.append(found)
+        by_task.append(found.values())
     return [one for turn in zip_longest(*by_task) for one in turn if one]
 
 

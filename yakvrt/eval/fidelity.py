@@ -24,7 +24,8 @@ def logit_scores(
     """
     kl, nll, same = [], [], []
     for of_method, of_full, target in zip(found, full, targets, strict=True):
-        kl.append((np.exp(of_full, dtype=np.float64) * (of_full - of_method)).sum())
+        divergence = (np.exp(of_full, dtype=np.float64) * (of_full - of_method)).sum()
+        kl.append(max(0.0, divergence))  # rounding leaves a little less than nothing
         nll.append(-of_method[target])
         same.append(of_method.argmax() == of_full.argmax())
     return {

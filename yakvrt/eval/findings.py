@@ -29,7 +29,9 @@ def title(method: Method) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """All records of a model; of two for the same sample and method the later counts."""
+    """All records of a model; of two for the same sample and method the later counts. A sample is its id and
+    what tells its content, as samples of other seeds or options may have its id.
+    """
 
     model: str
     records: tuple[Record, ...]
@@ -37,7 +39,7 @@ class Findings:
 
     @classmethod
     def of(cls, model: str, records: Sequence[Record]) -> Findings:
-        found = {key_of(record): record for record in records}
+        found = {(*key_of(record), record["prompt"]): record for record in records}
         kept = [record for record in found.values() if "skipped" not in record]
         return cls(model, tuple(kept), tuple(record for record in found.values() if "skipped" in record))
 
@@ -80,7 +82,7 @@ class Findings:
                 continue
             value = reading(record, name)
             if value is not None:
-                found.setdefault(record["task"], {})[record["sample"]] = value
+                found.setdefault(record["task"], {})[record["sample"] + " " + record["prompt"]] = value
         return found
 
     def differences(self, name: str, a: Method, b: Method, intensity: str | None = None) -> Strata:
@@ -109,6 +111,7 @@ class Findings:
         cells: dict[tuple[Any, Any], list[float]] = {}
         for record in self.records_of(task, method):
             facts, value = record["facts"], reading(record, "score")
-            if value is not None and "length" in facts and "depth" in facts:
-                cells.setdefault((facts["length"], facts["depth"]), []).append(value)
+            cell = facts.get("length"), facts.get("depth")
+            if value is not None and all(isinstance(each, int) for each in cell):
+                cells.setdefault(cell, []).append(value)
         return {cell: float(np.mean(values)) for cell, values in cells.items()}

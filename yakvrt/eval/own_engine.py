@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -144,7 +145,7 @@ class OwnEngine:
         del shared
         prefill_s = time.monotonic() - started
         for i in range(len(members)):
-            member = members.pop(0)  # its memory goes with it
+            member = members.pop(0)
             started = time.monotonic()
             progress(member.spec.title, i / len(specs))
             found = self._fidelity(member, slot, tokens, full)
@@ -161,6 +162,8 @@ class OwnEngine:
                     "prefill_seconds": round(prefill_s, 3),
                 },
             )
+            del member  # and its memory, which a method that refers to itself would keep for a while
+            gc.collect()
 
     def _fidelity(
         self, member: MethodSlots, slot: int, tokens: SampleTokens, full: list[np.ndarray]

@@ -15,6 +15,7 @@ from typing import Any
 NAME = "records.jsonl"
 FORMAT = 1
 MAX_LINE_BYTES = 16 << 20
+MAX_INT = 1 << 63
 NUMBERS = (
     *("kl_mean", "kl_p99", "same_top1", "nll", "gross_bytes", "moved_bytes"),
     *("device_bytes_per_token", "host_bytes_per_token"),
@@ -37,12 +38,19 @@ def read_records(path: Path) -> tuple[Record, list[Record]]:
     if not lines:
         raise ValueError(f"{path} is empty; remove it")
     header, *records = [found for found, _ in lines]
-    if header.get("eval") != FORMAT or not isinstance(header.get("options"), dict):
+    if header.get("eval") != FORMAT or not _is_header(header):
         raise ValueError(f"{path}:1: no header of an evaluation; give a directory that yakvrt eval made")
     for number, record in enumerate(records, 2):
         if not _is_record(record):
             raise ValueError(f"{path}:{number}: no record of an evaluation; remove the line")
     return header, records
+
+
+def _is_header(found: Record) -> bool:
+    options = found.get("options")
+    if not isinstance(options, dict):
+        return False
+    return isinstance(options.get("model", ""), str) and isinstance(found.get("started", ""), str)
 
 
 def _is_record(found: Record) -> bool:
@@ -55,20 +63,26 @@ def _is_record(found: Record) -> bool:
         and isinstance(found.get("budget", ""), float | None)
         and found.get("intensity") in ("low", "high")
         and isinstance(found.get("facts"), dict)
-        and all(isinstance(number, int | float) for number in numbers)
+        and all(map(_is_number, numbers))
     )
+
+
+def _is_number(value: object) -> bool:
+    """One that a float holds; a model whose logits overflow has nan."""
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) <= MAX_INT)
 
 
 def _lines(path: Path) -> Iterator[tuple[Record, int]]:
     """Objects, and the bytes up to the end of their lines."""
     end = 0
     with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.endswith(b"\n"):
+        for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES), b""), 1):
+            is_whole = line.endswith(b"\n")
+            if not is_whole and len(line) < MAX_LINE_BYTES:
                 return  # torn: the newline is written last
             end += len(line)
             try:
-                found = json.loads(line) if len(line) <= MAX_LINE_BYTES else None
+                found = json.loads(line) if is_whole else None
             except (ValueError, RecursionError):
                 found = None
             if not isinstance(found, dict):
@@ -78,7 +92,7 @@ def _lines(path: Path) -> Iterator[tuple[Record, int]]:
 
 class RecordFile:
     """The records of one directory, to be added to. `options` are what all records must share, `facts` what
-    else the header says.
+    else the header says; of these, the device must be the same too.
 
     Raises: ValueError for records of other options, or when another run writes there; OSError.
     """
@@ -99,7 +113,11 @@ class RecordFile:
             if not whole:
                 self._write({"eval": FORMAT, "options": dict(options), **facts})
             header, self.held = read_records(self._path)
-            self._check(header["options"], json.loads(json.dumps(options)))
+            device = {"device": facts.get("device")}
+            self._check(
+                {"device": header.get("device"), **header["options"]},
+                json.loads(json.dumps({**device, **options})),
+            )
         except BaseException:
             self.close()
             raise

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from yakvrt.terminal import counted, note
 
@@ -18,18 +18,29 @@ All methods of a sample decode behind one exact prefill of its prompt, greedily;
 decoded too. KL, NLL and same top-1 are read while the gold answer is fed. A budget is a share of the tokens:
 their K and V at 4 bits are the bytes that a step may ask of the host (gross); moved are those that were not
 on the device already. MB are of a decoded token, all layers. Intervals hold 95 % of bootstrap redraws."""
+SHARED = ("dtype", "cache_type", "fidelity_tokens", "max_tokens")  # or methods are not what differs
 NAMED = ("version", "seed", "dtype", "cache_type", "ctx_size", "fidelity_tokens", "max_tokens")
 
 
 def write_report(directories: Sequence[Path], target: Path) -> list[Path]:
     """Writes report.md and its plots. Returns: their paths.
 
-    Raises: ValueError for directories without records, and malformed lines; OSError.
+    Raises: ValueError for directories without records, malformed lines, and records of one model that cannot
+    be compared; OSError.
     """
     read = [_read(directory) for directory in directories]
     by_model: dict[str, list[Record]] = {}
+    shared: dict[tuple[str, str], Any] = {}
     for header, records in read:
-        by_model.setdefault(header["options"].get("model", "?"), []).extend(records)
+        options = header["options"]
+        model = options.get("model", "?")
+        by_model.setdefault(model, []).extend(records)
+        for name in (name for name in SHARED if name in options):
+            if (held := shared.setdefault((model, name), options[name])) != options[name]:
+                raise ValueError(
+                    f"{model} was evaluated with {name}={held} and {name}={options[name]}, which would mix; "
+                    "make a report of each"
+                )
     if not any(by_model.values()):
         raise ValueError(f"{directories[0] / NAME} holds no records yet; run the evaluation first")
     target.mkdir(parents=True, exist_ok=True)
@@ -68,7 +79,7 @@ def _plots(findings: Findings, target: Path) -> list[str]:
     from .report_plots import draw
 
     try:
-        return draw(findings, target, re.sub(r"[^\w.-]+", "-", findings.model))
+        return draw(findings, target)
     except ImportError:
         note("no plots without matplotlib; pip install 'yakvrt[plot]' brings it")
         return []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,8 @@ STYLE: Any = {
 READINGS = {"score": "score", "kl_mean": "KL divergence from full attention (nats)"}
 
 
-def draw(findings: Findings, directory: Path, stem: str) -> list[str]:
-    """Writes what the records are enough for, each as stem-NAME.png and .svg. Returns: the names of the PNGs.
+def draw(findings: Findings, directory: Path) -> list[str]:
+    """Writes what the records are enough for, each as MODEL-NAME.png and .svg. Returns: the PNGs' names.
 
     Raises: ImportError without matplotlib; OSError.
     """
@@ -40,7 +41,7 @@ def draw(findings: Findings, directory: Path, stem: str) -> list[str]:
     with matplotlib.rc_context(STYLE):
         for name, figure in _figures(findings):
             for suffix in ("svg", "png"):
-                path = directory / f"{stem}-{name}.{suffix}"
+                path = directory / f"{file_name(findings.model)}-{name}.{suffix}"
                 figure.savefig(path, dpi=130, metadata={"Date": None} if suffix == "svg" else None)
             written.append(path.name)
             pyplot.close(figure)
@@ -55,7 +56,12 @@ def _figures(findings: Findings) -> Iterator[tuple[str, Any]]:
     for task in findings.tasks:
         grids = {method: grid for method in findings.methods if (grid := findings.grid(task, method))}
         if grids:
-            yield f"{task}-grid", _needle_grids(task, grids)
+            yield f"{file_name(task)}-grid", _needle_grids(task, grids)
+
+
+def file_name(text: str) -> str:
+    """Without what leaves a directory."""
+    return re.sub(r"[^\w.-]+", "-", text)
 
 
 def _look(findings: Findings, label: str) -> Any:
@@ -96,9 +102,13 @@ def _quality_against_bytes(findings: Findings) -> Any:
 
 
 def _plain_log(panel: Any, name: str) -> None:
-    """An axis, x or y, made logarithmic, with ticks at 1, 2 and 5 in plain numbers."""
+    """An axis, x or y, made logarithmic, with ticks at 1, 2 and 5 in plain numbers; as it is where all values
+    are 0, as a divergence may be.
+    """
     from matplotlib.ticker import LogLocator, NullFormatter
 
+    if not np.isfinite(getattr(panel.dataLim, f"minpos{name}")):
+        return
     getattr(panel, f"set_{name}scale")("log")
     axis = getattr(panel, f"{name}axis")
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -78,18 +78,19 @@ class Server:
             choice = answer["choices"][0]
             text = choice["message"]["content"] or ""
             usage = answer.get("usage") or {}
-            assert isinstance(text, str)
-        except (KeyError, IndexError, TypeError, AttributeError, AssertionError):
+            if not isinstance(text, str):
+                raise TypeError
+            return {
+                "text": text,
+                "finish_reason": choice.get("finish_reason"),
+                "prompt_tokens": usage.get("prompt_tokens"),
+                "generated_tokens": usage.get("completion_tokens"),
+            }
+        except (KeyError, IndexError, TypeError, AttributeError):
             raise ServerError(
                 f"{self._url} answered sample {sample.id} with something else than a chat completion; "
                 "give the address of an OpenAI-compatible server"
             ) from None
-        return {
-            "text": text,
-            "finish_reason": choice.get("finish_reason"),
-            "prompt_tokens": usage.get("prompt_tokens"),
-            "generated_tokens": usage.get("completion_tokens"),
-        }
 
     def _post(self, body: dict[str, Any], sample_id: str) -> Any:
         headers = {"Content-Type": "application/json"}

@@ -27,7 +27,9 @@ class TimeLeft:
     def left(self, share: float = 0) -> str:
         """The time left, in words."""
         done = self._done + share
-        left = (time.monotonic() - self._started) * (self._total - done) / done if done else 0
+        if not done:
+            return "no pace to tell the time left yet"
+        left = (time.monotonic() - self._started) * (self._total - done) / done
         return f"{left / 60:.0f} min left" if left >= 90 else f"{left:.0f} s left"
 
     def finish(self) -> None:

@@ -186,8 +186,9 @@ def _on_engine(args: argparse.Namespace, tasks: list[Task], specs: list[MethodSp
             )
         side = OwnEngine(engine, cache_type(args), *limits)
         asked = questions(tasks, args.seed, side.count, args.limit)
+        name = f"{engine.name}, random weights" if args.load_format == "dummy" else engine.name
         options = {
-            **{"side": "yakvrt", "model": engine.name, "dtype": args.dtype, "cache_type": cache_type(args)},
+            **{"side": "yakvrt", "model": name, "dtype": args.dtype, "cache_type": cache_type(args)},
             **{"ctx_size": side.ctx_size, "fidelity_tokens": args.fidelity_tokens},
             "max_tokens": args.max_tokens,
         }

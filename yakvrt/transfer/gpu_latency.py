@@ -17,6 +17,7 @@ from yakvrt.kernel_build.spec import kernel
 from yakvrt.kernels.pointer_chase import PLACE_BYTES, chain_of, pointer_chase_ref
 from yakvrt.transfer.gpu_case import DeviceCase
 from yakvrt.transfer.gpu_clock import HOST, DeviceClock, Operation, Sampled
+from yakvrt.transfer.gpu_copies import both
 from yakvrt.transfer.gpu_memory import SLACK, compare, compare_device, poison_device
 from yakvrt.transfer.memory import POISON
 
@@ -74,7 +75,7 @@ class Latency:
     def _timed(self, ask: Callable[[], None], check: Callable[[], int], method: str) -> Operation:
         """By the GPU's clock, or by the host's until the call comes back, or until all is done."""
         if method.endswith("-wait"):
-            return Operation(and_then(ask, self._clock.stream.synchronise), check, clock=HOST)
+            return Operation(both(ask, self._clock.stream.synchronise), check, clock=HOST)
         return Operation(ask, check, clock=HOST if method.endswith("-call") else "device")
 
     def _copy_up(self, case: DeviceCase) -> Operation:
@@ -144,14 +145,6 @@ def per(sampled: Sampled, n: int) -> Sampled:
     return replace(
         sampled, samples_ns=tuple(ns / n for ns in sampled.samples_ns), n_loops=sampled.n_loops * n
     )
-
-
-def and_then(first: Callable[[], None], second: Callable[[], None]) -> Callable[[], None]:
-    def ask() -> None:
-        first()
-        second()
-
-    return ask
 
 
 def nothing() -> int:

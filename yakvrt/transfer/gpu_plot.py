@@ -38,7 +38,8 @@ def gpu_figures(records: Sequence[Fields]) -> Iterator[tuple[str, Any]]:
         yield "transfer-gpu-copy", _draw_copies(copies)
     if rows:
         yield "transfer-gpu-rows", _draw_rows(rows, copies)
-        yield "transfer-gpu-map", _draw_map(rows)
+    if even := _aligned(rows):
+        yield "transfer-gpu-map", _draw_map(even)
     reads = [r for r in rows if r["method"] == "zero-copy"]
     in_flight = by_test.get("in-flight", [])
     if reads or in_flight:
@@ -107,13 +108,17 @@ def _draw_rows(rows: Sequence[Fields], copies: Sequence[Fields]) -> Any:
     return figure
 
 
-def _draw_map(rows: Sequence[Fields]) -> Any:
-    """The fastest method and its rate for every row size and number of rows, in the first order."""
+def _aligned(rows: Sequence[Fields]) -> list[Fields]:
+    """Rows that may lie anywhere, without an offset, in the first order."""
+    held = [r for r in rows if r["method"] in LETTERS and not r["row_offset"]]
+    return [r for r in held if r["row_order"] == held[0]["row_order"]]
+
+
+def _draw_map(even: Sequence[Fields]) -> Any:
+    """The fastest method and its rate for every row size and number of rows."""
     import numpy as np
     from matplotlib import pyplot
 
-    even = [r for r in rows if r["method"] in LETTERS and not r["row_offset"]]
-    even = [r for r in even if r["row_order"] == rows[0]["row_order"]]
     sizes, counts = (sorted({r[name] for r in even}) for name in ("row_bytes", "n_rows"))
     rates = np.full((len(counts), len(sizes)), np.nan)
     letters: dict[tuple[int, int], str] = {}
@@ -141,7 +146,7 @@ def _draw_map(rows: Sequence[Fields]) -> Any:
     panel.spines[:].set_visible(False)
     figure.colorbar(image, ax=panel, label="GB/s")
     named = ", ".join(f"{letter} {method}" for method, letter in LETTERS.items())
-    figure.suptitle(f"{_title('The fastest way', rows[0])}\n{named}", fontsize=10)
+    figure.suptitle(f"{_title('The fastest way', even[0])}\n{named}", fontsize=10)
     return figure
 
 

@@ -27,6 +27,7 @@ from yakvrt.transfer.gpu_memory import SLACK, compare_device, poison_device
 from yakvrt.transfer.memory import fill
 
 SEED = 1234
+MAX_ID = (1 << 31) - 1  # ids are int32
 FILLED_BYTES = 64 << 20  # by a thread at a time
 SOURCE_ORDER_ANY = 3  # CU_MEMCPY_SRC_ACCESS_ORDER_ANY: a source that nobody changes meanwhile
 ADDRESS, SIZE = ctypes.c_void_p, ctypes.c_size_t
@@ -90,7 +91,8 @@ class Rows:
     def _rows(self, case: DeviceCase) -> np.ndarray:
         """The pool as rows: uint8 [rows, row_bytes]."""
         n_bytes = self.pool_bytes if case.method == "zero-copy" else min(self.pool_bytes, CHUNK_BYTES)
-        n, start = (n_bytes - case.row_offset) // case.row_bytes, case.row_offset
+        start = case.row_offset
+        n = min((n_bytes - start) // case.row_bytes, MAX_ID)
         rows: np.ndarray = self.source.array[start : start + n * case.row_bytes].reshape(n, case.row_bytes)
         return rows
 

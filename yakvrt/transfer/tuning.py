@@ -16,7 +16,7 @@ COPIES = ("copy-rows", "copy-batch", "gather+copy")
 
 
 def keep_rates(records: Sequence[Fields]) -> list[Path]:
-    """Writes what the records are enough for, and returns the files. Raises: OSError."""
+    """Writes what the records are enough for, and returns the files. Raises: as tuning.save."""
     rates = link_rates(records)
     return [tuning.save(records[0]["gpu_info"], "link", rates)] if rates else []
 

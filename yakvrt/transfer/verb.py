@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +43,7 @@ def _transfer(args: argparse.Namespace) -> int:
             _check_report(args.html)
         kept: list[dict[str, Any]] = []
 
-        def noted(report: Report) -> Iterator[Fields]:
+        def noted(report: Report) -> Generator[Fields]:
             for record in records(report):
                 kept.append(record.fields())
                 yield record
@@ -53,12 +53,14 @@ def _transfer(args: argparse.Namespace) -> int:
             # Records on a terminal show by themselves how far it is.
             with terminal.Bar("timing") as bar:
                 is_shown = sys.stderr.isatty() and not sys.stdout.isatty()
-                print_records(noted(bar.loading if is_shown else lambda *_: None), outputs)
+                # closed before the GPU that it times, also where printing is interrupted
+                with closing(noted(bar.loading if is_shown else lambda *_: None)) as shown:
+                    print_records(shown, outputs)
         except KeyboardInterrupt:
             _write_files(args, kept)
             raise
+        _keep_tuning(kept)
         _write_files(args, kept)
-    _keep_tuning(kept)
     return 0
 
 

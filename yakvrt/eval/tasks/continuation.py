@@ -35,7 +35,7 @@ class Continuation:
     def samples(self, seed: int, count: Callable[[str], int]) -> Iterator[Sample]:
         """The same for every seed. Windows that end beyond the text are left out.
 
-        Raises: ValueError when a text is too short for any window of any length.
+        Raises: ValueError when a text is too short for any window of any length, or has too long words.
         """
         for file, text in self.texts.items():
             words = WORD.findall(text)
@@ -45,7 +45,8 @@ class Continuation:
                 for window in range(self.windows):
                     prompt, taken = _window(words, start, length, count)
                     answer, more = _window(words, start + taken, self.answer, count)
-                    if count(answer) < FULL_SHARE * self.answer:
+                    at_end = start + taken + more == len(words)
+                    if not (taken and more) or (at_end and count(answer) < FULL_SHARE * self.answer):
                         break
                     start += taken + more
                     made += 1
@@ -53,10 +54,9 @@ class Continuation:
                         f"{file}-{length}-{window}", prompt, answer, 0, {"length": length, "file": file}
                     )
             if not made:
-                need = f"{min(self.lengths)} + {self.answer}"
-                raise ValueError(
-                    f"{file} has {count(text)} tokens, a window takes {need}; give smaller lengths"
-                )
+                have = f"{file} has {count(text)} tokens in {len(words)} words, which are not cut"
+                need = f"{min(self.lengths)} + {self.answer} tokens"
+                raise ValueError(f"{have}; a window takes {need}: give smaller lengths or another text")
 
     def score(self, sample: Sample, text: str) -> dict[str, float]:
         """Nothing was generated, so nothing is scored."""

@@ -1,4 +1,4 @@
-"""What a task says of itself before it is opened: `python -m yakvrt eval --help` is made of these."""
+"""What a task says of itself before it is opened: `python -m yakvrt eval --list-tasks` prints it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class TaskEntry:
     data: str = ""
 
     def read(self, given: Mapping[str, str]) -> dict[str, Any]:
-        """Values of all options, from those given as text (--task-args key=value) and the defaults.
+        """Values of all options, from those given as text (--task NAME:K=V;K=V) and the defaults.
 
         Raises: ValueError for an unknown name, a value that does not read, one out of its limits.
         """

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 PROBE_PIECES = 200
-# A text this close to its limit (1/500, at least a few tokens) is full: a few counts of a long text are
-# enough.
+# A text this close to its limit (1/500, or a few tokens, which are at most 1/50) is full: a few counts of a
+# long text are enough.
 CLOSE_SHARE = 500
 CLOSE_TOKENS = 8
+FEW_SHARE = 50
 INTERPOLATIONS = 8
 
 
@@ -18,7 +19,7 @@ def fill(
     """The longest text build(n), n of 0 to `most` pieces, that has at most `limit` tokens, and its n.
 
     The tokens of build(n) must grow with n, roughly in proportion: n is found by interpolation, with some
-    five counts of a full text, and may miss the very longest by 1/500 of the limit.
+    five counts of a full text, and may miss the very longest by CLOSE_TOKENS or 1/500 of the limit.
 
     Raises: ValueError when build(0) is too long already.
     """
@@ -29,7 +30,7 @@ def fill(
             f"{what} takes {base} tokens at the least, more than the length {limit}; give a longer one"
         )
     high, high_tokens = most + 1, 0  # too long, or too many pieces; its tokens where they were counted
-    close = max(CLOSE_TOKENS, limit // CLOSE_SHARE)
+    close = max(min(CLOSE_TOKENS, limit // FEW_SHARE), limit // CLOSE_SHARE)
     guess, turn = min(PROBE_PIECES, most), 0
     while low + 1 < high and limit - low_tokens > close:
         longer = build(guess)

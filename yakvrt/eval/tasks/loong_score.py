@@ -30,7 +30,7 @@ def score_answer(answer: str, text: str) -> dict[str, float]:
     groups."""
     try:
         gold = json.loads(answer)
-    except ValueError:
+    except (ValueError, RecursionError):
         gold = None
     if not isinstance(gold, list | dict):
         f1 = words_f1(answer, text)
@@ -56,9 +56,9 @@ def structure(text: str) -> Any:
         return json.JSONDecoder().raw_decode(text, start)[0]
     except (ValueError, RecursionError):
         end = text.rfind("}" if text[start] == "{" else "]")
-    try:
-        found = ast.literal_eval(text[start : end + 1])
-    except (ValueError, SyntaxError, RecursionError, MemoryError):
+    try:  # a set or a number with an i is no JSON, and a list no key
+        found = json.loads(json.dumps(ast.literal_eval(text[start : end + 1])))
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         return None
     return found if isinstance(found, dict | list) else None
 

@@ -83,8 +83,8 @@ def draw_needles(needles: Sequence[Needle], number: int, rng: Random) -> list[Ne
         for needle in rng.sample(needles, len(needles)):
             if all(needle.subject != other.subject and needle.keyword != other.keyword for other in drawn):
                 drawn.append(needle)
-        if len(drawn) >= number:
-            return drawn[:number]
+            if len(drawn) == number:
+                return drawn
         most = max(most, len(drawn))
     raise ValueError(f"{NEEDLES} has only {most} needles that differ in subject and answer, not {number}")
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-# Those of the second line are lists, written with commas; a length is a count of tokens, with k for 1024.
-Kind = Literal["int", "str", "words", "ints", "lengths"]
+# All but an int are lists, written with commas; a length is a count of tokens, with k for 1024.
+Kind = Literal["int", "words", "ints", "lengths"]
 
 MIN_LENGTH = 256
 MAX_LENGTH = 1 << 21
@@ -21,7 +21,7 @@ FACTORS = {"": 1, "k": 1 << 10, "m": 1 << 20}
 @dataclass(frozen=True, slots=True)
 class Option:
     """One option. `default` is written as a user would write it. `low` and `high` bound numbers, `choices`
-    words and strings."""
+    words."""
 
     name: str
     kind: Kind
@@ -32,7 +32,7 @@ class Option:
     choices: tuple[str, ...] = ()
 
     def read(self, text: str) -> Any:
-        """The option's value: an int, a str, a tuple of str or a tuple of int.
+        """The option's value: an int, a tuple of str or a tuple of int.
 
         Raises: ValueError.
         """
@@ -42,7 +42,7 @@ class Option:
             return tuple(read_length(self.name, part.strip()) for part in self._parts(text))
         if self.kind == "ints":
             return tuple(self._number(part.strip()) for part in self._parts(text))
-        return self._word(text) if self.kind == "str" else self._number(text)
+        return self._number(text)
 
     def _parts(self, text: str) -> list[str]:
         parts = text.split(",")
