@@ -4,8 +4,8 @@
 
 One engine and one session. Prompts take turns one by one, and a turn counts when nothing else ran; the
 overhead is the median over the turns of traced by untraced time, less one. Decode steps take turns one by one
-too, and the overhead is that of the median steps. What is noted becomes a file after the run, whose time is no
-part of this.
+too, and the overhead is that of the median steps. What is noted becomes a file after the run, whose time is
+no part of this.
 """
 
 from __future__ import annotations
