@@ -199,6 +199,14 @@ def test_a_report_compares_what_can_be_compared(tmp_path: Path) -> None:
     run(three, Answering(), dtype="q4_0")
     with pytest.raises(ValueError, match="m was evaluated with dtype=f32 and dtype=q4_0"):
         write_report([one, three], tmp_path)
+    # lengths may differ between tasks, not between samples of one
+    four, five, other = (tmp_path / name for name in ("four", "five", "other"))
+    run(four, Answering(), max_tokens=0)
+    run(five, Answering(), max_tokens=32)
+    run(other, Answering(), Copying("more"), max_tokens=32)
+    write_report([four, other], tmp_path)
+    with pytest.raises(ValueError, match="m copying was evaluated with max_tokens=0 and max_tokens=32"):
+        write_report([four, five], tmp_path)
 
 
 def test_skipped_samples_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,8 @@ All methods of a sample decode behind one exact prefill of its prompt, greedily;
 decoded too. KL, NLL and same top-1 are read while the gold answer is fed. A budget is a share of the tokens:
 their K and V at 4 bits are the bytes that a step may ask of the host (gross); moved are those that were not
 on the device already. MB are of a decoded token, all layers. Intervals hold 95 % of bootstrap redraws."""
-SHARED = ("dtype", "cache_type", "fidelity_tokens", "max_tokens")  # or methods are not what differs
+FORMATS = "dtype", "cache_type"  # of all records of a model, or methods are not what differs
+LENGTHS = "fidelity_tokens", "max_tokens"  # of all records of a task
 NAMED = ("version", "seed", "dtype", "cache_type", "ctx_size", "fidelity_tokens", "max_tokens")
 
 
@@ -30,16 +31,21 @@ def write_report(directories: Sequence[Path], target: Path) -> list[Path]:
     """
     read = [_read(directory) for directory in directories]
     by_model: dict[str, list[Record]] = {}
-    shared: dict[tuple[str, str], Any] = {}
+    shared: dict[tuple[str, ...], Any] = {}
     for header, records in read:
         options = header["options"]
         model = options.get("model", "?")
         by_model.setdefault(model, []).extend(records)
-        for name in (name for name in SHARED if name in options):
-            if (held := shared.setdefault((model, name), options[name])) != options[name]:
+        tasks = sorted({record["task"] for record in records})
+        keys = [(model, name) for name in FORMATS] + [
+            (model, task, name) for task in tasks for name in LENGTHS
+        ]
+        for key in (key for key in keys if key[-1] in options):
+            name = key[-1]
+            if (held := shared.setdefault(key, options[name])) != options[name]:
                 raise ValueError(
-                    f"{model} was evaluated with {name}={held} and {name}={options[name]}, which would mix; "
-                    "make a report of each"
+                    f"{' '.join(key[:-1])} was evaluated with {name}={held} and {name}={options[name]}, "
+                    "which would mix; make a report of each"
                 )
     if not any(by_model.values()):
         raise ValueError(f"{directories[0] / NAME} holds no records yet; run the evaluation first")

@@ -95,6 +95,7 @@ def _quality_against_bytes(findings: Findings) -> Any:
             if name == "kl_mean":
                 _plain_log(panel, "y")
             panel.set(title=f"{task} ({findings.tasks[task]})", xlabel="MB moved a token")
+            panel.set_visible(panel.has_data())  # nothing may have been generated
         row[0].set_ylabel(axis_title)
     figure.legend(handles=_distinct(panels.flat), loc="outside right center")
     figure.suptitle(findings.model)
