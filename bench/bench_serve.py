@@ -49,9 +49,9 @@ def main() -> int:
         command = ours(args.model, ports["yakvrt"], args.clients, 1024, args.threads)
         stack.enter_context(serving(command, ports["yakvrt"], logs / "yakvrt"))
         if args.peer:
-            ports["llama.cpp"] = port = free_port()
+            ports["llama-cpp-python"] = port = free_port()
             command = llama_cpp(args.model, port, 1024, args.threads)
-            stack.enter_context(serving(command, port, logs / "llama.cpp"))
+            stack.enter_context(serving(command, port, logs / "llama-cpp-python"))
         loads = {
             name: Load(f"http://127.0.0.1:{port}", Path(args.model).name, args.words, args.max_tokens)
             for name, port in ports.items()
@@ -109,9 +109,9 @@ def ratios(rows: Sequence[dict[str, Any]], clients: int) -> dict[str, float]:
         return round(statistics.median(a / b for a, b in zip(above, below, strict=True)), 2)
 
     found = {"many_to_one": median(rate("yakvrt", clients), rate("yakvrt", 1))}
-    if peer := rate("llama.cpp", clients):
+    if peer := rate("llama-cpp-python", clients):
         found["to_peer"] = median(rate("yakvrt", clients), peer)
-        found["to_peer_one"] = median(rate("yakvrt", 1), rate("llama.cpp", 1))
+        found["to_peer_one"] = median(rate("yakvrt", 1), rate("llama-cpp-python", 1))
     return found
 
 
