@@ -10,9 +10,9 @@ from .prefix_cache import PrefixCache, common_prefix
 if TYPE_CHECKING:
     from .session import Session
 
-# Copying pays where one token in so many is used: computing one takes hundreds of times as long.
+# Copying pays where one token in so many is used: computing one takes much longer. Guesses, not measured.
 WORTH = 16
-LEAST_KEPT = 64  # tokens; fewer are computed again as quickly
+LEAST_KEPT = 64  # tokens; fewer are not worth a place in the cache
 
 
 def choose_slot(
