@@ -48,7 +48,10 @@ LAYERS: tuple[tuple[str, str], ...] = (
     ),
     ("ops", "ops backend cpu cuda trace_log"),
     ("kernels", "kernels"),
-    ("leaf", "gguf_tools cache_directory tuning control_group free_memory higgs_grids kernel_build"),
+    (
+        "leaf",
+        "gguf_tools whole_file cache_directory tuning control_group free_memory higgs_grids kernel_build",
+    ),
 )
 # Names of the package itself (yakvrt.load, yakvrt.__version__): for the verbs, and nobody below them.
 PACKAGE = "yakvrt"

@@ -167,4 +167,4 @@ def test_the_bytes_of_a_file_are_known_before(engine: yakvrt.Engine, tmp_path: P
         for _ in range(2):
             session.save(tmp_path / "x")
             assert session.file_bytes() == (tmp_path / "x").stat().st_size
-            session.prefill([5] * 33)
+            session.prefill([5] * 30)
