@@ -161,9 +161,10 @@ def test_hostile_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     report, *pictures = write_report([out], out)
     assert {path.parent for path in (report, *pictures)} == {out}
     before = report.read_text()
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="full"):
+    with monkeypatch.context() as patch:
         patch.setattr("os.replace", raising(OSError("the disk is full")))
-        write_report([out], out)
+        with pytest.raises(OSError, match="full"):
+            write_report([out], out)
     assert report.read_text() == before
     assert not list(out.glob("*.part"))
     huge: list[dict[str, Any]] = [{"kl_mean": 10**400}, {"score": {"score": 10**400}}]
