@@ -8,13 +8,17 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import openai
 import pytest
 from served import CTX_SIZE, N_SLOTS, Served
+from starlette.testclient import TestClient
 
 from yakvrt.sampler import SamplingParams
+from yakvrt.serve.app import make_app
+from yakvrt.serve.service import Service
 
 CHAT = "/v1/chat/completions"
 
@@ -369,6 +373,23 @@ def test_props_health_and_metrics(served: Served) -> None:
     assert found["yakvrt:kv_bytes"] > 0
 
 
+def check_slot_files(served: Served, number: int, n_bytes: int) -> None:
+    """They are counted, may be written anew within the limit, and are deleted by name."""
+    service = Service(replace(served.settings, slot_save_bytes=n_bytes * 3 // 2))
+    service.provide(served.model)
+    client = TestClient(make_app(service), base_url="http://localhost")
+    listed = client.get("/slots/files").json()
+    assert listed["files"] == [{"filename": "talk.kv", "n_bytes": n_bytes}]
+    assert listed["max_bytes"] == n_bytes * 3 // 2
+    for name, status in (("talk.kv", 200), ("more.kv", 507)):
+        made = client.post(f"/slots/{number}?action=save", json={"filename": name})
+        assert made.status_code == status
+    assert made.json()["error"]["code"] == "slot_files_full"
+    for name, status in (("talk.kv", 200), ("talk.kv", 404), ("%2e%2e%2fx", 404), ("-x", 400)):
+        assert client.delete(f"/slots/files/{name}").status_code == status, name
+    assert client.get("/slots/files").json()["files"] == []
+
+
 def test_slots(served: Served) -> None:
     served.wait_idle()
     for number in range(N_SLOTS):
@@ -395,6 +416,7 @@ def test_slots(served: Served) -> None:
         ("/slots/0?action=burn", {}, 400, "save, restore or erase"),
     ):
         assert words in served.refused(path, status, **body)["message"]
+    check_slot_files(served, number, saved["n_written"])
     with (
         served.pace.of(0.02),
         served.http.stream(

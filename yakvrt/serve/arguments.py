@@ -71,6 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     limits("--max-waiting", type=at_least(1, 10**6), default=64, metavar="N", help="answers that wait (64)")
     limits("--max-connections", type=at_least(1, 10**5), default=512, metavar="N", help="connections (512)")
     limits("--max-body-size", type=size, default=16 << 20, metavar="SIZE", help="of a request (16M)")
+    limits("--slot-save-limit", type=size, default=16 << 30, metavar="SIZE", help="of all saved slots (16G)")
     limits("-to", "--timeout", type=seconds, default=3600.0, metavar="S", help="of an answer, 0: none (3600)")
     limits("--drain-timeout", type=seconds, default=30.0, metavar="S", help="for answers at the end (30)")
     limits(
@@ -129,6 +130,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
         stall_ms=args.stall_ms,
         cache_bytes=args.cache_ram << 20,
         slot_save_path=directory,
+        slot_save_bytes=args.slot_save_limit,
         has_page=not args.no_webui,
         has_metrics=args.metrics,
         has_slots=args.slots,

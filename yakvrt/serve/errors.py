@@ -19,6 +19,7 @@ TYPES = {
     409: "conflict_error",
     501: "not_supported_error",
     503: "unavailable_error",
+    507: "storage_error",
 }
 
 
