@@ -16,6 +16,8 @@ import pytest
 from served import CTX_SIZE, N_SLOTS, Served
 from starlette.testclient import TestClient
 
+from yakvrt.constraint import Constraint
+from yakvrt.grammar import GrammarError
 from yakvrt.sampler import SamplingParams
 from yakvrt.serve.app import make_app
 from yakvrt.serve.service import Service
@@ -205,7 +207,7 @@ def test_logprobs(served: Served) -> None:
     assert all(len(best) == 2 for best in found["top_logprobs"])
 
 
-def test_response_format(served: Served, client: openai.OpenAI) -> None:
+def test_response_format(served: Served, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
     schema = {
         "type": "object",
         "properties": {"a": {"enum": [1, 2]}},
@@ -232,6 +234,13 @@ def test_response_format(served: Served, client: openai.OpenAI) -> None:
         ({"grammar": 'root ::= "a"', "json_schema": {}}, "exclude each other"),
     ):
         assert words in served.refused(CHAT, messages=[{"role": "user", "content": "x"}], **wrong)["message"]
+
+    def fail(self: Constraint, vocab_size: int) -> None:
+        raise GrammarError("the grammar fails (too much work); simplify it")
+
+    monkeypatch.setattr(Constraint, "allowed", fail)  # found only while it is followed
+    error = served.refused(CHAT, messages=[{"role": "user", "content": "x"}], grammar='root ::= "a"')
+    assert (error["type"], error["code"]) == ("invalid_request_error", "grammar_failed")
 
 
 SWITCH: Any = {

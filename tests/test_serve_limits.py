@@ -21,6 +21,7 @@ from starlette.testclient import TestClient
 from yakvrt.constraint import MAX_CHECKS
 from yakvrt.serve import connection
 from yakvrt.serve.app import make_app
+from yakvrt.serve.errors import ApiError
 from yakvrt.serve.fields import IDLE, ONLY, WITHOUT_EFFECT
 from yakvrt.serve.service import Service
 from yakvrt.serve.settings import TEXT_THREADS
@@ -101,12 +102,28 @@ def test_bodies_that_are_none(served: Served, body: bytes, words: str) -> None:
     assert words in response.json()["error"]["message"]
 
 
-def test_a_body_of_too_many_values(served: Served) -> None:
-    """They would stay in memory, at many times their length, while the prompt waits for a thread."""
-    body = b'{"messages": [], "chat_template_kwargs": {"a": [' + b"{}," * 200_000 + b"{}]}}"
-    response = other(served, max_body_bytes=1 << 20).post(CHAT, content=body)
+MANY = [
+    (b'{"messages": [], "chat_template_kwargs": {"a": [' + b"{}," * 200_000 + b"{}]}}", "lists and objects"),
+    (b'{"x": ["\\\\", ' + b"[]," * 200_000 + b'"]"]}', "lists and objects"),
+    (b'{"logit_bias": {' + b'"":1,' * 200_000 + b'"":1}}', "names"),
+    (b'{"prompt": [' + b"1," * 1_100_001 + b"1]}", "values"),
+    (b'{"prompt": "' + b'[]{}:,\\"[' * 200_000 + b'"}', "there is no model"),
+]
+
+
+@pytest.mark.parametrize(("body", "words"), MANY, ids=range(len(MANY)))
+def test_a_body_of_too_many_values(
+    served: Served, monkeypatch: pytest.MonkeyPatch, body: bytes, words: str
+) -> None:
+    """Reading them would stop everything for seconds, and take many times their length; text may hold all."""
+
+    def decode(*_: Any, **__: Any) -> None:
+        raise ApiError("there is no model")
+
+    monkeypatch.setattr("msgspec.json.decode", decode)
+    response = other(served, max_body_bytes=16 << 20).post(COMPLETIONS, content=body)
     assert response.status_code == 400
-    assert "more than 200000 lists and objects" in response.json()["error"]["message"]
+    assert words in response.json()["error"]["message"]
 
 
 WRONG: list[tuple[str, dict[str, Any], str, str]] = [
@@ -121,6 +138,8 @@ WRONG: list[tuple[str, dict[str, Any], str, str]] = [
     (CHAT, {"stop": ["x"] * 65}, "stop", "at most 64"),
     (CHAT, {"logit_bias": {"512": 1}}, "logit_bias", "0 to 511"),
     (CHAT, {"logit_bias": {"x": 1}}, "logit_bias", "'x'"),
+    (CHAT, {"logit_bias": {"1": 1e308}}, "logit_bias", "1e+308"),
+    (CHAT, {"stop_token_ids": [-1]}, "stop_ids", "stop_ids entry is -1"),
     (CHAT, {"logit_bias": {str(i): 1 for i in range(2000)}}, "logit_bias", "at most 1024"),
     (CHAT, {"top_logprobs": 2}, "top_logprobs", "needs logprobs"),
     (CHAT, {"logprobs": True, "top_logprobs": 21}, "top_logprobs", "0 to 20"),

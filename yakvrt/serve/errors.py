@@ -9,6 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from yakvrt.grammar import GrammarError
 from yakvrt.terminal import note, one_line
 
 RETRY_S = "1"
@@ -60,6 +61,8 @@ def of_failure(error: Exception) -> ApiError:
     """What a failed answer tells its client."""
     if isinstance(error, ApiError):
         return error
+    if isinstance(error, GrammarError):
+        return ApiError(str(error), code="grammar_failed")
     return ApiError(one_line(error), status=500, code="generation_failed")
 
 
