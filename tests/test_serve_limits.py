@@ -227,6 +227,8 @@ def test_texts_and_ids_beyond_limits(served: Served, monkeypatch: pytest.MonkeyP
 
 def test_slow_grammars_texts_and_files_hold_up_no_answer(served: Served) -> None:
     client = other(served, max_waiting=1)
+    known = {"prompt": "x", "max_tokens": 2, "grammar": 'root ::= "known"'}
+    assert client.post(COMPLETIONS, json=known).is_success
     service: Service = client.app.state.service  # type: ignore[attr-defined]
     go = threading.Event()
     kinds = ((service.grammars, MAX_CHECKS), (service.texts, TEXT_THREADS), (service.files, 1))
@@ -241,6 +243,7 @@ def test_slow_grammars_texts_and_files_hold_up_no_answer(served: Served) -> None
                 time.sleep(0.005)
             body = {"prompt": "x", "max_tokens": 2}
             assert client.post(COMPLETIONS, json=body).is_success
+            assert client.post(COMPLETIONS, json=known).is_success
             for path, more in (
                 (COMPLETIONS, body | {"grammar": 'root ::= "a"'}),
                 ("/tokenize", {"content": "x"}),

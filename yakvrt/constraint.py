@@ -70,6 +70,11 @@ class ConstrainedVocabulary:
         self._built: Any = None
         self._sources: OrderedDict[Grammar, str] = OrderedDict()  # that have been checked
 
+    def knows(self, grammar: Grammar) -> bool:
+        """Whether it has been checked, which takes the most time by far."""
+        with self._lock:
+            return grammar in self._sources
+
     def constraint(self, grammar: Grammar) -> Constraint:
         """The grammar at its beginning.
 

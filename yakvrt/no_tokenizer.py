@@ -37,6 +37,9 @@ class NoTokenizer:
     def token_bytes(self, token_id: int) -> bytes:
         return b""
 
+    def knows_grammar(self, grammar: Grammar) -> bool:
+        return True
+
     def constraint(self, grammar: Grammar) -> NoReturn:
         raise ValueError(
             "a grammar is about text, and the model has no tokenizer.json beside it; leave it out"

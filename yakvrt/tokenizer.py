@@ -195,6 +195,10 @@ class Tokenizer:
         """
         return self._constrained.constraint(grammar)
 
+    def knows_grammar(self, grammar: Grammar) -> bool:
+        """Whether constraint() has it checked already, and is fast."""
+        return self._constrained.knows(grammar)
+
     def _tokens(self) -> Tokens:
         # A text that follows other text gets no leading space; no merge joins this byte with what follows it.
         before = "\x02" if self._sentencepiece else ""

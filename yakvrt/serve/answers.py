@@ -44,7 +44,9 @@ class Answers:
 
         Raises: ApiError for a prompt that is too long, a grammar that does not compile, when too many wait.
         """
-        workers = self.service.grammars if params.grammar else self.service.prompts
+        grammar = params.grammar
+        is_new = grammar is not None and not self.model.engine.tokenizer.knows_grammar(grammar)
+        workers = self.service.grammars if is_new else self.service.prompts
         await workers.run(self._submit, params)
 
     def _submit(self, params: SamplingParams) -> None:
