@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +24,7 @@ from yakvrt.serve.app import make_app
 from yakvrt.serve.errors import ApiError
 from yakvrt.serve.fields import IDLE, ONLY, WITHOUT_EFFECT
 from yakvrt.serve.service import Service
-from yakvrt.serve.settings import TEXT_THREADS
+from yakvrt.serve.settings import MAX_BODIES, TEXT_THREADS
 from yakvrt.tokenizer import Tokenizer
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -268,6 +268,23 @@ def test_bodies_that_are_too_long(served: Served) -> None:
         head = b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999\r\n"
         sock.sendall(head + b"Expect: 100-continue\r\n\r\n")
         assert sock.recv(65536).startswith(b"HTTP/1.1 413")
+
+
+def test_bodies_have_a_budget_together(served: Served) -> None:
+    """Clients that send slowly, or wait for their answer, would hold it otherwise."""
+    part = b'{"prompt": "' + b"x" * (MAX_BODY - 100)
+    with ExitStack() as stack:
+        socks = [stack.enter_context(served.raw()) for _ in range(MAX_BODIES)]
+        for sock in socks:
+            head = f"POST {COMPLETIONS} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {MAX_BODY}\r\n\r\n"
+            sock.sendall(head.encode() + part)
+        until = time.monotonic() + 10
+        while served.post("/tokenize", content="x" * (MAX_BODY - 100)).status_code != 503:
+            assert time.monotonic() < until
+        assert served.refused("/tokenize", 503, content="x" * (MAX_BODY - 100))["code"] == "overloaded"
+        assert served.post("/tokenize", content="x").is_success
+    while not served.post("/tokenize", content="x" * (MAX_BODY - 100)).is_success:
+        assert time.monotonic() < until
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,14 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
 from yakvrt.serve import errors, info
+from yakvrt.serve.body_budget import BodyBudget
 from yakvrt.serve.chat import chat_completions
 from yakvrt.serve.completions import completions
 from yakvrt.serve.gate import Gate
 from yakvrt.serve.metrics import Metrics, metrics
 from yakvrt.serve.page import page
 from yakvrt.serve.service import Service
+from yakvrt.serve.settings import MAX_BODIES
 from yakvrt.serve.slot_files import delete_file, list_files
 from yakvrt.serve.slots import change_slot, list_slots
 
@@ -52,7 +54,10 @@ def make_app(service: Service) -> Starlette:
         routes.append(Route("/slots/{number}", change_slot, methods=["POST"]))
     if settings.has_page:
         routes.append(Route("/", page))
-    middleware = [Middleware(Gate, settings=settings, responded=counted.responded)]
+    middleware = [
+        Middleware(Gate, settings=settings, responded=counted.responded),
+        Middleware(BodyBudget, max_bytes=MAX_BODIES * settings.max_body_bytes),
+    ]
     if settings.cors_origins:
         cors = Middleware(
             CORSMiddleware,

@@ -8,6 +8,7 @@ from pathlib import Path
 # Not flags: nobody should need others.
 REQUEST_S = 60.0  # for a request to arrive whole
 UNREAD_S = 60.0  # for a client to read some of what was sent
+MAX_BODIES = 32  # of the longest that may be, in memory at a time
 PROMPT_THREADS, TEXT_THREADS = 4, 2
 MAX_TEXT_CHARS = 1 << 20  # of /tokenize: up to some seconds of work
 MAX_TOKENS = 1 << 20  # of /detokenize
