@@ -315,6 +315,19 @@ def test_chats_that_the_template_cannot_render(served: Served, monkeypatch: pyte
     assert served.refused(CHAT, messages=USER)["code"] == "no_chat_template"
 
 
+def test_a_head_that_is_too_long_and_comes_at_once(served: Served) -> None:
+    with served.raw() as sock:
+        sock.sendall(
+            b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+            + b"X: yyyyyy\r\n" * 10_000
+            + b"\r\n"
+        )
+        assert read_all(sock)[:12] in (b"HTTP/1.1 400", b"")
+    client = other(served)
+    assert client.get("/health", headers={"x": "y" * 65_000}).is_success
+    assert client.get("/health", headers={"x": "y" * 66_000}).status_code == 400
+
+
 def test_an_old_client(served: Served) -> None:
     with served.raw() as sock:
         sock.sendall(b"GET /health HTTP/1.0\r\n\r\n")

@@ -11,7 +11,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from yakvrt.serve.errors import ApiError
-from yakvrt.serve.settings import Settings
+from yakvrt.serve.settings import MAX_HEAD_BYTES, Settings
 
 OPEN = ("/health", "/v1/health", "/")  # without a key: they tell nothing of the model or of anybody's text
 SAFE = ("GET", "HEAD", "OPTIONS")
@@ -44,6 +44,11 @@ class Gate:
         await self._app(scope, receive, counted)
 
     def _check(self, scope: Scope) -> None:
+        # The parser bounds a head only while it is incomplete.
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEAD_BYTES:
+            raise ApiError(
+                f"the request's head is longer than {MAX_HEAD_BYTES} bytes", code="request_too_large"
+            )
         headers = Headers(scope=scope)
         host = headers.get("host")
         if host is not None and not self._is_known_host(host):  # HTTP/1.0 may have none, browsers always do
