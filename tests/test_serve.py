@@ -17,7 +17,7 @@ from served import CTX_SIZE, N_SLOTS, Served
 from starlette.testclient import TestClient
 
 from yakvrt.constraint import Constraint
-from yakvrt.grammar import GrammarError
+from yakvrt.grammar import Grammar, GrammarError
 from yakvrt.sampler import SamplingParams
 from yakvrt.serve.app import make_app
 from yakvrt.serve.service import Service
@@ -234,6 +234,21 @@ def test_response_format(served: Served, client: openai.OpenAI, monkeypatch: pyt
         ({"grammar": 'root ::= "a"', "json_schema": {}}, "exclude each other"),
     ):
         assert words in served.refused(CHAT, messages=[{"role": "user", "content": "x"}], **wrong)["message"]
+
+    large = {"enum": ["x" * 100]}
+    monkeypatch.setattr("yakvrt.serve.constraints.MAX_CHARS", 90)
+    monkeypatch.setattr(Grammar, "__post_init__", lambda self: pytest.fail("made although it is too long"))
+    for wrong in (
+        {"json_schema": large},
+        {"response_format": {"type": "json_object", "schema": large}},
+        {
+            "tools": [{"type": "function", "function": {"name": "f", "parameters": large}}],
+            "tool_choice": "required",
+        },
+    ):
+        error = served.refused(CHAT, messages=[{"role": "user", "content": "x"}], **wrong)
+        assert "bytes; shorten it to 90" in error["message"]
+    monkeypatch.undo()
 
     def fail(self: Constraint, vocab_size: int) -> None:
         raise GrammarError("the grammar fails (too much work); simplify it")

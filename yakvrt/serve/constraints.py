@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from yakvrt.grammar import Grammar
+import msgspec
+
+from yakvrt.grammar import MAX_CHARS, Grammar
 from yakvrt.serve.errors import ApiError
 from yakvrt.serve.schema import Sampling
 
@@ -25,7 +28,7 @@ def asked_grammar(asked: Sampling) -> Grammar | None:
         if asked.response_format is not None and names == ["response_format"]:
             return _of_format(asked.response_format)
         if asked.json_schema is not None:
-            return Grammar.json_schema(asked.json_schema)
+            return _of_schema(asked.json_schema)
         return Grammar.gbnf(asked.grammar)
     except ValueError as error:
         raise ApiError(str(error), param=names[0]) from None
@@ -52,7 +55,19 @@ def _of_format(wanted: dict[str, Any]) -> Grammar:
     _check_keys(wanted, known, "response_format")
     if schema is not None and not isinstance(schema, dict):
         raise ApiError("response_format.schema must be an object", param="response_format")
-    return Grammar.json_object() if schema is None else Grammar.json_schema(schema)
+    return Grammar.json_object() if schema is None else _of_schema(schema)
+
+
+def _of_schema(schema: dict[str, Any]) -> Grammar:
+    check_size([schema])
+    return Grammar.json_schema(schema)
+
+
+def check_size(schemas: Sequence[Any]) -> None:
+    """Raises: ValueError for schemas that no grammar may be as long as, before one is made of megabytes."""
+    n = sum(len(msgspec.json.encode(schema)) for schema in schemas)  # never longer than in the grammar
+    if n > MAX_CHARS:
+        raise ValueError(f"the schema has {n} bytes; shorten it to {MAX_CHARS}")
 
 
 def _check_keys(given: dict[str, Any], known: set[str], place: str) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from yakvrt.grammar import Grammar
+from yakvrt.serve.constraints import check_size
 from yakvrt.serve.errors import ApiError
 from yakvrt.serve.schema import ChatRequest
 from yakvrt.serve.settings import MAX_TOOLS
@@ -71,6 +72,8 @@ def asked_tools(asked: ChatRequest, style: ToolFormat | None) -> Tools | None:
             raise ApiError("parallel_tool_calls is not supported", param="parallel_tool_calls")
         return Tools(style, asked.tools, names, stops=(QWEN_END,))
     try:
+        functions = [tool["function"] for tool in asked.tools]
+        check_size([each.get("parameters") for each in functions if forced in (None, each["name"])])
         grammar = forced_calls(style, asked.tools, name=forced, parallel=parallel)
     except ValueError as error:
         raise ApiError(str(error), param="tools") from None
