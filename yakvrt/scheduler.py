@@ -28,9 +28,10 @@ class Scheduler:
 
     One prompt at a time is taken in, and every `stall_ms` it waits while those that have begun to answer
     decode a token together: their streams stand still for at most that, one step of the prompt (a chunk of
-    one layer) and one decode; before its first step, for the copy of what is known of it. Requests wait for a slot in the order of their priority, then of
-    arrival. What a slot holds after its answer stays there until the slot is needed, then in a cache of
-    cache_bytes; prompts that begin alike begin with it. close() ends the thread, not the engine.
+    one layer) and one decode; before its first step, for the copy of what is known of it. Requests wait for
+    a slot in the order of their priority, then of arrival. What a slot holds after its answer stays there
+    until the slot is needed, then in a cache of cache_bytes; prompts that begin alike begin with it. close()
+    ends the thread, not the engine.
 
     Raises: RuntimeError when a session of the engine is open.
     """
