@@ -21,7 +21,8 @@ import yakvrt
 from yakvrt import bench, generate, trace_file
 from yakvrt.cpu.tape import Tape
 from yakvrt.trace_file import Tracing
-from yakvrt.trace_log import RECORD, Stage, TraceLog
+from yakvrt.trace_log import TraceLog
+from yakvrt.trace_records import RECORD, Stage
 
 sys.path.append(str(Path(__file__).parent.parent / "bench"))
 import trace_report
@@ -203,7 +204,7 @@ def test_a_tape_is_traced_and_then_is_not(team: KernelTeam, tmp_path: Path) -> N
     buffers[0][:] = 2
     team.team.run(tape)
     assert (buffers[-1] == 2).all()
-    records = np.concatenate(list(log.records(3)))
+    records = np.concatenate(list(log.records()))
     log.close()
     assert records.dtype == RECORD
     assert [log.labels[i].name for i in records["label"]] == ["a", "b"] * team.n_threads

@@ -11,7 +11,8 @@ from . import model
 from .chunk_size import LOGITS_CHUNK
 from .config import ModelConfig, rope_frequencies
 from .kvcache.contract import KvSetting
-from .trace_log import NO_LAYER, NO_TRACE, Trace
+from .trace_log import NO_TRACE, Trace
+from .trace_records import NO_LAYER
 
 if TYPE_CHECKING:
     from .backend import Backend, Recording, Step

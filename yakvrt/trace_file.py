@@ -29,9 +29,9 @@ from yakvrt import terminal
 if TYPE_CHECKING:
     from yakvrt.engine import Engine
     from yakvrt.kvcache.contract import StepBytes
-    from yakvrt.trace_log import Label, Trace, TraceLog
+    from yakvrt.trace_log import Trace, TraceLog
+    from yakvrt.trace_records import Label
 
-RECORDS_AT_ONCE = 1 << 14
 Record = tuple[int, int, int, int, int, int]  # label, track, begin_ns, end_ns and two numbers
 
 
@@ -165,7 +165,7 @@ def events(log: TraceLog, readers: list[tuple[int, Callable[[int], StepBytes]]])
         yield _metadata("thread_sort_index", process, track, sort_index=track)
     step: list[Record] = []  # slices whose outermost span has not come yet
     counters = _Counters(log.began_ns)
-    for records in log.records(RECORDS_AT_ONCE):
+    for records in log.records():
         for record in records.tolist():
             label = log.labels[record[0]]
             if label.is_counter:
