@@ -119,7 +119,7 @@ def serving(directory: Path) -> Iterator[Served]:
     )
     with pytest.MonkeyPatch.context() as patch:
         pace = Pace()
-        patch.setattr("yakvrt.scheduler.decode_together", pace.decode)
+        patch.setattr("yakvrt.step_loop.decode_together", pace.decode)
         service = Service(settings)
         server = Server(service)
         model = Model(yakvrt.load(str(directory / "tiny"), ctx_size=CTX_SIZE, n_slots=N_SLOTS), settings)

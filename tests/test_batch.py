@@ -247,9 +247,9 @@ def test_a_failed_model_ends_the_run_and_no_request_is_blamed(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from yakvrt import scheduler
+    from yakvrt import step_loop
 
-    decode, n_calls = scheduler.decode_together, []
+    decode, n_calls = step_loop.decode_together, []
 
     def failing(*args: Any) -> Any:
         n_calls.append(1)
@@ -257,7 +257,7 @@ def test_a_failed_model_ends_the_run_and_no_request_is_blamed(
             raise RuntimeError("the device is gone")
         return decode(*args)
 
-    monkeypatch.setattr(scheduler, "decode_together", failing)
+    monkeypatch.setattr(step_loop, "decode_together", failing)
     source, output = files(tmp_path)
     write(source, [text(f"r{i}") for i in range(20)])
     assert batch() == 1

@@ -11,12 +11,13 @@ from test_kvcache_contract import LITTLE, MODULES, engine, ids_of, method_of
 
 import yakvrt
 from yakvrt.config import ModelConfig
-from yakvrt.eval.fidelity import log_probs, logit_scores
+from yakvrt.eval.fidelity import logit_scores
 from yakvrt.eval.method_slots import N_SLOTS, DecodeSession, MethodSlots
 from yakvrt.eval.method_specs import DEFAULT_METHODS, FULL, MethodSpec, method_specs
 from yakvrt.eval.own_engine import OwnEngine, SampleTokens
 from yakvrt.eval.sample import Sample
 from yakvrt.eval.shared_prompt import SharedPrompt
+from yakvrt.kl_divergence import log_softmax
 from yakvrt.kvcache import open_method
 from yakvrt.kvcache.equal_bytes import comparison_bytes, equal_budget
 from yakvrt.kvcache.method_label import name_and_args
@@ -40,7 +41,9 @@ def alone(name: str, prompt: list[int], gold: list[int]) -> tuple[list[np.ndarra
     with engine(FAMILY, name, LITTLE[name], ctx_size=CTX) as loaded:
         with loaded.session() as session:
             session.prefill(prompt[:-1])
-            forced = [log_probs(session.decode(token)) for token in [prompt[-1], *gold[:-1]]]
+            forced = [
+                log_softmax(session.decode(token).astype(np.float64)) for token in [prompt[-1], *gold[:-1]]
+            ]
         with loaded.session() as session:
             session.prefill(prompt[:-1])
             ids, logits = list[int](), session.decode(prompt[-1])
@@ -108,13 +111,13 @@ def test_a_methods_memory_goes_before_the_next_one_is_read(monkeypatch: pytest.M
 
 
 def test_divergence_from_full_attention() -> None:
-    full = [log_probs(np.array([0.0, 1, 2], np.float32)), log_probs(np.array([5.0, 0, 0], np.float32))]
+    full = [log_softmax(np.array(row)) for row in ([0.0, 1, 2], [5.0, 0, 0])]
     same = logit_scores(iter(full), full, [2, 1])
     assert (same["kl_mean"], same["same_top1"]) == (0, 1)
     rounded = [one.astype(np.float32) for one in full]
     assert 0 <= logit_scores(iter(full), rounded, [2, 1])["kl_mean"] < 1e-7
     assert same["nll"] == pytest.approx(-(full[0][2] + full[1][1]) / 2)
-    flat = [log_probs(np.zeros(3, np.float32))] * 2
+    flat = [log_softmax(np.zeros(3))] * 2
     entropies = [-(np.exp(one) * one).sum() for one in full]
     kl = [np.log(3) - entropy for entropy in entropies]
     other = logit_scores(iter(flat), full, [2, 1])

@@ -144,13 +144,29 @@ HOSTILE: list[dict[str, Any]] = [
 ]
 
 
-def test_hostile_records(tmp_path: Path) -> None:
+def raising(error: Exception) -> Callable[..., None]:
+    def fail(*_: object) -> None:
+        raise error
+
+    return fail
+
+
+def test_hostile_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a report that cannot be written leaves the one before."""
     out = tmp_path / "out" / "out"
     run(out, Answering())
     record = read_records(out / NAME)[1][0]
     lines = (out / NAME).read_text()
     (out / NAME).write_text(lines + "".join(json.dumps({**record, **changed}) + "\n" for changed in HOSTILE))
-    assert all(path.parent == out for path in write_report([out], out))
+    report, *pictures = write_report([out], out)
+    assert {path.parent for path in (report, *pictures)} == {out}
+    before = report.read_text()
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", raising(OSError("the disk is full")))
+        with pytest.raises(OSError, match="full"):
+            write_report([out], out)
+    assert report.read_text() == before
+    assert not list(out.glob("*.part"))
     huge: list[dict[str, Any]] = [{"kl_mean": 10**400}, {"score": {"score": 10**400}}]
     for changed in huge:
         (out / NAME).write_text(lines + json.dumps({**record, **changed}) + "\n")

@@ -304,7 +304,7 @@ def test_drawn_mutations(full: Target) -> None:
 
 
 def test_an_interruption_leaves_an_empty_session(full: Target, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stop(self: Any, state: Any) -> None:
+    def stop(self: Any, state: Any, write: Any) -> None:
         raise KeyboardInterrupt
 
     whole = with_header(full.header, full.data)

@@ -30,8 +30,9 @@ LAYERS: tuple[tuple[str, str], ...] = (
     ),
     (
         "text",
-        """engine chunk_size session session_origin session_file saved_session
-        sequence generation request scheduler scheduler_state slot_choice prefix_cache sampler
+        """engine chunk_size session turns session_origin session_file saved_session
+        sequence generation request scheduler scheduler_state step_loop waiting_line slot_choice
+        prefix_cache sampler
         memory_plan modelled_step step_times step_timing model_source runner
         device cpu_device cuda_device
         grammar grammar_check constraint
@@ -47,7 +48,10 @@ LAYERS: tuple[tuple[str, str], ...] = (
     ),
     ("ops", "ops backend cpu cuda trace_log trace_records trace_store"),
     ("kernels", "kernels"),
-    ("leaf", "gguf_tools cache_directory tuning control_group free_memory higgs_grids kernel_build"),
+    (
+        "leaf",
+        "gguf_tools whole_file cache_directory tuning control_group free_memory higgs_grids kernel_build",
+    ),
 )
 # Names of the package itself (yakvrt.load, yakvrt.__version__): for the verbs, and nobody below them.
 PACKAGE = "yakvrt"

@@ -81,7 +81,7 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> None:
         return decode_together(sessions, tokens)
 
     monkeypatch.setattr(Session, "prefill_steps", prompt)
-    monkeypatch.setattr("yakvrt.scheduler.decode_together", decode)
+    monkeypatch.setattr("yakvrt.step_loop.decode_together", decode)
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -266,12 +266,12 @@ def test_a_failing_engine_that_cannot_forget_fails_every_request(monkeypatch: py
             raise RuntimeError("the device is gone")
 
         def decode(sessions: Sequence[Session], tokens: Sequence[int]) -> np.ndarray:
-            if any(running.prompt for running in scheduler._running) and scheduler.n_waiting:
+            if any(running.prompt for running in scheduler._state.running) and scheduler.n_waiting:
                 monkeypatch.setattr(Session, "truncate", fail)
                 fail()
             return decode_together(sessions, tokens)
 
-        monkeypatch.setattr("yakvrt.scheduler.decode_together", decode)
+        monkeypatch.setattr("yakvrt.step_loop.decode_together", decode)
         with scheduler.lend(2) as lent:
             requests = [scheduler.submit(prompt, greedy(300)) for prompt in prompts([9, 300, 10])]
             for request in requests:
@@ -311,7 +311,7 @@ def test_a_panic_is_a_failure(full: yakvrt.Engine, monkeypatch: pytest.MonkeyPat
     def panic(*_: object) -> None:
         raise Panic("in Rust")
 
-    monkeypatch.setattr("yakvrt.scheduler.decode_together", panic)
+    monkeypatch.setattr("yakvrt.step_loop.decode_together", panic)
     with Scheduler(full) as scheduler:
         request = scheduler.submit([1, 2], greedy(3))
         with pytest.raises(RuntimeError, match="in Rust"):

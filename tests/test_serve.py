@@ -8,13 +8,19 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import openai
 import pytest
 from served import CTX_SIZE, N_SLOTS, Served
+from starlette.testclient import TestClient
 
+from yakvrt.constraint import Constraint
+from yakvrt.grammar import GrammarError
 from yakvrt.sampler import SamplingParams
+from yakvrt.serve.app import make_app
+from yakvrt.serve.service import Service
 
 CHAT = "/v1/chat/completions"
 
@@ -201,7 +207,7 @@ def test_logprobs(served: Served) -> None:
     assert all(len(best) == 2 for best in found["top_logprobs"])
 
 
-def test_response_format(served: Served, client: openai.OpenAI) -> None:
+def test_response_format(served: Served, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
     schema = {
         "type": "object",
         "properties": {"a": {"enum": [1, 2]}},
@@ -228,6 +234,13 @@ def test_response_format(served: Served, client: openai.OpenAI) -> None:
         ({"grammar": 'root ::= "a"', "json_schema": {}}, "exclude each other"),
     ):
         assert words in served.refused(CHAT, messages=[{"role": "user", "content": "x"}], **wrong)["message"]
+
+    def fail(self: Constraint, vocab_size: int) -> None:
+        raise GrammarError("the grammar fails (too much work); simplify it")
+
+    monkeypatch.setattr(Constraint, "allowed", fail)  # found only while it is followed
+    error = served.refused(CHAT, messages=[{"role": "user", "content": "x"}], grammar='root ::= "a"')
+    assert (error["type"], error["code"]) == ("invalid_request_error", "grammar_failed")
 
 
 SWITCH: Any = {
@@ -369,6 +382,23 @@ def test_props_health_and_metrics(served: Served) -> None:
     assert found["yakvrt:kv_bytes"] > 0
 
 
+def check_slot_files(served: Served, number: int, n_bytes: int) -> None:
+    """They are counted, may be written anew within the limit, and are deleted by name."""
+    service = Service(replace(served.settings, slot_save_bytes=n_bytes * 3 // 2))
+    service.provide(served.model)
+    client = TestClient(make_app(service), base_url="http://localhost")
+    listed = client.get("/slots/files").json()
+    assert listed["files"] == [{"filename": "talk.kv", "n_bytes": n_bytes}]
+    assert listed["max_bytes"] == n_bytes * 3 // 2
+    for name, status in (("talk.kv", 200), ("more.kv", 507)):
+        made = client.post(f"/slots/{number}?action=save", json={"filename": name})
+        assert made.status_code == status
+    assert made.json()["error"]["code"] == "slot_files_full"
+    for name, status in (("talk.kv", 200), ("talk.kv", 404), ("%2e%2e%2fx", 404), ("-x", 400)):
+        assert client.delete(f"/slots/files/{name}").status_code == status, name
+    assert client.get("/slots/files").json()["files"] == []
+
+
 def test_slots(served: Served) -> None:
     served.wait_idle()
     for number in range(N_SLOTS):
@@ -395,6 +425,7 @@ def test_slots(served: Served) -> None:
         ("/slots/0?action=burn", {}, 400, "save, restore or erase"),
     ):
         assert words in served.refused(path, status, **body)["message"]
+    check_slot_files(served, number, saved["n_written"])
     with (
         served.pace.of(0.02),
         served.http.stream(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
@@ -15,10 +18,14 @@ import pytest
 from served import CTX_SIZE, MAX_BODY, MAX_WAITING, N_SLOTS, Served
 from starlette.testclient import TestClient
 
+from yakvrt.constraint import MAX_CHECKS
 from yakvrt.serve import connection
 from yakvrt.serve.app import make_app
+from yakvrt.serve.errors import ApiError
 from yakvrt.serve.fields import IDLE, ONLY, WITHOUT_EFFECT
 from yakvrt.serve.service import Service
+from yakvrt.serve.settings import TEXT_THREADS
+from yakvrt.tokenizer import Tokenizer
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 USER: list[dict[str, Any]] = [{"role": "user", "content": "x"}]
@@ -95,12 +102,28 @@ def test_bodies_that_are_none(served: Served, body: bytes, words: str) -> None:
     assert words in response.json()["error"]["message"]
 
 
-def test_a_body_of_too_many_values(served: Served) -> None:
-    """They would stay in memory, at many times their length, while the prompt waits for a thread."""
-    body = b'{"messages": [], "chat_template_kwargs": {"a": [' + b"{}," * 200_000 + b"{}]}}"
-    response = other(served, max_body_bytes=1 << 20).post(CHAT, content=body)
+MANY = [
+    (b'{"messages": [], "chat_template_kwargs": {"a": [' + b"{}," * 200_000 + b"{}]}}", "lists and objects"),
+    (b'{"x": ["\\\\", ' + b"[]," * 200_000 + b'"]"]}', "lists and objects"),
+    (b'{"logit_bias": {' + b'"":1,' * 200_000 + b'"":1}}', "names"),
+    (b'{"prompt": [' + b"1," * 1_100_001 + b"1]}", "values"),
+    (b'{"prompt": "' + b'[]{}:,\\"[' * 200_000 + b'"}', "there is no model"),
+]
+
+
+@pytest.mark.parametrize(("body", "words"), MANY, ids=range(len(MANY)))
+def test_a_body_of_too_many_values(
+    served: Served, monkeypatch: pytest.MonkeyPatch, body: bytes, words: str
+) -> None:
+    """Reading them would stop everything for seconds, and take many times their length; text may hold all."""
+
+    def decode(*_: Any, **__: Any) -> None:
+        raise ApiError("there is no model")
+
+    monkeypatch.setattr("msgspec.json.decode", decode)
+    response = other(served, max_body_bytes=16 << 20).post(COMPLETIONS, content=body)
     assert response.status_code == 400
-    assert "more than 200000 lists and objects" in response.json()["error"]["message"]
+    assert words in response.json()["error"]["message"]
 
 
 WRONG: list[tuple[str, dict[str, Any], str, str]] = [
@@ -115,6 +138,8 @@ WRONG: list[tuple[str, dict[str, Any], str, str]] = [
     (CHAT, {"stop": ["x"] * 65}, "stop", "at most 64"),
     (CHAT, {"logit_bias": {"512": 1}}, "logit_bias", "0 to 511"),
     (CHAT, {"logit_bias": {"x": 1}}, "logit_bias", "'x'"),
+    (CHAT, {"logit_bias": {"1": 1e308}}, "logit_bias", "1e+308"),
+    (CHAT, {"stop_token_ids": [-1]}, "stop_ids", "stop_ids entry is -1"),
     (CHAT, {"logit_bias": {str(i): 1 for i in range(2000)}}, "logit_bias", "at most 1024"),
     (CHAT, {"top_logprobs": 2}, "top_logprobs", "needs logprobs"),
     (CHAT, {"logprobs": True, "top_logprobs": 21}, "top_logprobs", "0 to 20"),
@@ -168,6 +193,68 @@ def test_a_prompt_longer_than_the_context(served: Served) -> None:
     assert error["n_prompt_tokens"] > error["n_ctx"] == CTX_SIZE
 
 
+def test_of_a_prompt_far_too_long_little_is_read(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Encoding 16 MB takes half a minute."""
+    monkeypatch.setattr("yakvrt.serve.prompts.BEGINNING", 4)
+    read, encode = [], Tokenizer.encode
+
+    def noted(self: Tokenizer, text: str, **more: Any) -> list[int]:
+        read.append(len(text))
+        return encode(self, text, **more)
+
+    monkeypatch.setattr(Tokenizer, "encode", noted)
+    most = served.model.tokenizer.max_token_chars
+    for n, n_read in ((50_000, 0), (most * CTX_SIZE, 4 * CTX_SIZE)):
+        for path, body in (
+            (CHAT, {"messages": [{"role": "user", "content": "y" * (n - 100)}]}),
+            (COMPLETIONS, {"prompt": "y" * n}),
+        ):
+            read.clear()
+            error = served.refused(path, **body)
+            assert (error["code"], error["n_ctx"]) == ("context_length_exceeded", CTX_SIZE)
+            assert f"more than {CTX_SIZE} tokens" in error["message"]
+            assert max(read, default=0) == n_read
+
+
+def test_texts_and_ids_beyond_limits(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("yakvrt.serve.info.MAX_TEXT_CHARS", 9)
+    monkeypatch.setattr("yakvrt.serve.info.MAX_TOKENS", 9)
+    assert served.post("/tokenize", content="y" * 9).is_success
+    assert served.refused("/tokenize", 413, content="y" * 10)["param"] == "content"
+    assert served.post("/detokenize", tokens=[5] * 9).is_success
+    assert served.refused("/detokenize", tokens=[5] * 10)["param"] == "tokens"
+
+
+def test_slow_grammars_texts_and_files_hold_up_no_answer(served: Served) -> None:
+    client = other(served, max_waiting=1)
+    service: Service = client.app.state.service  # type: ignore[attr-defined]
+    go = threading.Event()
+    kinds = ((service.grammars, MAX_CHECKS), (service.texts, TEXT_THREADS), (service.files, 1))
+    with ThreadPoolExecutor(MAX_CHECKS + TEXT_THREADS + 4) as clients:
+        for workers, n in kinds:
+            for _ in range(n + 1):
+                clients.submit(lambda each: asyncio.run(each.run(go.wait, 30)), workers)
+        try:
+            until = time.monotonic() + 10
+            while any(workers._n_held <= n for workers, n in kinds):
+                assert time.monotonic() < until
+                time.sleep(0.005)
+            body = {"prompt": "x", "max_tokens": 2}
+            assert client.post(COMPLETIONS, json=body).is_success
+            for path, more in (
+                (COMPLETIONS, body | {"grammar": 'root ::= "a"'}),
+                ("/tokenize", {"content": "x"}),
+                ("/slots/0?action=save", {"filename": "x"}),
+            ):
+                response = client.post(path, json=more)
+                assert response.status_code == 503
+                assert response.json()["error"]["code"] == "overloaded"
+        finally:
+            go.set()
+    service.prompts.close()
+    assert client.post(COMPLETIONS, json=body).json()["error"]["code"] == "shutting_down"
+
+
 def test_bodies_that_are_too_long(served: Served) -> None:
     told = served.http.post(COMPLETIONS, content=b"x" * (MAX_BODY + 1))
     untold = served.http.post(COMPLETIONS, content=iter([b"x" * 4096] * (MAX_BODY // 4096 + 1)))
@@ -204,8 +291,6 @@ def test_chats_that_the_template_cannot_render(served: Served, monkeypatch: pyte
         served.refused(CHAT, messages=USER, chat_template_kwargs={"self": 1})["param"]
         == "chat_template_kwargs"
     )
-    from yakvrt.tokenizer import Tokenizer
-
     monkeypatch.setattr(Tokenizer, "has_chat_template", False)
     assert served.refused(CHAT, messages=USER)["code"] == "no_chat_template"
 

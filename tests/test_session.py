@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from golden_values import tiny_cases, tiny_dir
 
 import yakvrt
+from yakvrt import session_file
+from yakvrt.saved_session import SavedSession
 
 
 @pytest.fixture(scope="module")
@@ -115,3 +119,52 @@ def test_wrong_prompts(engine: yakvrt.Engine, prompt: list[object], message: str
 
 def test_a_prompt_may_be_any_iterable_of_ids(engine: yakvrt.Engine) -> None:
     assert engine.prompt_ids(iter(np.array([1, 2, 3]))) == [1, 2, 3]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("what", ["save", "restore"])
+def test_a_session_at_its_file_holds_itself_still_and_nobody_else(
+    engine: yakvrt.Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """However long the disk takes: half way, another session decodes and the one at hand waits."""
+    with engine.session() as session, engine.session() as other, engine.session() as kept:
+        session.prefill([5] * 20)
+        other.prefill([6] * 20)
+        kept.copy_from(session)
+        session.save(tmp_path / "kept")
+        at_disk, disk = threading.Event(), threading.Event()
+        runs, read = session_file._runs, SavedSession._read
+
+        def slow(work: Callable[..., Any]) -> Callable[..., Any]:
+            def wait_and_work(*args: Any) -> Any:
+                at_disk.set()
+                assert disk.wait(30)
+                return work(*args)
+
+            return wait_and_work
+
+        monkeypatch.setattr(session_file, "_runs", slow(runs))
+        monkeypatch.setattr(SavedSession, "_read", slow(read))
+        name = "new" if what == "save" else "kept"
+        filing = threading.Thread(target=getattr(session, what), args=(tmp_path / name,))
+        filing.start()
+        assert at_disk.wait(30)
+        using = threading.Thread(target=session.decode, args=(5,))
+        using.start()
+        other.decode(6)
+        assert using.is_alive()
+        assert not (tmp_path / "new").exists()
+        disk.set()
+        filing.join(30)
+        using.join(30)
+        assert len(session.ids) == 21
+        monkeypatch.undo()
+        session.restore(tmp_path / name)
+        np.testing.assert_array_equal(session.decode(5), kept.decode(5))
+
+
+def test_the_bytes_of_a_file_are_known_before(engine: yakvrt.Engine, tmp_path: Path) -> None:
+    with engine.session() as session:
+        for _ in range(2):
+            session.save(tmp_path / "x")
+            assert session.file_bytes() == (tmp_path / "x").stat().st_size
+            session.prefill([5] * 30)

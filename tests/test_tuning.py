@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
@@ -97,3 +98,12 @@ def test_a_section_without_its_numbers_is_refused() -> None:
     del section["copy_us"]
     with pytest.raises(TuningError, match="copy_us is None"):
         LinkRates.read({"link": section})
+
+
+def test_sections_saved_at_once_are_all_kept() -> None:
+    """Each reads the file, adds its own and writes the whole."""
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda i: save(NAME, f"section{i}", {"n": i}), range(40)))
+    sections = load(NAME)
+    assert sections is not None
+    assert {name: section["n"] for name, section in sections.items()} == {f"section{i}": i for i in range(40)}

@@ -7,13 +7,12 @@ from collections.abc import Callable
 from threading import BoundedSemaphore, Lock
 from typing import TYPE_CHECKING, Any
 
+from .grammar import Grammar, GrammarError
 from .grammar_check import checked_source, import_llguidance, reason
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
-
-    from .grammar import Grammar
 
 MAX_SOURCES = 256
 MAX_CHECKS = 4  # at a time: each may take a gigabyte
@@ -57,9 +56,9 @@ class Constraint:
         return bool(self._matcher.is_stopped())
 
     def check(self) -> None:
-        """Raises: ValueError when the grammar's work for this answer is too much, or nothing can follow."""
+        """Raises: GrammarError when the grammar's work for this answer is too much, or nothing can follow."""
         if self._matcher.is_error():
-            raise ValueError(f"the grammar fails ({reason(self._matcher.get_error())}); simplify it")
+            raise GrammarError(f"the grammar fails ({reason(self._matcher.get_error())}); simplify it")
 
 
 class ConstrainedVocabulary:

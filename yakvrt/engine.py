@@ -8,7 +8,6 @@ from collections.abc import Sequence as IdSequence
 from dataclasses import fields, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from threading import RLock
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,7 @@ from .sequence import Sequence
 from .session import Session
 from .session_origin import session_origin
 from .trace_log import NO_TRACE
+from .turns import Turns
 
 if TYPE_CHECKING:
     from .backend import Backend
@@ -66,7 +66,7 @@ class Engine:
         self.load_ms = load_ms
         self.weight_bytes, self.step_bytes = weight_bytes, step_bytes
         self._device, self._backend, self.runner, self._kv, self._origin = device, backend, runner, kv, origin
-        self._lock = RLock()
+        self._turns = Turns()
 
     @property
     def n_threads(self) -> int:
@@ -83,9 +83,9 @@ class Engine:
 
     def session(self) -> Session:
         """Opens a KV slot. Raises: RuntimeError when all are in use."""
-        with self._lock:
+        with self._turns.take():
             vocab_size = self.config.vocab_size
-            return Session(self.runner, self._kv, self.ctx_size, vocab_size, self._lock, self._origin)
+            return Session(self.runner, self._kv, self.ctx_size, vocab_size, self._turns, self._origin)
 
     def generate(
         self,
@@ -159,7 +159,7 @@ class Engine:
 
     def trace(self, log: TraceLog | None) -> None:
         """Notes from now on what runs when; None ends that."""
-        with self._lock:
+        with self._turns.take():
             self._backend.trace(log)
             self.runner.trace = log or NO_TRACE
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import isfinite
 from typing import TYPE_CHECKING, Any
@@ -173,3 +173,14 @@ def _add_post_processor(backend: Backend, vocabulary: GGUFVocabulary) -> None:
         {"id": name, "ids": [index], "tokens": [vocabulary.tokens[index]]} for name, index in used.items()
     ]
     backend.post_processor = TemplateProcessing(single=single, pair=None, special_tokens=special)
+
+
+def chat_templates(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """Of a GGUF file, by name."""
+    # By key, because the values of a GGUF file are decoded when asked for.
+    names = {
+        key: key.removeprefix("tokenizer.chat_template").removeprefix(".") or "default"
+        for key in metadata
+        if key == "tokenizer.chat_template" or key.startswith("tokenizer.chat_template.")
+    }
+    return {name: source for key, name in names.items() if isinstance(source := metadata[key], str)}

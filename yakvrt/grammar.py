@@ -12,6 +12,10 @@ GrammarKind = Literal["json_schema", "regex", "gbnf"]
 MAX_CHARS = 64 << 10
 
 
+class GrammarError(ValueError):
+    """A grammar that takes too much work to follow, or that nothing fits any more."""
+
+
 @dataclass(frozen=True, slots=True)
 class Grammar:
     """For SamplingParams.grammar. Compiled, and thereby checked, when a generation begins.

@@ -9,13 +9,14 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
+Wide = TypeVar("Wide", npt.NDArray[np.float32], npt.NDArray[np.float64])
 Codes = npt.NDArray[np.uint16]
 Tokens = npt.NDArray[np.int32]
 
@@ -36,14 +37,15 @@ def n_scored(n_ctx: int) -> int:
     return n_ctx - n_ctx // 2 - 1
 
 
-def log_softmax(logits: Floats) -> Floats:
-    """Log-probabilities of every row.
+def log_softmax(logits: Wide) -> Wide:
+    """Log-probabilities along the last axis, in the type of the logits; sums are float64.
 
-    Shapes: logits (T, V) -> (T, V)
+    Shapes: logits (..., V) -> (..., V)
     """
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    total = np.exp(shifted).sum(axis=1, keepdims=True, dtype=np.float64)
-    return np.asarray(shifted - np.log(total).astype(np.float32))
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    total = np.exp(shifted).sum(axis=-1, keepdims=True, dtype=np.float64)
+    found: Wide = shifted - np.log(total).astype(shifted.dtype)
+    return found
 
 
 def row_type(n_vocab: int) -> np.dtype[np.void]:

@@ -24,6 +24,7 @@ class NoTokenizer:
     has_chat_template = False
     chat_template = ""
     tool_format = None
+    max_token_chars = 1
     bos_id: int | None = None
 
     def __init__(self, eos_ids: frozenset[int], vocab_size: int) -> None:
@@ -48,6 +49,9 @@ class NoTokenizer:
         raise ValueError("the model has no tokenizer.json beside it; give token ids with --prompt-ids")
 
     def encode(self, text: str, **_: Any) -> list[int]:
+        self._refuse()
+
+    def encode_rendered(self, text: str) -> list[int]:
         self._refuse()
 
     def encode_chat(self, messages: Any, **_: Any) -> list[int]:

@@ -74,8 +74,8 @@ class SamplingParams:
         _require("presence_penalty", self.presence_penalty, -LARGEST, LARGEST)
         _require("frequency_penalty", self.frequency_penalty, -LARGEST, LARGEST)
         for token, bias in self.logit_bias.items():
-            _require("a token id of logit_bias", token, 0, 2**31, integer=True)
-            _require(f"the logit bias of token {token}", bias, -math.inf, LARGEST)
+            _require("logit_bias token id", token, 0, 2**31, integer=True)
+            _require(f"logit_bias of token {token}", bias, -math.inf, LARGEST)
         if self.seed is not None:
             _require("seed", self.seed, -1, MAX_SEED, integer=True)
         _require("max_tokens", self.max_tokens, -1, 2**31, integer=True)
@@ -90,7 +90,7 @@ class SamplingParams:
         object.__setattr__(self, "stop", stop)
         object.__setattr__(self, "stop_ids", frozenset(self.stop_ids))
         for token in self.stop_ids:
-            _require("a stop id", token, 0, 2**31, integer=True)
+            _require("stop_ids entry", token, 0, 2**31, integer=True)
 
     @classmethod
     def from_generation_config(cls, config: Mapping[str, Any]) -> SamplingParams:
@@ -228,7 +228,8 @@ class Sampler:
             ids = np.arange(n)
         if p.min_p > 0:
             ids = ids[scores[ids] >= peak + math.log(p.min_p)]
-        kept = (scores[ids].astype(np.float64) - peak) / p.temperature
+        with np.errstate(over="ignore"):  # a tiny temperature: all but the best are ruled out
+            kept = (scores[ids].astype(np.float64) - peak) / p.temperature
         weights = np.exp(kept)
         return ids, weights / weights.sum()
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,10 +69,14 @@ class SavedSession:
                         f"{self.path} has numbers in {name} that are not from {least} to {most}; {ANEW}"
                     )
 
-    def copy_to(self, state: Mapping[str, StateArray]) -> None:
-        """Fills the arrays one by one; the pages of the file that were read for one are then let go."""
+    def copy_to(
+        self, state: Mapping[str, StateArray], write: Callable[[SlotValues, np.ndarray], None]
+    ) -> None:
+        """Has the arrays written one by one, each from memory, so that nobody waits for a disk; the pages
+        of the file that were read for one are let go.
+        """
         for name, part in state.items():
-            part.values[...] = self._read(name, part.values)
+            write(part.values, np.array(self._read(name, part.values)))
             if hasattr(mmap, "MADV_DONTNEED"):
                 first, last = self._place(name)
                 first = first // mmap.PAGESIZE * mmap.PAGESIZE

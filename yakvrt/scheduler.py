@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 import time
-from bisect import insort
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from .generation import Generation
 from .prefix_cache import PrefixCache
-from .request import EndReason, Request
-from .scheduler_state import Counts, OverloadedError, Running, SlotBusyError, SlotView
-from .session import check_ids, decode_together
-from .slot_choice import choose_slot
+from .request import Request
+from .scheduler_state import Counts, SchedulerState, SlotBusyError, SlotView
+from .session import check_ids
+from .step_loop import StepLoop
+from .waiting_line import WaitingLine
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from .engine import Engine, Message
     from .sampler import SamplingParams
     from .session import Session
-
-
-LENT_S = 0.02  # between looks while requests wait and every slot is lent
 
 
 class Scheduler:
@@ -38,9 +32,6 @@ class Scheduler:
     arrival. What a slot holds after its answer stays there until the slot is needed, then in a cache of
     cache_bytes; prompts that begin alike begin with it. close() ends the thread, not the engine.
 
-    `kv` are the KV method's figures when the last answer ended; `failure` is what ended the scheduler, if
-    it failed.
-
     Raises: RuntimeError when a session of the engine is open.
     """
 
@@ -49,35 +40,47 @@ class Scheduler:
     ) -> None:
         if not 0 <= stall_ms <= 60_000 or not 0 <= max_waiting <= 1_000_000:
             raise ValueError(f"stall_ms={stall_ms:g}, max_waiting={max_waiting} is out of range")
-        self._engine, self._stall_s, self._max_waiting = engine, stall_ms / 1e3, max_waiting
-        self.counts, self.cache = Counts(), PrefixCache(cache_bytes)
-        self._idle: list[Session] = []  # longest idle first
-        try:
-            for _ in range(engine.n_slots):
-                self._idle.append(engine.session())
-        except BaseException:
-            self._close_sessions()
-            raise
-        self._slots = tuple(self._idle)
-        self.kv: Mapping[str, Any] = dict(self._slots[0].kv)
-        self._waiting: list[tuple[int, int, Request]] = []  # in their order
-        self._running: list[Running] = []
-        self._arrivals = itertools.count()
-        self._changed = threading.Condition()
-        self._choosing = threading.Lock()  # who takes a slot out of the idle ones
-        self._is_draining = self._is_closed = False
-        self.failure: Exception | None = None
-        self._thread = threading.Thread(target=self._run, name="yakvrt-scheduler", daemon=True)
-        self._thread.start()
+        self._engine = engine
+        with ExitStack() as opened:
+            slots = [opened.enter_context(engine.session()) for _ in range(engine.n_slots)]
+            self._state = SchedulerState(
+                slots=tuple(slots),
+                waiting=WaitingLine(max_waiting),
+                cache=PrefixCache(cache_bytes),
+                kv=dict(slots[0].kv),
+                idle=slots,
+            )
+            loop = StepLoop(self._state, stall_ms / 1e3)
+            self._thread = threading.Thread(target=loop.run, name="yakvrt-scheduler", daemon=True)
+            self._thread.start()
+            opened.pop_all()  # the loop closes them
 
     @property
     def n_running(self) -> int:
         """Requests that have a slot."""
-        return len(self._running)
+        return len(self._state.running)
 
     @property
     def n_waiting(self) -> int:
-        return len(self._waiting)
+        return len(self._state.waiting)
+
+    @property
+    def counts(self) -> Counts:
+        return self._state.counts
+
+    @property
+    def cache(self) -> PrefixCache:
+        return self._state.cache
+
+    @property
+    def kv(self) -> Mapping[str, Any]:
+        """The KV method's figures when the last answer ended."""
+        return self._state.kv
+
+    @property
+    def failure(self) -> Exception | None:
+        """What ended the scheduler, if it failed."""
+        return self._state.failure
 
     def submit(
         self,
@@ -104,23 +107,23 @@ class Scheduler:
         check_ids(ids, engine.config.vocab_size)
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         request = Request(ids, generation, deadline)
-        with self._changed:
-            if self.failure:
-                raise RuntimeError(f"the scheduler has failed: {self.failure}") from self.failure
-            if self._is_draining:
+        state = self._state
+        with state.changed:
+            if state.failure:
+                raise RuntimeError(f"the scheduler has failed: {state.failure}") from state.failure
+            if state.is_draining:
                 raise RuntimeError("the scheduler takes no more requests; it is shutting down")
-            if len(self._waiting) >= self._max_waiting:
-                raise OverloadedError(f"{self._max_waiting} requests are waiting already; try again later")
-            insort(self._waiting, (priority, next(self._arrivals), request))
-            self.counts.requests += 1
-            self._changed.notify_all()
+            state.waiting.add(request, priority)
+            state.counts.requests += 1
+            state.changed.notify_all()
         return request
 
     def slots(self) -> list[SlotView]:
         """Every slot by its number."""
-        with self._changed:
-            busy = {running.session: running.request for running in self._running}
-            return [SlotView(busy.get(session), len(session.ids)) for session in self._slots]
+        state = self._state
+        with state.changed:
+            busy = {running.session: running.request for running in state.running}
+            return [SlotView(busy.get(session), len(session.ids)) for session in state.slots]
 
     @contextmanager
     def lend(self, number: int) -> Iterator[Session]:
@@ -128,34 +131,37 @@ class Scheduler:
 
         Raises: SlotBusyError when it is not idle; IndexError when there is none of that number.
         """
-        with self._choosing, self._changed:
-            if not 0 <= number < len(self._slots):
-                raise IndexError(f"there is no slot {number}; they are 0 to {len(self._slots) - 1}")
-            session = self._slots[number]
-            if session not in self._idle or self._is_closed:
+        state = self._state
+        with state.choosing, state.changed:
+            if not 0 <= number < len(state.slots):
+                raise IndexError(f"there is no slot {number}; they are 0 to {len(state.slots) - 1}")
+            session = state.slots[number]
+            if session not in state.idle or state.is_closed:
                 raise SlotBusyError(f"slot {number} is in use; try again later")
-            self._idle.remove(session)
+            state.idle.remove(session)
         try:
             yield session
         finally:
-            with self._changed:
-                if self._is_closed:
+            with state.changed:
+                if state.is_closed:
                     session.close()
                 else:
-                    self._idle.append(session)
-                    self._changed.notify_all()
+                    state.idle.append(session)
+                    state.changed.notify_all()
 
     def drain(self, timeout: float | None = None) -> bool:
         """Takes no more requests and waits for those there are. Returns: whether all have ended in time."""
-        with self._changed:
-            self._is_draining = True
-            return self._changed.wait_for(lambda: not (self._waiting or self._running), timeout)
+        state = self._state
+        with state.changed:
+            state.is_draining = True
+            return state.changed.wait_for(lambda: not (state.waiting or state.running), timeout)
 
     def close(self) -> None:
         """Aborts what is under way and ends the thread; further calls do nothing."""
-        with self._changed:
-            self._is_draining = self._is_closed = True
-            self._changed.notify_all()
+        state = self._state
+        with state.changed:
+            state.is_draining = state.is_closed = True
+            state.changed.notify_all()
         self._thread.join()
 
     def __enter__(self) -> Scheduler:
@@ -165,136 +171,3 @@ class Scheduler:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    # What follows runs in the scheduler's thread.
-
-    def _run(self) -> None:
-        try:
-            while self._wait_for_work():
-                self._end_early()
-                self._admit()
-                self._prompt_steps()
-                self._decode()
-        except BaseException as error:  # panics of Rust's libraries are none of Exception
-            with self._changed:
-                self.failure = error if isinstance(error, Exception) else RuntimeError(repr(error))
-        finally:
-            self._end_all(self.failure or "abort")
-            self._close_sessions()
-
-    def _wait_for_work(self) -> bool:
-        with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._running or self._is_closed)
-            if not self._running and not self._idle:
-                self._changed.wait(LENT_S)
-            return not self._is_closed
-
-    def _end_early(self) -> None:
-        """Ends what was aborted or is out of time."""
-        now = time.monotonic()
-        for running in list(self._running):
-            if reason := running.request.early_end(now):
-                self._end(running, reason)
-        with self._changed:
-            kept = []
-            for entry in self._waiting:
-                if reason := entry[2].early_end(now):
-                    self._say_end(entry[2], reason)
-                else:
-                    kept.append(entry)
-            if len(kept) < len(self._waiting):
-                self._waiting = kept
-                self._changed.notify_all()
-
-    def _admit(self) -> None:
-        """Gives the next request a slot, unless a prompt is under way."""
-        if any(running.prompt for running in self._running):
-            return
-        with self._choosing:
-            with self._changed:
-                if not self._waiting or not self._idle:
-                    return
-                entry = self._waiting[0]
-            request = entry[2]
-            busy = [running.session for running in self._running]
-            session = choose_slot(request.prompt_ids, self._idle, busy, self.cache)
-            n_cached = len(session.ids)
-            request.begin(n_cached)
-            prompt = session.prefill_steps(request.prompt_ids[n_cached:])
-            with self._changed:
-                self._waiting.remove(entry)  # no longer the first, perhaps
-                self._idle.remove(session)
-                self._running.append(Running(request, session, prompt))
-        self.counts.cached_tokens += n_cached
-
-    def _prompt_steps(self) -> None:
-        """Steps of the prompt under way: for stall_ms if anybody waits for a decode, else one."""
-        running = next((running for running in self._running if running.prompt), None)
-        if running is None or running.prompt is None:
-            return
-        until = time.monotonic() + (self._stall_s if len(self._running) > 1 else 0.0)
-        while True:
-            try:
-                next(running.prompt)
-            except StopIteration as end:
-                running.prompt = None
-                self.counts.prompt_tokens += len(running.request.prompt_ids)
-                self._take(running, end.value)
-                return
-            if time.monotonic() >= until:
-                return
-
-    def _decode(self) -> None:
-        """A token for everybody whose prompt is taken in."""
-        together = [running for running in self._running if running.prompt is None]
-        if not together:
-            return
-        logits = decode_together(
-            [running.session for running in together], [running.request.ids[-1] for running in together]
-        )
-        self.counts.decode_steps += 1
-        for running, row in zip(together, logits, strict=True):
-            self._take(running, row)
-
-    def _take(self, running: Running, logits: np.ndarray) -> None:
-        try:
-            reason = running.request.take(logits)
-        except Exception as error:  # what chooses tokens and makes text of them is this request's own
-            self._end(running, error)
-            return
-        self.counts.predicted_tokens += bool(running.request.ids)  # none may be asked for
-        if reason:
-            self._end(running, reason)
-
-    def _end(self, running: Running, reason: EndReason | Exception) -> None:
-        try:
-            if running.prompt:
-                running.prompt.close()
-            if not isinstance(reason, Exception):
-                self.kv = running.request.kv = dict(running.session.kv)
-        finally:
-            with self._changed:
-                self._running.remove(running)
-                self._idle.append(running.session)
-                self._say_end(running.request, reason)
-                self._changed.notify_all()
-
-    def _say_end(self, request: Request, reason: EndReason | Exception) -> None:
-        name = reason if isinstance(reason, str) else "error"
-        self.counts.ends[name] = self.counts.ends.get(name, 0) + 1
-        request.end(reason)
-
-    def _end_all(self, reason: EndReason | Exception) -> None:
-        for running in list(self._running):
-            with suppress(Exception):  # an engine that has failed may not forget a prompt either
-                self._end(running, reason)
-        with self._changed:
-            self._is_draining = self._is_closed = True
-            for _, _, request in self._waiting:
-                self._say_end(request, reason)
-            self._waiting.clear()
-            self._changed.notify_all()
-
-    def _close_sessions(self) -> None:
-        for session in self._idle:
-            session.close()

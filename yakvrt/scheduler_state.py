@@ -1,16 +1,19 @@
-"""What a scheduler knows of its slots and tells of itself."""
+"""What the callers of a scheduler and its thread share, and what it tells of its slots and of itself."""
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import threading
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from .request import Request
+    from .prefix_cache import PrefixCache
+    from .request import EndReason, Request
     from .session import Session
+    from .waiting_line import WaitingLine
 
 
 class OverloadedError(RuntimeError):
@@ -47,3 +50,29 @@ class Counts:
     predicted_tokens: int = 0
     decode_steps: int = 0
     ends: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(slots=True, eq=False)
+class SchedulerState:
+    """Slots, and the requests that have one or wait for one. `changed` guards it and tells of changes; who
+    takes a slot out of the idle ones holds `choosing` before it.
+    """
+
+    slots: tuple[Session, ...]
+    waiting: WaitingLine
+    cache: PrefixCache
+    kv: Mapping[str, Any]
+    idle: list[Session]  # longest idle first
+    running: list[Running] = field(default_factory=list)
+    counts: Counts = field(default_factory=Counts)
+    is_draining: bool = False
+    is_closed: bool = False
+    failure: Exception | None = None
+    changed: threading.Condition = field(default_factory=threading.Condition)
+    choosing: threading.Lock = field(default_factory=threading.Lock)
+
+    def say_end(self, request: Request, reason: EndReason | Exception) -> None:
+        """Counts an end and tells the request."""
+        name = reason if isinstance(reason, str) else "error"
+        self.counts.ends[name] = self.counts.ends.get(name, 0) + 1
+        request.end(reason)

@@ -7,7 +7,6 @@ from collections.abc import Sequence as IdSequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from threading import RLock
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +14,13 @@ import numpy as np
 
 from .kvcache.slot_state import copy_slot
 from .saved_session import open_session
-from .session_file import save_session
+from .session_file import save_session, session_bytes
 
 if TYPE_CHECKING:
+    from .backend import SlotValues
     from .kvcache.contract import KvMethod
     from .runner import Runner
+    from .turns import Turns
 
 Progress = Callable[[int, int], None]
 
@@ -40,7 +41,7 @@ class Session:
     """A sequence under evaluation: feed it tokens, get logits. Close it to free its slot.
 
     Sessions of one engine take turns, call by call, so threads may each use their own. Threads that share a
-    session get their tokens in the order in which they come.
+    session get their tokens in the order in which they come. Saving or restoring one holds no other up.
     """
 
     def __init__(
@@ -49,10 +50,10 @@ class Session:
         kv: KvMethod,
         ctx_size: int,
         vocab_size: int,
-        lock: RLock,
+        turns: Turns,
         origin: Callable[[], Mapping[str, str]],
     ) -> None:
-        self._runner, self._kv, self._lock, self._vocab_size = runner, kv, lock, vocab_size
+        self._runner, self._kv, self._turns, self._vocab_size = runner, kv, turns, vocab_size
         self._origin = origin
         self.ctx_size = ctx_size
         self._ids: list[int] = []
@@ -73,17 +74,17 @@ class Session:
 
         Raises: ValueError for no tokens, ids outside the vocabulary, or more tokens than still fit.
         """
-        with self._lock:
+        with self._turns.take(self):
             hidden = self._take_in(ids, progress, n_last=1)
             logits: np.ndarray = self._runner.logits(hidden)[0].copy()
         return logits
 
     def all_logits(self, ids: IdSequence[int]) -> Iterator[np.ndarray]:
         """Appends tokens. Yields: float32 logits [chunk, V] of all in order. Raises: as prefill()."""
-        with self._lock:
+        with self._turns.take(self):
             hidden = self._take_in(ids, n_last=len(ids))
         for start in range(0, len(ids), self._runner.logits_chunk):
-            with self._lock:
+            with self._turns.take(self):
                 logits = self._runner.logits(hidden[start : start + self._runner.logits_chunk]).copy()
             yield logits
 
@@ -98,7 +99,7 @@ class Session:
         steps = self._runner.prefill_steps(self.slot, held, ids)
         try:
             while True:
-                with self._lock:
+                with self._turns.take(self):
                     try:
                         next(steps)
                     except StopIteration as end:
@@ -113,7 +114,7 @@ class Session:
 
     def decode(self, token: int) -> np.ndarray:
         """Appends one token. Returns: float32 logits [V]. Raises: as prefill()."""
-        with self._lock:
+        with self._turns.take(self):
             logits: np.ndarray = decode_together([self], [token])[0].copy()
         return logits
 
@@ -122,7 +123,7 @@ class Session:
 
         Raises: ValueError when there are fewer.
         """
-        with self._lock:
+        with self._turns.take(self):
             if not 0 <= n <= len(self._ids):
                 raise ValueError(f"cannot keep {n} tokens of {len(self._ids)}")
             del self._ids[self._kv.truncate(self.slot, len(self._ids), n) :]
@@ -130,12 +131,12 @@ class Session:
     @property
     def snapshot_bytes(self) -> int:
         """Bytes of a snapshot()."""
-        with self._lock:
+        with self._turns.take(self):
             return sum(part.values.nbytes for part in self._kv.state(self.slot, len(self._ids)).values())
 
     def snapshot(self) -> Snapshot:
         """A copy, in host memory, of all that is known of the tokens, for load()."""
-        with self._lock:
+        with self._turns.take(self):
             state = self._kv.state(self.slot, len(self._ids))
             return Snapshot(list(self._ids), {name: np.array(part.values) for name, part in state.items()})
 
@@ -148,7 +149,7 @@ class Session:
         n_held = len(snapshot.ids)
         if not 0 <= n <= n_held:
             raise ValueError(f"cannot take {n} tokens of {n_held}")
-        with self._lock, self._replaced():
+        with self._turns.take(self), self._replaced():
             state = self._kv.state(self.slot, n_held)
             for name, values in snapshot.arrays.items():
                 state[name].values[...] = values
@@ -161,7 +162,7 @@ class Session:
 
         Raises: ValueError when the other holds fewer, or is of another engine.
         """
-        with self._lock:
+        with self._turns.take(self, other):
             n = len(other.ids) if n is None else n
             if other._kv is not self._kv:
                 raise ValueError("the sessions are of different engines; open both with the same one")
@@ -177,42 +178,61 @@ class Session:
 
     def save(self, path: str | Path) -> None:
         """Writes the tokens and all that is known of them to a file, for restore(); nothing is ever half
-        written.
+        written. Of a GPU's memory there is a copy of one array at a time, of the host's none.
 
         Raises: ValueError or OSError, naming the file, when it cannot be written.
         """
-        with self._lock:
-            save_session(path, self._origin(), self._ids, self._kv.state(self.slot, len(self._ids)))
+        with self._turns.hold_still(self):
+            with self._turns.take():
+                state = self._kv.state(self.slot, len(self._ids))
+            save_session(path, self._origin(), self._ids, state, self._read)
+
+    def file_bytes(self) -> int:
+        """Bytes of the file that save() would write."""
+        with self._turns.take(self):
+            state = self._kv.state(self.slot, len(self._ids))
+        return session_bytes(self._origin(), self._ids, state)
 
     def restore(self, path: str | Path) -> None:
         """Holds what was saved, in place of its own; what follows is bit for bit what would have followed
-        there.
+        there. One array of the file is in memory at a time.
 
         Raises: ValueError for a file of another model or setting, damaged, or of more tokens than fit;
             OSError when it cannot be read. Nothing has changed then.
         """
         limits = {"ctx_size": self.ctx_size, "vocab_size": self._vocab_size}
-        with self._lock, open_session(path, self._origin(), **limits) as saved:
-            state = self._kv.state(self.slot, len(saved.ids))
+        with self._turns.hold_still(self), open_session(path, self._origin(), **limits) as saved:
+            with self._turns.take():
+                state = self._kv.state(self.slot, len(saved.ids))
             saved.check(state)
             with self._replaced():
-                saved.copy_to(state)
+                saved.copy_to(state, self._write)
                 self._ids.extend(saved.ids)
+
+    def _read(self, values: SlotValues) -> np.ndarray:
+        with self._turns.take():
+            return np.asarray(values)
+
+    def _write(self, target: SlotValues, values: np.ndarray) -> None:
+        with self._turns.take():
+            target[...] = values
 
     @contextmanager
     def _replaced(self) -> Iterator[None]:
         """Inside, the slot is empty and gets other content; it is left empty when that is interrupted."""
-        self.truncate(0)
+        with self._turns.take():
+            del self._ids[self._kv.truncate(self.slot, len(self._ids), 0) :]
         try:
             yield
         except BaseException:
-            self._ids.clear()
-            self._kv.truncate(self.slot, 0, 0)
+            with self._turns.take():
+                self._ids.clear()
+                self._kv.truncate(self.slot, 0, 0)
             raise
 
     def close(self) -> None:
         """Frees the slot; further calls do nothing."""
-        with self._lock:
+        with self._turns.take(self):
             if self._slot is not None:
                 self._kv.release(self._slot)
                 self._slot = None
@@ -261,8 +281,8 @@ def decode_together(sessions: IdSequence[Session], tokens: IdSequence[int]) -> n
     Returns: float32 logits [B, V], valid until the next call of any session. Raises: ValueError as prefill();
     no session has changed then.
     """
-    runner, lock = sessions[0]._runner, sessions[0]._lock
-    with lock:
+    runner = sessions[0]._runner
+    with sessions[0]._turns.take(*sessions):
         for session, token in zip(sessions, tokens, strict=True):
             session._check([token])
         positions = [len(session._ids) for session in sessions]

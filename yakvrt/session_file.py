@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -51,23 +51,37 @@ def _arrays(ids: Sequence[int], state: Mapping[str, StateArray]) -> dict[str, Sl
     return {**arrays, TOKENS: np.array(ids, np.int32)}
 
 
+def _header(origin: Mapping[str, str], ids: Sequence[int], entries: Mapping[str, Any]) -> bytes:
+    metadata = {**origin, "format_version": FORMAT_VERSION, "n_tokens": str(len(ids))}
+    header = json.dumps({"__metadata__": metadata, **entries}, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header
+
+
+def session_bytes(origin: Mapping[str, str], ids: Sequence[int], state: Mapping[str, StateArray]) -> int:
+    """Bytes of the file that save_session() would write."""
+    entries, n_bytes = header_entries(ids, state)
+    return len(_header(origin, ids, entries)) + n_bytes
+
+
 def save_session(
-    path: str | Path, origin: Mapping[str, str], ids: Sequence[int], state: Mapping[str, StateArray]
+    path: str | Path,
+    origin: Mapping[str, str],
+    ids: Sequence[int],
+    state: Mapping[str, StateArray],
+    read: Callable[[SlotValues], np.ndarray],
 ) -> None:
     """Writes the file under a temporary name beside it; it gets its own when it is whole and on the disk.
-    Only its owner may read it, as it holds a conversation.
+    Only its owner may read it, as it holds a conversation. Arrays are read one by one.
 
     Raises: ValueError or OSError, naming the file, when it cannot be written.
     """
     arrays = _arrays(ids, state)
     entries, _ = header_entries(ids, state)
-    metadata = {**origin, "format_version": FORMAT_VERSION, "n_tokens": str(len(ids))}
-    header = json.dumps({"__metadata__": metadata, **entries}, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)
     with _temporary(path) as (file, target):
-        file.write(len(header).to_bytes(8, "little") + header)
+        file.write(_header(origin, ids, entries))
         for name in entries:
-            for run in _runs(np.asarray(arrays[name])):
+            for run in _runs(read(arrays[name])):
                 file.write(run.reshape(-1).view(np.uint8).data)
         file.flush()
         os.fsync(file.fileno())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from copy import copy
+from copy import copy, deepcopy
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from yakvrt.chat_template import ChatTemplate
 from yakvrt.constraint import ConstrainedVocabulary, Constraint, Tokens
 from yakvrt.end_tokens import END_TOKENS
-from yakvrt.gguf_tokenizer import backend_from_vocabulary
+from yakvrt.gguf_tokenizer import backend_from_vocabulary, chat_templates
 from yakvrt.gguf_vocabulary import TokenType, read_vocabulary
 from yakvrt.stream_decoder import StreamDecoder, byte_level_piece, sentencepiece_piece
 from yakvrt.tokenizer_files import (
@@ -40,6 +40,7 @@ class Tokenizer:
         "_constrained",
         "_lock",
         "_pieces",
+        "_plain",
         "_sentencepiece",
         "_silent",
         "_special",
@@ -70,6 +71,8 @@ class Tokenizer:
         """
         added = backend.get_added_tokens_decoder()
         self._backend = backend
+        backend.encode_special_tokens = False
+        self._plain: Backend | None = None  # where the text of control tokens is ordinary text
         self._constrained = ConstrainedVocabulary(self._tokens)
         self._lock = Lock()
         self._sentencepiece = sentencepiece
@@ -84,6 +87,11 @@ class Tokenizer:
         self.bos_id = bos_id
         self.eos_ids = frozenset(eos_ids)
         self.vocab_size: int = max(backend.get_vocab_size(), max(added, default=-1) + 1)
+
+    @property
+    def max_token_chars(self) -> int:
+        """No token stands for more characters of a text, unless encoding drops or joins some."""
+        return max(map(len, self._backend.get_vocab(with_added_tokens=True)), default=0)
 
     @property
     def has_chat_template(self) -> bool:
@@ -109,15 +117,22 @@ class Tokenizer:
 
         Raises: ValueError when the text is not valid Unicode.
         """
-        # The flag lives on the shared object and encoding drops the GIL, hence the lock.
+        backend = self._backend if parse_special else self._plain_backend()
+        try:
+            return list(backend.encode(text, add_special_tokens=add_special).ids)
+        except (TypeError, UnicodeEncodeError):
+            raise ValueError(
+                "the prompt is not valid Unicode text (it has lone surrogates); decode it as UTF-8 first"
+            ) from None
+
+    def _plain_backend(self) -> Backend:
+        """A copy, since what makes the difference is set on the object, which other threads use meanwhile."""
         with self._lock:
-            self._backend.encode_special_tokens = not parse_special
-            try:
-                return list(self._backend.encode(text, add_special_tokens=add_special).ids)
-            except (TypeError, UnicodeEncodeError):
-                raise ValueError(
-                    "the prompt is not valid Unicode text (it has lone surrogates); decode it as UTF-8 first"
-                ) from None
+            if self._plain is None:
+                plain = deepcopy(self._backend)
+                plain.encode_special_tokens = True
+                self._plain = plain
+            return self._plain
 
     def encode_chat(
         self,
@@ -129,6 +144,10 @@ class Tokenizer:
     ) -> list[int]:
         """Render the messages and encode them, with exactly one BOS where the model wants one."""
         text = self.render_chat(messages, tools=tools, add_generation_prompt=add_generation_prompt, **kwargs)
+        return self.encode_rendered(text)
+
+    def encode_rendered(self, text: str) -> list[int]:
+        """Encode what render_chat() gave, with exactly one BOS where the model wants one."""
         ids = self.encode(text, add_special=False)
         bos = [self.bos_id]
         wants_bos = ids[:1] != bos and self.encode("")[:1] == bos
@@ -196,7 +215,7 @@ class Tokenizer:
     ) -> str:
         """Render messages with the model's chat template; keyword arguments reach the template as they are.
 
-        The text already holds its special tokens: encode it with `add_special=False`, or use `encode_chat`.
+        The text already holds its special tokens: encode it with `encode_rendered`.
 
         Raises: ValueError when there is no template or it refuses the messages.
         """
@@ -220,7 +239,7 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
     ends = [vocabulary.special_id(name) for name in ("eot", "eom", "fim_pad", "fim_rep", "fim_sep")]
     control = vocabulary.ids_of(TokenType.CONTROL)
     named = [index for index in control if vocabulary.tokens[index] in END_TOKENS]
-    sources = _gguf_templates(metadata)
+    sources = chat_templates(metadata)
     named_ids = {"bos_token": bos, "eos_token": eos}
     texts = {name: vocabulary.tokens[index] for name, index in named_ids.items() if index is not None}
     return Tokenizer(
@@ -232,16 +251,6 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
         sentencepiece=spm,
         strip_space=vocabulary.add_space_prefix,
     )
-
-
-def _gguf_templates(metadata: Mapping[str, Any]) -> dict[str, str]:
-    # By key, because the values of a GGUF file are decoded when asked for.
-    names = {
-        key: key.removeprefix("tokenizer.chat_template").removeprefix(".") or "default"
-        for key in metadata
-        if key == "tokenizer.chat_template" or key.startswith("tokenizer.chat_template.")
-    }
-    return {name: source for key, name in names.items() if isinstance(source := metadata[key], str)}
 
 
 def tokenizer_from_files(

@@ -6,18 +6,20 @@ file is hostile until checked: its size, its depth, and that every number is fin
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
 import re
 import sys
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
 from .cache_directory import cache_directory
+from .whole_file import write_whole
 
 VERSION = 1
 MAX_BYTES = 1 << 20
@@ -59,28 +61,34 @@ def load(device_name: str) -> dict[str, Section] | None:
 
 
 def save(device_name: str, section: str, values: Section) -> Path:
-    """Replaces one section and keeps the others, unless the file is broken. Seen whole or not at all.
+    """Replaces one section and keeps the others, unless the file is broken. Seen whole or not at all; of
+    several that save at once none loses its section.
 
     Raises: TuningError for a value that load() would refuse, OSError where the directory takes no file,
     RuntimeError where there is none.
     """
     path = tuning_path(device_name)
-    sections = load(device_name) or {}
-    content = {"version": VERSION, "device": device_name, "sections": {**sections, section: values}}
-    _check_tree(content["sections"], 0)
-    text = json.dumps(content, indent=1) + "\n"  # ASCII: names may hold halves of characters
-    if len(text) > MAX_BYTES:
-        raise TuningError(f"{path} would be over {MAX_BYTES >> 10} KiB; remove it, then measure again")
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    try:
-        with open(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with _locked(path.parent):
+        sections = load(device_name) or {}
+        content = {"version": VERSION, "device": device_name, "sections": {**sections, section: values}}
+        _check_tree(content["sections"], 0)
+        text = json.dumps(content, indent=1) + "\n"  # ASCII: names may hold halves of characters
+        if len(text) > MAX_BYTES:
+            raise TuningError(f"{path} would be over {MAX_BYTES >> 10} KiB; remove it, then measure again")
+        write_whole(path, text.encode())
     return path
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """One process or thread at a time. The lock goes with the descriptor, also when the process is killed."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _read(path: Path, device_name: str) -> dict[str, Section]:

@@ -6,6 +6,7 @@ import argparse
 
 from yakvrt.cli_arguments import add_model_arguments, add_sampling_arguments, at_least
 from yakvrt.cli_parsing import Parser
+from yakvrt.serve.slot_arguments import add_slot_arguments
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -13,23 +14,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser("batch", "Answer a file of requests in OpenAI's batch format; run again, it goes on.")
     parser.add_argument("input", metavar="IN", help="requests, one a line; - is stdin")
     parser.add_argument("output", metavar="OUT", help="results, in the order in which they come; - is stdout")
-    add = parser.add_argument_group("batch").add_argument
-    add(
-        *("-np", "--parallel"),
-        type=at_least(1, 4096),
-        default=8,
-        metavar="N",
-        help="answers at a time; each has a slot of --ctx-size tokens (8)",
-    )
-    add("-a", "--alias", metavar="NAME", help="the model's name in answers (that of its file)")
-    add("--chat-template-file", metavar="FILE", help="a jinja template instead of the model's")
-    add(
-        *("-cram", "--cache-ram"),
-        type=at_least(0),
-        default=0,
-        metavar="MIB",
-        help="host memory for what slots held (0)",
-    )
+    add_slot_arguments(parser, parallel=8)
     ray = parser.add_argument_group("more than one machine").add_argument
     ray(
         "--ray",

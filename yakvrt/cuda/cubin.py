@@ -12,8 +12,8 @@ from functools import cache
 from pathlib import Path
 
 from ..kernel_build.directory import sources_digest
-from ..kernel_build.files import write_whole
 from ..kernel_build.spec import KernelSpec
+from ..whole_file import write_whole
 
 
 @dataclass(frozen=True, slots=True)

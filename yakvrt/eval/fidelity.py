@@ -7,13 +7,6 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 
-def log_probs(logits: np.ndarray) -> np.ndarray:
-    """Shapes: [V] -> float64 [V]."""
-    shifted = logits.astype(np.float64) - logits.max()
-    result: np.ndarray = shifted - np.log(np.exp(shifted).sum())
-    return result
-
-
 def logit_scores(
     found: Iterable[np.ndarray], full: Sequence[np.ndarray], targets: Sequence[int]
 ) -> dict[str, float]:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from yakvrt.kl_divergence import log_softmax
 from yakvrt.kvcache.contract import KvMethod, KvSetting
 from yakvrt.kvcache.slot_state import copy_slot
 
-from .fidelity import log_probs
 from .method_specs import MethodSpec
 
 if TYPE_CHECKING:
@@ -38,12 +38,13 @@ class MethodSlots:
         return cls(spec, parameters, method, runner.over(method))
 
     def teacher_forced(self, slot: int, n_held: int, ids: ListOf[int]) -> Iterator[np.ndarray]:
-        """Feeds the ids to a copy of the slot. Yields: log-probabilities [V] after each of them."""
+        """Feeds the ids to a copy of the slot. Yields: float64 log-probabilities [V] after each."""
         copy = self.method.open(n_held + len(ids))
         try:
             copy_slot(self.method, slot, n_held, copy, n_held)
             for i, token in enumerate(ids):
-                yield log_probs(self.runner.decode([copy], [n_held + i], [token])[0])
+                logits = self.runner.decode([copy], [n_held + i], [token])[0]
+                yield log_softmax(logits.astype(np.float64))
         finally:
             self.method.truncate(copy, n_held, 0)
             self.method.release(copy)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from yakvrt.terminal import counted, note
+from yakvrt.whole_file import write_whole
 
 from .bootstrap import mean_of
 from .claims import MIN_SAMPLES, sentences, verdicts
@@ -24,7 +25,7 @@ NAMED = ("version", "seed", "dtype", "cache_type", "ctx_size", "fidelity_tokens"
 
 
 def write_report(directories: Sequence[Path], target: Path) -> list[Path]:
-    """Writes report.md and its plots. Returns: their paths.
+    """Writes report.md, seen whole or not at all, and its plots before. Returns: their paths.
 
     Raises: ValueError for directories without records, malformed lines, and records of one model that cannot
     be compared; OSError.
@@ -59,7 +60,7 @@ def write_report(directories: Sequence[Path], target: Path) -> list[Path]:
         written += [target / name for name in pictures]
         lines += [f"## {model}", "", *_section(findings), *(f"![{name}]({name})\n" for name in pictures)]
     path = target / "report.md"
-    path.write_text("\n".join(lines), encoding="utf-8")
+    write_whole(path, "\n".join(lines).encode(), 0o644)
     return [path, *written]
 
 

@@ -1,23 +1,11 @@
-"""Files of compiled code, which several processes may write at once and nobody may meet half written."""
+"""Files of compiled code, with a checksum."""
 
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from pathlib import Path
 
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file under a temporary name first."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        try:
-            file.write(data)
-            file.flush()
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+from ..whole_file import write_whole
 
 
 def write_object(path: Path, code: bytes) -> None:

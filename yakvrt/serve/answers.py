@@ -16,6 +16,7 @@ from yakvrt.grammar_check import import_llguidance
 from yakvrt.scheduler_state import OverloadedError
 from yakvrt.serve.errors import ApiError
 from yakvrt.serve.metrics import Metrics
+from yakvrt.serve.prompts import check_length
 from yakvrt.serve.service import Service
 
 if TYPE_CHECKING:
@@ -38,11 +39,15 @@ class Answers:
         self.prompts, self.n = prompts, n
         self.requests: list[Request] = []
 
-    def submit(self, params: SamplingParams) -> None:
+    async def submit(self, params: SamplingParams) -> None:
         """All or none. A seed goes to the first answer, its successors to the others.
 
         Raises: ApiError for a prompt that is too long, a grammar that does not compile, when too many wait.
         """
+        workers = self.service.grammars if params.grammar else self.service.prompts
+        await workers.run(self._submit, params)
+
+    def _submit(self, params: SamplingParams) -> None:
         if params.grammar:
             check_grammars()
         for ids in self.prompts:
@@ -122,20 +127,6 @@ def check_grammars() -> None:
         import_llguidance()
     except RuntimeError as error:
         raise ApiError(str(error), status=501, code="not_supported") from None
-
-
-def check_length(ids: Sequence[int], ctx_size: int) -> None:
-    """Raises: ApiError for a prompt that leaves no room, or none at all."""
-    if not ids:
-        raise ApiError("the prompt is empty; give at least one token", param="prompt")
-    if len(ids) >= ctx_size:
-        raise ApiError(
-            f"the prompt has {len(ids)} tokens, the context holds {ctx_size} and one must stay free; shorten "
-            "it or start the server with a larger --ctx-size",
-            code="context_length_exceeded",
-            n_prompt_tokens=len(ids),
-            n_ctx=ctx_size,
-        )
 
 
 def finish_reason(request: Request) -> str | None:

@@ -15,6 +15,7 @@ from yakvrt.serve.gate import Gate
 from yakvrt.serve.metrics import Metrics, metrics
 from yakvrt.serve.page import page
 from yakvrt.serve.service import Service
+from yakvrt.serve.slot_files import delete_file, list_files
 from yakvrt.serve.slots import change_slot, list_slots
 
 
@@ -46,6 +47,8 @@ def make_app(service: Service) -> Starlette:
         routes.append(Route("/metrics", metrics))
     if settings.has_slots:
         routes.append(Route("/slots", list_slots))
+        routes.append(Route("/slots/files", list_files))
+        routes.append(Route("/slots/files/{name}", delete_file, methods=["DELETE"]))
         routes.append(Route("/slots/{number}", change_slot, methods=["POST"]))
     if settings.has_page:
         routes.append(Route("/", page))
@@ -54,7 +57,7 @@ def make_app(service: Service) -> Starlette:
         cors = Middleware(
             CORSMiddleware,
             allow_origins=list(settings.cors_origins),
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["authorization", "content-type", "x-api-key"],
         )
         middleware.insert(0, cors)

@@ -14,6 +14,7 @@ from yakvrt.cli_arguments import (
 )
 from yakvrt.cli_parsing import Parser, kind
 from yakvrt.prompt_text import read_file
+from yakvrt.serve.slot_arguments import add_slot_arguments
 from yakvrt.terminal import UsageError
 
 if TYPE_CHECKING:
@@ -49,7 +50,6 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("server").add_argument
     add("--host", default="127.0.0.1", metavar="ADDR", help="address to listen on (127.0.0.1)")
     add("--port", type=at_least(0, 65535), default=8080, metavar="N", help="0 takes a free one (8080)")
-    add("-a", "--alias", metavar="NAME", help="the model's name in answers (that of its file)")
     add("--api-key", metavar="KEY,...", help="ask for one of these keys (none)")
     add("--api-key-file", metavar="FILE", help="keys, one a line")
     add(
@@ -66,18 +66,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("--metrics", action=argparse.BooleanOptionalAction, default=True, help="/metrics (on)")
     add("--slots", action=argparse.BooleanOptionalAction, default=True, help="/slots (on)")
     add("--slot-save-path", metavar="DIR", help="where /slots saves to and restores from (nowhere)")
-    add("--chat-template-file", metavar="FILE", help="a jinja template instead of the model's")
+    add_slot_arguments(parser, parallel=4)
     limits = parser.add_argument_group("limits").add_argument
-    limits(
-        *("-np", "--parallel"),
-        type=at_least(1, 4096),
-        default=4,
-        metavar="N",
-        help="answers at a time; each has a slot of --ctx-size tokens (4)",
-    )
     limits("--max-waiting", type=at_least(1, 10**6), default=64, metavar="N", help="answers that wait (64)")
     limits("--max-connections", type=at_least(1, 10**5), default=512, metavar="N", help="connections (512)")
     limits("--max-body-size", type=size, default=16 << 20, metavar="SIZE", help="of a request (16M)")
+    limits("--slot-save-limit", type=size, default=16 << 30, metavar="SIZE", help="of all saved slots (16G)")
     limits("-to", "--timeout", type=seconds, default=3600.0, metavar="S", help="of an answer, 0: none (3600)")
     limits("--drain-timeout", type=seconds, default=30.0, metavar="S", help="for answers at the end (30)")
     limits(
@@ -93,13 +87,6 @@ def build_parser() -> argparse.ArgumentParser:
         default=50,
         metavar="MS",
         help="how long a prompt may stop other streams (50)",
-    )
-    limits(
-        *("-cram", "--cache-ram"),
-        type=at_least(0),
-        default=0,
-        metavar="MIB",
-        help="host memory for what slots held (0)",
     )
     add_sampling_arguments(parser, logprobs=False)
     add_model_arguments(parser)
@@ -143,6 +130,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
         stall_ms=args.stall_ms,
         cache_bytes=args.cache_ram << 20,
         slot_save_path=directory,
+        slot_save_bytes=args.slot_save_limit,
         has_page=not args.no_webui,
         has_metrics=args.metrics,
         has_slots=args.slots,

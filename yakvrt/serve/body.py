@@ -6,11 +6,12 @@ import re
 from typing import Any, TypeVar
 
 import msgspec
+import numpy as np
 from starlette.requests import ClientDisconnect, Request
 
 from yakvrt.serve.errors import ApiError
 from yakvrt.serve.fields import supported
-from yakvrt.serve.settings import MAX_DEPTH, MAX_NODES
+from yakvrt.serve.settings import MAX_DEPTH, MAX_NODES, MAX_VALUES
 
 T = TypeVar("T")
 MAX_SHOWN = 300
@@ -44,6 +45,7 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
 async def read_object(request: Request, max_bytes: int) -> dict[str, Any]:
     """The JSON object of a request. Raises: ApiError for anything else."""
     body = await read_body(request, max_bytes)
+    check_values(body)
     try:
         value = msgspec.json.decode(body)
     except RecursionError:
@@ -52,7 +54,7 @@ async def read_object(request: Request, max_bytes: int) -> dict[str, Any]:
         raise ApiError(f"the request's body is no JSON: {error}"[:MAX_SHOWN], code="invalid_json") from None
     if not isinstance(value, dict):
         raise ApiError("the request's body must be a JSON object", code="invalid_json")
-    check_shape(value)
+    check_depth(value)
     return value
 
 
@@ -60,12 +62,31 @@ def too_deep() -> ApiError:
     return ApiError(f"the request's JSON is nested more than {MAX_DEPTH} deep", code="invalid_json")
 
 
-def check_shape(value: Any) -> None:
-    """Raises: ApiError where lists and objects nest too deep, or are so many that they take far more memory
-    than their text.
+def check_values(body: bytes) -> None:
+    """Raises: ApiError for JSON of so many values that reading it would take seconds, in which nothing else
+    runs, and far more memory than its text.
     """
+    most = {"lists and objects": (b"[{", MAX_NODES), "names": (b":", MAX_NODES), "values": (b",", MAX_VALUES)}
+    if sum(body.count(mark) for mark in b"[{:,") < MAX_NODES:
+        return  # most are in texts anyway
+    outside = _outside_texts(body)
+    for what, (marks, limit) in most.items():
+        if sum(int(np.count_nonzero(outside == mark)) for mark in marks) > limit:
+            raise ApiError(f"the request's JSON has more than {limit} {what}", code="invalid_json")
+
+
+def _outside_texts(body: bytes) -> np.ndarray:
+    """The bytes of JSON that are in none of its texts, and the quotes at their ends."""
+    if b"\\" in body:
+        body = body.replace(b"\\\\", b"  ").replace(b'\\"', b"  ")
+    data = np.frombuffer(body, np.uint8)
+    found: np.ndarray = data[np.cumsum(data == ord('"'), dtype=np.uint8) & 1 == 0]
+    return found
+
+
+def check_depth(value: Any) -> None:
+    """Raises: ApiError where lists and objects nest too deep."""
     level = [value]
-    n = 0
     for _ in range(MAX_DEPTH):
         below: list[Any] = []
         for each in level:
@@ -73,11 +94,6 @@ def check_shape(value: Any) -> None:
             below += [one for one in inner if isinstance(one, dict | list)]
         if not below:
             return
-        n += len(below)
-        if n > MAX_NODES:
-            raise ApiError(
-                f"the request's JSON has more than {MAX_NODES} lists and objects", code="invalid_json"
-            )
         level = below
     raise too_deep()
 

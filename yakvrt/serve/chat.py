@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -14,12 +13,11 @@ from yakvrt.request import Piece
 from yakvrt.serve.answers import Answers, finish_reason
 from yakvrt.serve.body import as_struct, read_object
 from yakvrt.serve.constraints import asked_grammar
-from yakvrt.serve.errors import ApiError
 from yakvrt.serve.logprobs import chat_logprobs, told_ids
-from yakvrt.serve.messages import check_template_kwargs, template_messages
+from yakvrt.serve.prompts import chat_ids
 from yakvrt.serve.responses import answer
 from yakvrt.serve.schema import ChatRequest, check_choices, sampling_params
-from yakvrt.serve.service import Model, Service
+from yakvrt.serve.service import Service
 from yakvrt.serve.tools import Tools, asked_tools, call_object
 
 if TYPE_CHECKING:
@@ -96,26 +94,9 @@ async def chat_completions(http: HttpRequest) -> Response:
     params = sampling_params(asked, asked.n_logprobs, grammar, model.defaults, vocab_size)
     if tools:
         params = replace(params, stop=(*params.stop, *tools.stops))
-    ids = await asyncio.to_thread(encode_chat, model, asked, tools)
+    definitions = tools.definitions if tools else None
+    ids = await service.prompts.run(chat_ids, model, asked.messages, definitions, asked.chat_template_kwargs)
     answers = Answers("chatcmpl", http.app.state, [ids], asked.n)
-    await asyncio.to_thread(answers.submit, params)
+    await answers.submit(params)
     choices = [ChatChoice(i, request, model.tokenizer, tools) for i, request in enumerate(answers.requests)]
     return answer(answers, choices, "chat.completion", asked, http)
-
-
-def encode_chat(model: Model, asked: ChatRequest, tools: Tools | None) -> list[int]:
-    """The prompt. Raises: ApiError for messages that the template refuses."""
-    if not model.tokenizer.has_chat_template:
-        raise ApiError(
-            "the model has no chat template; use /v1/completions, or start the server with one "
-            "(--chat-template-file)",
-            code="no_chat_template",
-        )
-    check_template_kwargs(asked.chat_template_kwargs)
-    messages = template_messages(asked.messages)
-    try:
-        return model.tokenizer.encode_chat(
-            messages, tools=tools.definitions if tools else None, **asked.chat_template_kwargs
-        )
-    except (ValueError, TypeError) as error:
-        raise ApiError(str(error).removesuffix(" or use --raw"), param="messages") from None

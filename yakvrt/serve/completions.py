@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from yakvrt.serve.body import as_struct, read_object
 from yakvrt.serve.constraints import asked_grammar
 from yakvrt.serve.errors import ApiError
 from yakvrt.serve.logprobs import CompletionLogprobs, told_ids
+from yakvrt.serve.prompts import text_ids
 from yakvrt.serve.responses import answer
 from yakvrt.serve.schema import CompletionRequest, check_choices, sampling_params
 from yakvrt.serve.service import Model, Service
@@ -62,9 +62,9 @@ async def completions(http: HttpRequest) -> Response:
     params = sampling_params(asked, asked.n_logprobs, grammar, model.defaults, vocab_size)
     prompts = _prompts(asked)
     check_choices(asked.n, len(prompts))
-    ids = await asyncio.to_thread(_encoded, model, prompts)
+    ids = await service.prompts.run(_encoded, model, prompts)
     answers = Answers("cmpl", http.app.state, ids, asked.n)
-    await asyncio.to_thread(answers.submit, params)
+    await answers.submit(params)
     choices = [CompletionChoice(i, request, model.tokenizer) for i, request in enumerate(answers.requests)]
     return answer(answers, choices, "text_completion", asked, http)
 
@@ -79,7 +79,4 @@ def _prompts(asked: CompletionRequest) -> list[str | list[int]]:
 
 
 def _encoded(model: Model, prompts: list[str | list[int]]) -> list[list[int]]:
-    try:
-        return [model.tokenizer.encode(each) if isinstance(each, str) else each for each in prompts]
-    except ValueError as error:
-        raise ApiError(str(error), param="prompt") from None
+    return [text_ids(model, each) if isinstance(each, str) else each for each in prompts]

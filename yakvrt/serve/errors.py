@@ -9,6 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from yakvrt.grammar import GrammarError
 from yakvrt.terminal import note, one_line
 
 RETRY_S = "1"
@@ -19,6 +20,7 @@ TYPES = {
     409: "conflict_error",
     501: "not_supported_error",
     503: "unavailable_error",
+    507: "storage_error",
 }
 
 
@@ -59,6 +61,8 @@ def of_failure(error: Exception) -> ApiError:
     """What a failed answer tells its client."""
     if isinstance(error, ApiError):
         return error
+    if isinstance(error, GrammarError):
+        return ApiError(str(error), code="grammar_failed")
     return ApiError(one_line(error), status=500, code="generation_failed")
 
 

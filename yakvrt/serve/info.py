@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import msgspec
@@ -14,6 +13,7 @@ from yakvrt.serve.errors import ApiError, json_response
 from yakvrt.serve.messages import check_template_kwargs, template_messages
 from yakvrt.serve.schema import SAMPLING
 from yakvrt.serve.service import Service
+from yakvrt.serve.settings import MAX_TEXT_CHARS, MAX_TOKENS
 
 
 class TokenizeRequest(msgspec.Struct):
@@ -97,6 +97,13 @@ async def tokenize(http: Request) -> Response:
     service: Service = http.app.state.service
     tokenizer = service.model.tokenizer
     asked = as_struct(await read_object(http, service.settings.max_body_bytes), TokenizeRequest)
+    if len(asked.content) > MAX_TEXT_CHARS:
+        raise ApiError(
+            f"content has {len(asked.content)} characters, at most {MAX_TEXT_CHARS} are taken; send parts",
+            status=413,
+            code="request_too_large",
+            param="content",
+        )
 
     def encoded() -> Response:
         ids = tokenizer.encode(
@@ -109,7 +116,7 @@ async def tokenize(http: Request) -> Response:
         )
 
     try:
-        return await asyncio.to_thread(encoded)  # millions of pieces would hold up the streams
+        return await service.texts.run(encoded)
     except ValueError as error:
         raise ApiError(str(error), param="content") from None
 
@@ -127,11 +134,15 @@ async def detokenize(http: Request) -> Response:
     service: Service = http.app.state.service
     model = service.model
     asked = as_struct(await read_object(http, service.settings.max_body_bytes), DetokenizeRequest)
+    if len(asked.tokens) > MAX_TOKENS:
+        raise ApiError(
+            f"tokens has {len(asked.tokens)} entries, at most {MAX_TOKENS} are taken", param="tokens"
+        )
     n_vocab = model.engine.config.vocab_size
     if wrong := [token for token in asked.tokens if not 0 <= token < n_vocab]:
         raise ApiError(f"tokens holds {wrong[0]}; token ids run from 0 to {n_vocab - 1}", param="tokens")
     try:
-        text = await asyncio.to_thread(model.tokenizer.decode, asked.tokens, skip_special=False)
+        text = await service.texts.run(model.tokenizer.decode, asked.tokens, skip_special=False)
     except ValueError as error:
         raise ApiError(str(error), param="tokens") from None
     return json_response({"content": text})
@@ -149,7 +160,7 @@ async def apply_template(http: Request) -> Response:
         return model.tokenizer.render_chat(messages, tools=asked.tools or None, **asked.chat_template_kwargs)
 
     try:
-        return json_response({"prompt": await asyncio.to_thread(rendered)})
+        return json_response({"prompt": await service.texts.run(rendered)})
     except (ValueError, TypeError) as error:  # arguments of calls may hold half a surrogate pair, too
         raise ApiError(str(error), param="messages") from None
 

@@ -7,8 +7,10 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from yakvrt.constraint import MAX_CHECKS
 from yakvrt.serve.errors import ApiError
-from yakvrt.serve.settings import Settings
+from yakvrt.serve.settings import PROMPT_THREADS, TEXT_THREADS, Settings
+from yakvrt.serve.workers import Workers
 
 if TYPE_CHECKING:
     from yakvrt.engine import Engine
@@ -49,7 +51,11 @@ class Model:
 
 
 class Service:
-    """Loads the model in a thread of its own; until then `model` refuses."""
+    """Loads the model in a thread of its own; until then `model` refuses.
+
+    What takes long has threads by its kind: `prompts` of answers are rendered and encoded, `grammars`
+    compile, other `texts` are encoded and decoded, slots go to `files` and come back.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -57,6 +63,11 @@ class Service:
         self.is_draining = False
         self._model: Model | None = None
         self._loaded = threading.Condition()
+        most = settings.max_waiting
+        self.prompts = Workers("prompts", PROMPT_THREADS, most)
+        self.grammars = Workers("grammars", MAX_CHECKS, most)
+        self.texts = Workers("texts", TEXT_THREADS, most)
+        self.files = Workers("slot files", 1, most)  # one at a time: what they take is counted
 
     def load(self, load: Callable[[], Model], on_failure: Callable[[], None]) -> None:
         """Begins to load."""
@@ -105,5 +116,7 @@ class Service:
     def close(self) -> None:
         """Ends what is under way and gives the model's memory back; further calls do nothing."""
         self.drain()
+        for workers in (self.prompts, self.grammars, self.texts, self.files):
+            workers.close()
         if self._model:
             self._model.close()

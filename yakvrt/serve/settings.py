@@ -8,11 +8,15 @@ from pathlib import Path
 # Not flags: nobody should need others.
 REQUEST_S = 60.0  # for a request to arrive whole
 UNREAD_S = 60.0  # for a client to read some of what was sent
+PROMPT_THREADS, TEXT_THREADS = 4, 2
+MAX_TEXT_CHARS = 1 << 20  # of /tokenize: up to some seconds of work
+MAX_TOKENS = 1 << 20  # of /detokenize
 KEEP_ALIVE_S = 5  # for an idle connection
 MAX_HEAD_BYTES = 64 << 10
 MAX_CHOICES = 128  # of all prompts of a request together
 MAX_DEPTH = 64  # of JSON
-MAX_NODES = 200_000  # lists and objects of JSON: in memory some 24 times as long as their text
+MAX_NODES = 200_000  # lists and objects of JSON, in memory some 24 times as long as their text; names
+MAX_VALUES = 1_100_000  # of JSON in all
 MAX_MESSAGES = 10_000
 MAX_TOOLS = 128
 MAX_STOPS, MAX_STOP_CHARS = 64, 1000
@@ -39,6 +43,7 @@ class Settings:
     stall_ms: float = 50.0
     cache_bytes: int = 0
     slot_save_path: Path | None = None
+    slot_save_bytes: int = 16 << 30  # of all files there
     has_page: bool = True
     has_metrics: bool = True
     has_slots: bool = True

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-import re
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,10 @@ from yakvrt.scheduler_state import SlotBusyError
 from yakvrt.serve.body import as_struct, read_object
 from yakvrt.serve.errors import ApiError, json_response
 from yakvrt.serve.service import Service
+from yakvrt.serve.settings import Settings
+from yakvrt.serve.slot_files import check_room, saved_path
 from yakvrt.session import Session
 from yakvrt.terminal import one_line
-
-FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
 
 
 class FileName(msgspec.Struct):
@@ -52,13 +51,18 @@ async def change_slot(http: Request) -> Response:
     """Saves, restores or erases an idle slot."""
     service: Service = http.app.state.service
     model = service.model
-    actions = {"save": save, "restore": restore, "erase": erase}
+    settings = service.settings
+    actions: dict[str, Callable[[Session, Path | None], dict[str, Any]]] = {
+        "save": partial(save, settings),
+        "restore": restore,
+        "erase": erase,
+    }
     action = http.query_params.get("action", "")
     if action not in actions:
         raise ApiError(f"action is {action[:40]!r}, it must be save, restore or erase", param="action")
     path = None
     if action != "erase":
-        path = saved_path(service, as_struct(await read_object(http, 1 << 16), FileName).filename)
+        path = saved_path(settings, as_struct(await read_object(http, 1 << 16), FileName).filename)
     told = http.path_params["number"]
     if not (told.isascii() and told.isdecimal() and len(told) < 10):
         raise ApiError(f"{told[:40]!r} is no number of a slot", status=404)
@@ -68,33 +72,22 @@ async def change_slot(http: Request) -> Response:
         with model.scheduler.lend(number) as session:
             return actions[action](session, path)
 
+    workers = service.texts if action == "erase" else service.files
     try:
-        return json_response({"id_slot": number, **await asyncio.to_thread(act)})
+        return json_response({"id_slot": number, **await workers.run(act)})
     except IndexError as error:
         raise ApiError(str(error), status=404) from None
     except SlotBusyError as error:
         raise ApiError(str(error), status=409, code="slot_busy") from None
     except (ValueError, OSError) as error:
         # The message names the whole path, which is none of the client's business.
-        raise ApiError(one_line(error).replace(f"{service.settings.slot_save_path}/", "")) from None
+        raise ApiError(one_line(error).replace(f"{settings.slot_save_path}/", "")) from None
 
 
-def saved_path(service: Service, name: str) -> Path:
-    """Where the file lies. Raises: ApiError for names that leave the directory, or without one."""
-    directory = service.settings.slot_save_path
-    if directory is None:
-        raise ApiError("the server was started without --slot-save-path DIR", status=501)
-    if not FILE_NAME.fullmatch(name):
-        raise ApiError(
-            "filename must be 1 to 200 letters, digits, _, - and dots, and not begin with a dot or -",
-            param="filename",
-        )
-    return directory / name
-
-
-def save(session: Session, path: Path | None) -> dict[str, Any]:
+def save(settings: Settings, session: Session, path: Path | None) -> dict[str, Any]:
     """Fields as in llama.cpp's reply."""
     assert path is not None
+    check_room(settings, path, session.file_bytes())
     ms = _timed(lambda: session.save(path))
     n_bytes = path.stat().st_size
     return {

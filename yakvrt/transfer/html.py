@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from importlib.util import find_spec
@@ -13,6 +11,7 @@ from typing import Any
 
 from yakvrt.transfer.gpu_records import overlapped
 from yakvrt.transfer.records import shown_bytes, shown_time
+from yakvrt.whole_file import write_whole
 
 Fields = Mapping[str, Any]
 METHOD = (
@@ -46,15 +45,7 @@ svg { max-width: 100%; height: auto; } figure { margin: 1.5rem 0; } .facts td:fi
 def write_report(path: Path, records: Sequence[Fields]) -> None:
     """Seen whole or not at all. Raises: OSError."""
     text = "".join(f"{part}\n" for part in _parts(records))
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with open(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_whole(path, text.encode(), 0o644)
 
 
 def _parts(records: Sequence[Fields]) -> Iterator[str]:
