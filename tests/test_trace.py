@@ -18,7 +18,7 @@ from kernel_team import KernelTeam, count
 from take_rows import TAKE_ROWS
 
 import yakvrt
-from yakvrt import bench, generate, trace_file
+from yakvrt import bench, generate, trace_events
 from yakvrt.cpu.tape import Tape
 from yakvrt.trace_file import Tracing
 from yakvrt.trace_log import TraceLog
@@ -242,8 +242,8 @@ def test_an_interrupted_run_keeps_what_was_traced(
                 signal.raise_signal(signal.SIGINT)
             return whole_slice(*given)
 
-        whole_slice, handler = trace_file._slice, signal.getsignal(signal.SIGINT)
-        monkeypatch.setattr(trace_file, "_slice", impatient)
+        whole_slice, handler = trace_events._slice, signal.getsignal(signal.SIGINT)
+        monkeypatch.setattr(trace_events, "_slice", impatient)
         with pytest.raises(KeyboardInterrupt):
             run(engine)
     assert len(slices(read(path))) == 4 < len(slices(events))

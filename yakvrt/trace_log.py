@@ -8,6 +8,7 @@ however long a run takes. 16 bytes a slice: 4 KB for a token of a model of 30 la
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -22,6 +23,7 @@ from .trace_store import TraceStore
 
 BUFFER_WORDS = 1 << 17
 MOST_NOTES = 1024
+MOST_PASTS = 30_000
 SAMPLE_NS = 50_000_000  # between two readings of counters, which take some 40 us
 COUNTERS = "moved_bytes", "gross_bytes"  # of KvMethod.stats()
 
@@ -41,6 +43,11 @@ class Trace(Protocol):
     def sample(self, totals: Totals) -> None:
         """Counters, read where they have not been for a while."""
 
+    def past(
+        self, slot: int | None, name: str, began_s: float, ended_s: float, told: Mapping[str, int | str]
+    ) -> None:
+        """A slice on the track of a slot, or one of those that wait for one, by time.perf_counter()."""
+
 
 class NoTrace:
     """Nothing is noted."""
@@ -53,8 +60,24 @@ class NoTrace:
     def sample(self, totals: Totals) -> None:
         pass
 
+    def past(
+        self, slot: int | None, name: str, began_s: float, ended_s: float, told: Mapping[str, int | str]
+    ) -> None:
+        pass
+
 
 NO_TRACE = NoTrace()
+
+
+class Past(NamedTuple):
+    """A slice that was noted when it was over."""
+
+    process: int
+    slot: int | None
+    name: str
+    begin_ns: int
+    end_ns: int
+    told: Mapping[str, int | str]
 
 
 class _Ran(NamedTuple):
@@ -70,7 +93,7 @@ class _Ran(NamedTuple):
 class TraceLog:
     """For one thread at a time. Owns: the store, until close().
 
-    most_bytes: the newest part is kept, of this size at most; all by default.
+    most_bytes: only the newest records are kept, in so much memory; all, in a file, by default.
     Raises: OSError, naming `target`, where nothing can be written, here and wherever something is noted.
     """
 
@@ -82,6 +105,7 @@ class TraceLog:
         self.tracks: dict[tuple[int, int], str] = {}  # by process and track
         self.within = ""  # the span that is open
         self.shows_stages = True
+        self.pasts: deque[Past] = deque(maxlen=MOST_PASTS)  # the newest
         self._notes: list[Span | _Ran | bytes] = []
         self._words, self._n_used = np.zeros(BUFFER_WORDS, np.int64), 0
         self._address = self._words.ctypes.data
@@ -154,6 +178,13 @@ class TraceLog:
             totals = (int(found.get(name, 0)) for name in COUNTERS)
             self._notes.append(PACKED.pack(self._id(label), HOST, now_ns, now_ns, *totals))
 
+    def past(
+        self, slot: int | None, name: str, began_s: float, ended_s: float, told: Mapping[str, int | str]
+    ) -> None:
+        """See Trace; from any thread."""
+        times_ns = round(began_s * 1e9), round(ended_s * 1e9)
+        self.pasts.append(Past(len(self.processes) - 1, slot, name, *times_ns, told))
+
     def records(self) -> Iterator[np.ndarray]:
         """All in order, some at a time; spans come behind what they hold. Raises: OSError."""
         self._write_notes()
@@ -169,6 +200,8 @@ class TraceLog:
         self._store.close()
 
     def _write_notes(self) -> None:
+        if not self._notes:
+            return
         notes, self._notes = self._notes, []
         parts: list[bytes | memoryview] = []
         for note in notes:

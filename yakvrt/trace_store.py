@@ -1,7 +1,8 @@
-"""Where a trace lies until it is written: files without names, of which a run that is killed leaves nothing."""
+"""Where a trace lies until it is written: a file without a name, or memory."""
 
 from __future__ import annotations
 
+import io
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -15,10 +16,11 @@ WORD_BYTES = 8
 
 
 class TraceStore:
-    """Records and jobs, all or, with most_bytes, the newest.
+    """Records and jobs: all in a file, of which nothing is left of a run that is killed; or, with most_bytes,
+    the newest in memory, so that no full disk stops who runs for days.
 
-    Owns: two files at most, in `directory` until close(). Raises: OSError, naming `target`, where nothing can
-    be written, here and whenever something is.
+    Owns: the file, in `directory` until close(). Raises: OSError, naming `target`, where nothing can be
+    written, here and whenever something is.
     """
 
     def __init__(self, directory: Path, target: str, most_bytes: int | None = None) -> None:
@@ -34,8 +36,8 @@ class TraceStore:
             raise
 
     def end_step(self) -> None:
-        """What comes may be read without what came before: of two files the older goes when the newer holds
-        half of all.
+        """What comes may be read without what came before: of two halves the older goes when the newer is
+        full.
         """
         if self._most_bytes is not None and self._n_bytes >= self._most_bytes // 2:
             for old in self._files[:-1]:
@@ -60,10 +62,13 @@ class TraceStore:
                 file.close()
 
     def _open(self) -> None:
+        self._n_bytes = 0
+        if self._most_bytes is not None:
+            self._files.append(io.BytesIO())
+            return
         try:
             file = tempfile.TemporaryFile(dir=self._directory, buffering=BUFFER_BYTES)  # noqa: SIM115 (close())
         except OSError as error:
             error.filename = self._target
             raise
         self._files.append(file)
-        self._n_bytes = 0
