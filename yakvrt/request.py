@@ -99,7 +99,7 @@ class Request:
         time.perf_counter(), once it has ended.
         """
         found = {}
-        names, times = ("waiting", "prefill", "decode"), (self._submitted, self._began, self._first)
+        names, times = ("waiting", "prompt", "answer"), (self._submitted, self._began, self._first)
         for name, began, ended in zip(names, times, (*times[1:], 0.0), strict=True):
             if began:
                 found[name] = began, ended or self._ended

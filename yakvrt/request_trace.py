@@ -14,8 +14,8 @@ def note_request(trace: Trace, request: Request) -> None:
     timings, reason = request.timings, request.finish_reason or "error"
     told: dict[str, dict[str, int | str]] = {
         "waiting": {"prompt_tokens": len(request.prompt_ids)},
-        "prefill": {"tokens": int(timings["prompt_n"]), "cached": int(timings["cache_n"])},
-        "decode": {"tokens": len(request.ids), "finish_reason": reason},
+        "prompt": {"tokens": int(timings["prompt_n"]), "cached": int(timings["cache_n"])},
+        "answer": {"tokens": len(request.ids), "finish_reason": reason},
     }
     for name, (began_s, ended_s) in request.phases.items():
         slot = None if name == "waiting" else request.slot

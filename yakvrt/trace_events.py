@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from yakvrt.trace_log import Past, TraceLog
     from yakvrt.trace_records import Label
 
+# Between the numbers of two processes; that of a process is its first track's as well, which others follow.
+# Perfetto takes a thread 0 for the first of its process, and knows threads by their numbers alone.
+TRACKS = 10_000
 SLOTS = 1000  # the track of the first; threads are fewer
 Record = tuple[int, int, int, int, int, int]  # label, track, begin_ns, end_ns and two numbers
 Reader = tuple[int, Callable[[int], "StepBytes"]]  # number of layers, Engine.step_bytes
@@ -109,29 +112,35 @@ def _slice(label: Label, record: Record, n_bytes: int, began_ns: int) -> str:
     if n_bytes:
         shown.append(f'"bytes":{n_bytes}')
     return (
-        f'{{"ph":"X","pid":{label.process + 1},"tid":{track},"ts":{_us(begin_ns - began_ns)},'
+        f'{{"ph":"X",{_place(label.process, track)},"ts":{_us(begin_ns - began_ns)},'
         f'"dur":{_us(end_ns - begin_ns)},"name":"{label.name}","cat":"{label.within}",'
         f'"args":{{{",".join(shown)}}}}}'
     )
 
 
 def _past(past: Past, number: int, began_ns: int) -> Iterator[str]:
-    head = f'"pid":{past.process + 1},"name":"{past.name}","cat":"request","args":{_json(past.told)}'
+    place = _place(past.process, 0 if past.slot is None else SLOTS + past.slot)
+    head = f'{place},"name":"{past.name}","cat":"request","args":{_json(past.told)}'
     begin, end = (_us(at_ns - began_ns) for at_ns in (past.begin_ns, past.end_ns))
     if past.slot is None:  # there may be many at a time: a track of its own for each
-        yield f'{{"ph":"b","id":{number},"tid":0,"ts":{begin},{head}}}'
-        yield f'{{"ph":"e","id":{number},"tid":0,"ts":{end},{head}}}'
+        yield f'{{"ph":"b","id":{number},"ts":{begin},{head}}}'
+        yield f'{{"ph":"e","id":{number},"ts":{end},{head}}}'
     else:
         duration = _us(past.end_ns - past.begin_ns)
-        yield f'{{"ph":"X","tid":{SLOTS + past.slot},"ts":{begin},"dur":{duration},{head}}}'
+        yield f'{{"ph":"X","ts":{begin},"dur":{duration},{head}}}'
 
 
 def _counter(name: str, process: int, at_ns: int, values: dict[str, Any]) -> str:
-    return f'{{"ph":"C","pid":{process + 1},"ts":{_us(at_ns)},"name":"{name}","args":{_json(values)}}}'
+    return f'{{"ph":"C",{_place(process)},"ts":{_us(at_ns)},"name":"{name}","args":{_json(values)}}}'
 
 
 def _metadata(kind: str, process: int, track: int, **values: Any) -> str:
-    return f'{{"ph":"M","pid":{process + 1},"tid":{track},"name":"{kind}","args":{_json(values)}}}'
+    return f'{{"ph":"M",{_place(process, track)},"name":"{kind}","args":{_json(values)}}}'
+
+
+def _place(process: int, track: int = 0) -> str:
+    pid = TRACKS * (process + 1)
+    return f'"pid":{pid},"tid":{pid + track}'
 
 
 def _us(ns: int) -> str:
