@@ -123,8 +123,8 @@ def _past(past: Past, number: int, began_ns: int) -> Iterator[str]:
     head = f'{place},"name":"{past.name}","cat":"request","args":{_json(past.told)}'
     begin, end = (_us(at_ns - began_ns) for at_ns in (past.begin_ns, past.end_ns))
     if past.slot is None:  # there may be many at a time: a track of its own for each
-        yield f'{{"ph":"b","id":{number},"ts":{begin},{head}}}'
-        yield f'{{"ph":"e","id":{number},"ts":{end},{head}}}'
+        yield f'{{"ph":"b","id2":{{"local":"{number}"}},"ts":{begin},{head}}}'
+        yield f'{{"ph":"e","id2":{{"local":"{number}"}},"ts":{end},{head}}}'
     else:
         duration = _us(past.end_ns - past.begin_ns)
         yield f'{{"ph":"X","ts":{begin},"dur":{duration},{head}}}'

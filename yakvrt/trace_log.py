@@ -24,7 +24,9 @@ from .trace_store import TraceStore
 BUFFER_WORDS = 1 << 17
 MOST_NOTES = 1024
 MOST_PASTS = 30_000
-SAMPLE_NS = 50_000_000  # between two readings of counters, which take some 40 us
+SAMPLE_NS = 50_000_000  # between two readings of counters, at least
+SAMPLE_PAUSE = 500  # times what a reading takes
+NEVER = 1 << 62
 COUNTERS = "moved_bytes", "gross_bytes"  # of KvMethod.stats()
 
 Totals = Callable[[], Mapping[str, float | str]]
@@ -113,11 +115,13 @@ class TraceLog:
         self._jobs: list[Job] = []
         self._job_ids: dict[tuple[int, tuple[int, ...], int, str], int] = {}
         self._totals: Totals | None = None
-        self._sampled_ns = 0
+        self._due_ns = 0
+        self._has_written = False
 
     def begin_process(self, name: str) -> None:
         """What follows is shown under this name."""
         self._write_notes()
+        self._due_ns = 0
         self.processes.append(name)
 
     def name_track(self, track: int, name: str) -> None:
@@ -132,7 +136,8 @@ class TraceLog:
         self._notes.append(span)
         if len(self._notes) >= MOST_NOTES:
             self._write_notes()
-        if not span.within:
+        if self._has_written and not span.within:
+            self._has_written = False
             self._store.end_step()
 
     def room(self, n_words: int) -> int:
@@ -164,16 +169,19 @@ class TraceLog:
     def sample(self, totals: Totals) -> None:
         """Counters: read now, or with the next step that comes late enough, or at the end."""
         self._totals = totals
-        if time.monotonic_ns() - self._sampled_ns >= SAMPLE_NS:
+        if time.monotonic_ns() >= self._due_ns:
             self.read_counters()
 
     def read_counters(self) -> None:
         """What sample() left for later."""
         if self._totals is None:
             return
+        began_ns = time.monotonic_ns()
         found, self._totals = self._totals(), None
-        now_ns = self._sampled_ns = time.monotonic_ns()
+        now_ns = time.monotonic_ns()
+        self._due_ns = NEVER
         if "moved_bytes" in found:
+            self._due_ns = now_ns + max(SAMPLE_NS, SAMPLE_PAUSE * (now_ns - began_ns))
             label = Label(len(self.processes) - 1, "moved", "", NO_LAYER, COUNTERS, is_counter=True)
             totals = (int(found.get(name, 0)) for name in COUNTERS)
             self._notes.append(PACKED.pack(self._id(label), HOST, now_ns, now_ns, *totals))
@@ -214,7 +222,7 @@ class TraceLog:
                 )
             else:
                 parts.append(self._span_bytes(note) if isinstance(note, Span) else note)
-        self._n_used = 0
+        self._n_used, self._has_written = 0, True
         self._store.write(parts)
 
     def _span_bytes(self, span: Span) -> bytes:
