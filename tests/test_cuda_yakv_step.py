@@ -20,7 +20,8 @@ from yakvrt.cuda.recorder import CudaRecorder, Join, Launch
 from yakvrt.cuda.stage_clock import BESIDE, MAIN
 from yakvrt.cuda.stream import Event, Stream
 from yakvrt.cuda.yakv_pools import YakvPools, check_yakv
-from yakvrt.trace_log import RECORD, TraceLog
+from yakvrt.trace_log import TraceLog
+from yakvrt.trace_records import RECORD
 
 
 @pytest.fixture
@@ -56,7 +57,7 @@ def test_step(
     log.begin_process("a step")
     backend.trace(log if tail else None)
     assert yakv_step(backend, k_format, on_host, tail) <= 1
-    records = np.concatenate([np.zeros(0, RECORD), *log.records(1000)])
+    records = np.concatenate([np.zeros(0, RECORD), *log.records()])
     log.close()
     names = {MAIN: set[str](), BESIDE: set[str]()}
     for record in records:
@@ -107,10 +108,10 @@ def test_a_stage_around_plain_python_is_noted_once_and_kept_once(
     step.batch.n_rows[0] = 1
     for _ in range(3):
         step.run()
-    records = [record for record in np.concatenate([*log.records(1000)]) if record["track"] == MAIN]
+    records = [record for record in np.concatenate([*log.records()]) if record["track"] == MAIN]
     assert [log.labels[record["label"]].name for record in records] == 6 * ["attend"]
     assert [int(record["second"]) for record in records] == 3 * [100, 0]
-    assert len(log._of_stages) == 1  # however many steps
+    assert len(log._jobs) == 1  # however many steps
     log.close()
 
 

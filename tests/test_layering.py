@@ -24,14 +24,14 @@ LAYERS: tuple[tuple[str, str], ...] = (
         """generate chat serve batch perplexity kl_divergence eval tokenize models pull cuda_kernels
         plan plan_text calibration prediction
         bench bench_arguments bench_records bench_facts record_formats value_lists
-        transfer machine_facts trace_file
+        transfer machine_facts trace_file trace_events
         cli_arguments grammar_arguments machine_arguments device_arguments cli_parsing
         prompt_cache prompt_text terminal""",
     ),
     (
         "text",
         """engine chunk_size session turns session_origin session_file saved_session
-        sequence generation request scheduler scheduler_state step_loop waiting_line slot_choice
+        sequence generation request request_trace scheduler scheduler_state step_loop waiting_line slot_choice
         prefix_cache sampler
         memory_plan modelled_step step_times step_timing model_source runner
         device cpu_device cuda_device
@@ -46,7 +46,7 @@ LAYERS: tuple[tuple[str, str], ...] = (
         gguf_source safetensors_source dummy_weights
         hub hub_repo package_index model_files model_names download_progress""",
     ),
-    ("ops", "ops backend cpu cuda trace_log"),
+    ("ops", "ops backend cpu cuda trace_log trace_records trace_store"),
     ("kernels", "kernels"),
     (
         "leaf",

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .trace_log import NO_LAYER
+from .trace_records import NO_LAYER
 
 ELEMENT_BYTES = {"f32": 4, "f16": 2, "bf16": 2}  # of the number formats that keys and values may rest in
 

@@ -32,8 +32,10 @@ class Request:
     engine was loaded, what the KV method moved; it is empty when the request never had a slot.
     """
 
-    def __init__(self, prompt_ids: list[int], generation: Generation, deadline: float | None) -> None:
-        self.prompt_ids, self.deadline = prompt_ids, deadline
+    def __init__(
+        self, prompt_ids: list[int], generation: Generation, deadline: float | None, name: str = ""
+    ) -> None:
+        self.prompt_ids, self.deadline, self.name = prompt_ids, deadline, name
         self.finish_reason: EndReason | None = None
         self.error: Exception | None = None
         self.kv: dict[str, Any] = {}
@@ -46,6 +48,7 @@ class Request:
         self._submitted = time.perf_counter()
         self._began = self._first = self._ended = 0.0  # its prompt, its first token, the end
         self._cache_n = 0
+        self.slot: int | None = None  # its last, once it has one
 
     @property
     def ids(self) -> list[int]:
@@ -89,6 +92,18 @@ class Request:
             "predicted_per_second": steps / predicted_s if steps and predicted_s else 0.0,
             "ttft_ms": (self._first - self._submitted) * 1e3 if self._first else 0.0,
         }
+
+    @property
+    def phases(self) -> dict[str, tuple[float, float]]:
+        """When it waited, had its prompt taken in and answered, as far as it came: begin and end by
+        time.perf_counter(), once it has ended.
+        """
+        found = {}
+        names, times = ("waiting", "prompt", "answer"), (self._submitted, self._began, self._first)
+        for name, began, ended in zip(names, times, (*times[1:], 0.0), strict=True):
+            if began:
+                found[name] = began, ended or self._ended
+        return found
 
     def abort(self) -> None:
         """Ends it within a step; what came so far stays."""
@@ -183,9 +198,9 @@ class Request:
             return "abort"
         return "deadline" if self.deadline is not None and now >= self.deadline else None
 
-    def begin(self, cache_n: int) -> None:
+    def begin(self, slot: int, cache_n: int) -> None:
         """Its prompt is taken in from now on, the first cache_n tokens of which are known."""
-        self._began, self._cache_n = time.perf_counter(), cache_n
+        self._began, self._cache_n, self.slot = time.perf_counter(), cache_n, slot
 
     def take(self, logits: Logits) -> FinishReason | None:
         """The next token is chosen. Returns: why the answer is complete with it. Raises: ValueError."""

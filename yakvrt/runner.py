@@ -11,7 +11,8 @@ from . import model
 from .chunk_size import LOGITS_CHUNK
 from .config import ModelConfig, rope_frequencies
 from .kvcache.contract import KvSetting
-from .trace_log import NO_LAYER, NO_TRACE, Trace
+from .trace_log import NO_TRACE, Trace
+from .trace_records import NO_LAYER
 
 if TYPE_CHECKING:
     from .backend import Backend, Recording, Step
@@ -74,12 +75,13 @@ class Runner:
     ) -> np.ndarray:
         """prefill_steps() at one go. Returns: its hidden states."""
         steps = self.prefill_steps(slot, start, ids, progress, n_last=n_last)
-        while True:
-            try:
-                next(steps)
-            except StopIteration as end:
-                hidden: np.ndarray = end.value
-                return hidden
+        with self.trace.span("prompt", position=start, tokens=len(ids)):
+            while True:
+                try:
+                    next(steps)
+                except StopIteration as end:
+                    hidden: np.ndarray = end.value
+                    return hidden
 
     def prefill_steps(
         self,
@@ -123,20 +125,19 @@ class Runner:
                 states.keep(first, x, n)
 
         try:
-            with self.trace.span("prompt", position=start, tokens=len(ids)):
-                for first, last in chunks:
-                    run(0, first, last)
-                for layer in range(n_layers):
-                    with self.trace.span("restore", layer, whole=True, tokens=start):
-                        self._kv.restore(layer, slot, start)
-                    for i, (first, last) in enumerate(chunks):
-                        run(1 + layer, first, last)
-                        if progress:
-                            done = (layer * len(chunks) + i + 1) / (n_layers * len(chunks))
-                            progress(int(done * len(ids)), len(ids))
-                        yield
-                    with self.trace.span("store", layer, whole=True, tokens=len(ids)):
-                        self._kv.store(layer, slot, start, len(ids))
+            for first, last in chunks:
+                run(0, first, last)
+            for layer in range(n_layers):
+                with self.trace.span("restore", layer, whole=True, tokens=start):
+                    self._kv.restore(layer, slot, start)
+                for i, (first, last) in enumerate(chunks):
+                    run(1 + layer, first, last)
+                    if progress:
+                        done = (layer * len(chunks) + i + 1) / (n_layers * len(chunks))
+                        progress(int(done * len(ids)), len(ids))
+                    yield
+                with self.trace.span("store", layer, whole=True, tokens=len(ids)):
+                    self._kv.store(layer, slot, start, len(ids))
         finally:
             if states:
                 states.free()

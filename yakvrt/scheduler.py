@@ -50,6 +50,7 @@ class Scheduler:
                 cache=PrefixCache(cache_bytes),
                 kv=dict(slots[0].kv),
                 idle=slots,
+                trace=engine.runner.trace,
             )
             loop = StepLoop(self._state, stall_ms / 1e3)
             self._thread = threading.Thread(target=loop.run, name="yakvrt-scheduler", daemon=True)
@@ -92,10 +93,11 @@ class Scheduler:
         chat_template_kwargs: Mapping[str, Any] | None = None,
         priority: int = 0,
         timeout_s: float | None = None,
+        name: str = "",
         **overrides: Any,
     ) -> Request:
         """Asks for an answer; the first arguments are those of Engine.generate(). A lower priority number
-        comes first; timeout_s ends it, wherever it is then.
+        comes first; timeout_s ends it, wherever it is then; by its name traces know it.
 
         Raises: ValueError for a prompt that no slot can ever hold, ids outside the vocabulary, parameters out
             of range; TypeError for unknown ones; OverloadedError when max_waiting requests wait already;
@@ -107,7 +109,7 @@ class Scheduler:
         generation = Generation(engine.tokenizer, ids, params, engine.ctx_size)
         check_ids(ids, engine.config.vocab_size)
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        request = Request(ids, generation, deadline)
+        request = Request(ids, generation, deadline, name)
         state = self._state
         with state.changed:
             if state.failure:

@@ -7,12 +7,15 @@ from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .request_trace import note_request
+
 if TYPE_CHECKING:
     import numpy as np
 
     from .prefix_cache import PrefixCache
     from .request import EndReason, Request
     from .session import Session
+    from .trace_log import Trace
     from .waiting_line import WaitingLine
 
 
@@ -63,6 +66,7 @@ class SchedulerState:
     cache: PrefixCache
     kv: Mapping[str, Any]
     idle: list[Session]  # longest idle first
+    trace: Trace
     running: list[Running] = field(default_factory=list)
     counts: Counts = field(default_factory=Counts)
     is_draining: bool = False
@@ -76,3 +80,4 @@ class SchedulerState:
         name = reason if isinstance(reason, str) else "error"
         self.counts.ends[name] = self.counts.ends.get(name, 0) + 1
         request.end(reason)
+        note_request(self.trace, request)

@@ -77,7 +77,7 @@ class StepLoop:
             busy = [running.session for running in state.running]
             session = choose_slot(request.prompt_ids, state.idle, busy, state.cache)
             n_cached = len(session.ids)
-            request.begin(n_cached)
+            request.begin(session.slot, n_cached)
             prompt = session.prefill_steps(request.prompt_ids[n_cached:])
             with state.changed:
                 state.waiting.remove(request)  # no longer the first, perhaps

@@ -1,23 +1,13 @@
-"""--trace FILE: what was noted (trace_log.py) as a file of Chrome's trace events, for ui.perfetto.dev.
-
-A process for each test or run, a track for each thread or stream. Spans of steps hold slices of their stages;
-`wait_us` is what a thread waited for others in a slice, `bytes` its even share of what the stage reads.
-Counters: bytes that a decode step reads; bytes moved from the host so far, and the hit rate since the reading
-before, where the KV method counts them.
-
-Source: the Trace Event Format (Google, 2016), JSON objects.
-"""
+"""--trace FILE: what a verb does becomes a file (trace_events.py) for ui.perfetto.dev."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
 import tempfile
 import threading
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
@@ -25,14 +15,11 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
 from yakvrt import terminal
+from yakvrt.trace_events import Reader, events
 
 if TYPE_CHECKING:
     from yakvrt.engine import Engine
-    from yakvrt.kvcache.contract import StepBytes
-    from yakvrt.trace_log import Label, Trace, TraceLog
-
-RECORDS_AT_ONCE = 1 << 14
-Record = tuple[int, int, int, int, int, int]  # label, track, begin_ns, end_ns and two numbers
+    from yakvrt.trace_log import Trace, TraceLog
 
 
 def add_trace_argument(parser: argparse.ArgumentParser) -> None:
@@ -46,17 +33,17 @@ def add_trace_argument(parser: argparse.ArgumentParser) -> None:
 
 class Tracing:
     """The trace of --trace FILE, or none; the file gets its name at the end, also when interrupted: Ctrl-C
-    while it is written ends it earlier.
+    while it is written ends it earlier. most_bytes: only the newest is kept, in so much memory.
 
     Raises: ValueError or OSError, naming the file, when it cannot be written; while nothing has been done.
     """
 
-    def __init__(self, path: str | None) -> None:
+    def __init__(self, path: str | None, most_bytes: int | None = None) -> None:
         from yakvrt.trace_log import NO_TRACE, TraceLog
 
         self.log: Trace = NO_TRACE
         self._path = path
-        self._readers: list[tuple[int, Callable[[int], StepBytes]]] = []
+        self._readers: list[Reader] = []
         if path is None:
             return
         from gguf_tools.output_path import output_path
@@ -64,7 +51,7 @@ class Tracing:
         self._target = output_path(path)
         if self._target.exists() and not self._target.is_file():
             raise ValueError(f"{path} is no regular file, a trace cannot be written there; name another file")
-        self.log = TraceLog(self._target.parent, path)
+        self.log = TraceLog(self._target.parent, path, most_bytes)
 
     @contextmanager
     def follow(self, engine: Engine, name: str) -> Iterator[None]:
@@ -72,15 +59,21 @@ class Tracing:
         if self._path is None:
             yield
             return
+        self.begin(engine, name)
         log: Any = self.log
-        log.begin_process(name)
-        self._readers.append((engine.config.n_layers, engine.step_bytes))
-        engine.trace(log)
         try:
             yield
         finally:
             engine.trace(None)
             log.read_counters()
+
+    def begin(self, engine: Engine, name: str) -> None:
+        """Notes from now on what an engine does, until it is closed."""
+        if self._path is not None:
+            log: Any = self.log
+            log.begin_process(name)
+            self._readers.append((engine.config.n_layers, engine.step_bytes))
+            engine.trace(log)
 
     def __enter__(self) -> Tracing:
         return self
@@ -154,99 +147,3 @@ def _write_events(file: IO[str], lines: Iterable[str]) -> int:
         file.write(f"{',' if n > 1 else ''}\n{line}")
     file.write("\n]}\n")
     return n
-
-
-def events(log: TraceLog, readers: list[tuple[int, Callable[[int], StepBytes]]]) -> Iterator[str]:
-    """Every event as JSON. readers: of each process, its number of layers and Engine.step_bytes."""
-    for process, name in enumerate(log.processes):
-        yield _metadata("process_name", process, 0, name=name)
-    for (process, track), name in sorted(log.tracks.items()):
-        yield _metadata("thread_name", process, track, name=name)
-        yield _metadata("thread_sort_index", process, track, sort_index=track)
-    step: list[Record] = []  # slices whose outermost span has not come yet
-    counters = _Counters(log.began_ns)
-    for records in log.records(RECORDS_AT_ONCE):
-        for record in records.tolist():
-            label = log.labels[record[0]]
-            if label.is_counter:
-                yield from counters.read(label, record)
-                continue
-            step.append(record)
-            if not label.within:
-                yield from _step_events(log, step, readers[label.process])
-                step = []
-    if step:  # an interrupted span has ended as well, but its record may not have fitted
-        yield from _step_events(log, step, readers[log.labels[step[-1][0]].process])
-
-
-def _step_events(
-    log: TraceLog, step: list[Record], reader: tuple[int, Callable[[int], StepBytes]]
-) -> Iterator[str]:
-    """The outermost span first, which is the last in `step`, then what it holds."""
-    outermost = log.labels[step[-1][0]]
-    kv: dict[str, int] = {}
-    if outermost.name == "decode":
-        n_layers, step_bytes = reader
-        position, n_rows = step[-1][4:]
-        labels = Counter(record[0] for record in step)
-        names = {log.labels[label].name for label in labels}
-        weights = sum(record[5] for record in step if "bytes" in log.labels[record[0]].numbers)
-        read = {"weights": weights}
-        if n_rows == 1:
-            device, host = step_bytes(position + 1)
-            read |= {"KV, device": device, "KV, host": host}
-            kv = {"attend": host // n_layers}
-            scanned = "select" if "select" in names else "attend"
-            kv[scanned] = kv.get(scanned, 0) + device // n_layers
-        yield _counter("bytes read", outermost.process, step[-1][2] - log.began_ns, read)
-    for record in (step[-1], *step[:-1]):
-        label = log.labels[record[0]]
-        arguments = dict(zip(label.numbers, record[4:], strict=False))
-        if label.name in kv and label.layer >= 0:
-            arguments["bytes"] = arguments.get("bytes", 0) + kv[label.name] // labels[record[0]]
-        yield _slice(label, record, arguments, log.began_ns)
-
-
-class _Counters:
-    """Totals, and what follows from the reading before."""
-
-    def __init__(self, began_ns: int) -> None:
-        self._began_ns = began_ns
-        self._before = (-1, 0, 0)
-
-    def read(self, label: Label, record: Record) -> Iterator[str]:
-        at_ns, moved, gross = record[2] - self._began_ns, *record[4:]
-        process, moved_before, gross_before = self._before
-        self._before = label.process, moved, gross
-        yield _counter("bytes moved from the host", label.process, at_ns, {"total": moved})
-        if process == label.process and gross > gross_before:
-            hit_rate = 1 - (moved - moved_before) / (gross - gross_before)
-            yield _counter("hit rate", label.process, at_ns, {"hit rate": round(hit_rate, 4)})
-
-
-def _slice(label: Label, record: Record, arguments: dict[str, int], began_ns: int) -> str:
-    _, track, begin_ns, end_ns, _, _ = record
-    shown: dict[str, Any] = {} if label.layer < 0 else {"layer": label.layer}
-    shown |= {name: n for name, n in arguments.items() if name != "bytes" or n}
-    if "wait_ns" in shown:
-        shown["wait_us"] = shown.pop("wait_ns") / 1000
-    return (
-        f'{{"ph":"X","pid":{label.process + 1},"tid":{track},"ts":{_us(begin_ns - began_ns)},'
-        f'"dur":{_us(end_ns - begin_ns)},"name":"{label.name}","cat":"{label.within}","args":{_json(shown)}}}'
-    )
-
-
-def _counter(name: str, process: int, at_ns: int, values: dict[str, Any]) -> str:
-    return f'{{"ph":"C","pid":{process + 1},"ts":{_us(at_ns)},"name":"{name}","args":{_json(values)}}}'
-
-
-def _metadata(kind: str, process: int, track: int, **values: Any) -> str:
-    return f'{{"ph":"M","pid":{process + 1},"tid":{track},"name":"{kind}","args":{_json(values)}}}'
-
-
-def _us(ns: int) -> str:
-    return f"{ns // 1000}.{ns % 1000:03}"
-
-
-def _json(values: dict[str, Any]) -> str:
-    return json.dumps(values, separators=(",", ":"))

@@ -14,6 +14,7 @@ from yakvrt.serve.errors import ApiError
 from yakvrt.serve.service import Service
 from yakvrt.serve.settings import Settings
 from yakvrt.serve.verb import load_model
+from yakvrt.trace_file import Tracing
 
 MAX_WAITING = 1_000_000  # what is under way is bounded by those who ask
 
@@ -46,7 +47,7 @@ class Answerer:
             has_slots=False,
         )
         self._service = Service(settings)
-        self._service.provide(load_model(args, settings, overrides))
+        self._service.provide(load_model(args, settings, overrides, Tracing(None)))
         self._app = make_app(self._service)
 
     @property

@@ -14,7 +14,7 @@ from ..kernels.matmul_bf16 import widened_bytes
 from ..kernels.pack_activations import CODE_BYTES, TERM_BYTES
 from ..kernels.pack_size import DECODE_PACKS, PREFILL_PACK, TILE_PACK, pack_size
 from ..ops import Batch, Buffer, KvRows
-from ..trace_log import NO_LAYER, Stage
+from ..trace_records import NO_LAYER, Stage
 from .features import host_features
 from .matmul_choice import activation_form, matmul_kernel
 from .memory import ALIGNMENT, aligned_array, padded

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..kernel_build.spec import KernelSpec
-from ..trace_log import Stage
+from ..trace_records import Stage
 
 MIN_ARGUMENTS = 24  # blocks are filled up with zeros, which stand for "not used" in every kernel
 

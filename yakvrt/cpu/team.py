@@ -24,6 +24,7 @@ from .tape import Tape
 from .topology import machine_topology
 
 _KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
+LINE_WORDS = 16  # words that different threads write lie on different cache lines
 _SPECS = [kernel("team", f"{name}_cpu") for name in ("publish", "lead", "follow")]
 
 
@@ -52,6 +53,7 @@ class _Crew:
         words = protocol.control_bytes(n_threads) // 8
         memory = np.zeros(words + 16, np.int64)
         self.control = memory[-(memory.ctypes.data // 8) % 16 :][:words]
+        self.trace_words = self.control.data[protocol.TRACE // 8 : protocol.TRACE // 8 + 4]
         of_thread = self.control[protocol.THREADS // 8 :].reshape(n_threads, -1)
         self.wall_ns, self.own_ns = of_thread[:, protocol.WALL_NS // 8], of_thread[:, protocol.OWN_NS // 8]
         self.wake_words = of_thread[:, protocol.WAKE // 8]
@@ -66,15 +68,14 @@ class _Crew:
         for thread in self.threads:
             thread.start()
 
-    def trace(self, tape: Tape | None) -> None:
-        """The next job, of this tape, writes down times; or none does from now on."""
-        bounds = tape.bounds_words if tape else (0, 0)
-        self.control[protocol.TRACE // 8 : protocol.TRACE // 8 + 2] = bounds
+    def trace(self, tape: Tape, address: int, n_bytes: int) -> None:
+        """The next job, of this tape, writes down times, n_bytes for each thread."""
+        words = self.trace_words
+        words[0], words[1] = tape.bounds_words
+        words[2], words[3] = address, n_bytes
 
-    def trace_into(self, times: np.ndarray) -> None:
-        """Where times are written: int64 [threads, stages, 3]."""
-        words = self.control[protocol.TRACE // 8 :]
-        words[protocol.TIMES // 8 : protocol.TIMES_BYTES // 8 + 1] = times.ctypes.data, times.strides[0]
+    def trace_none(self) -> None:
+        self.trace_words[0] = 0
 
     def announce(self, tape: int, n_rows: int, active: np.ndarray) -> None:
         """Gives out a job to some threads; the caller takes the place of the first."""
@@ -142,9 +143,7 @@ class Team:
         self._attendance = Attendance(n_threads) if own_cores and n_threads > 1 else None
         self._process = os.getpid()
         self._tape: Tape | None = None  # kept while threads may still read it
-        self._times = np.zeros((n_threads, 0, protocol.TIME_WORDS), np.int64)
         self.log: TraceLog | None = None
-        self._traced: Tape | None = None  # whose stages the threads write down
         self._caller = threading.Lock()
         self._callers_mask = threading.local()
         self._close = weakref.finalize(self, self._crew.quit)
@@ -160,7 +159,7 @@ class Team:
             crew.finish_interrupted()
             self._tape = tape
             threads = self.everyone if threads is None else threads
-            log = self._log_of(tape) if self.log else None
+            n_words = self._trace(self.log, tape, len(threads)) if self.log else 0
             mask = self._mask()
             try:
                 if mask:
@@ -170,8 +169,8 @@ class Team:
             finally:
                 if mask:
                     _bind(mask)
-            if log:
-                self._note(log, tape, threads)
+            if n_words and self.log:
+                self.log.ran(tape.stages, threads, n_words)
 
     def trace(self, log: TraceLog | None) -> None:
         """Notes from now on what threads do; None ends that."""
@@ -179,8 +178,7 @@ class Team:
             crew = self._crew
             crew.finish_interrupted()
             self.log = log
-            crew.trace(None)
-            self._traced = None
+            crew.trace_none()
             if log:
                 for thread in range(self.n_threads):
                     log.name_track(thread, f"thread {thread}" if thread else "thread 0 (host)")
@@ -206,25 +204,14 @@ class Team:
             if os.getpid() == self._process:
                 self._close()
 
-    def _log_of(self, tape: Tape) -> TraceLog | None:
-        """Where the stages of its next job are noted, if they are."""
-        log = self.log if self.log and self.log.shows_stages else None
-        traced = tape if log else None
-        if traced is not self._traced:
-            if self._times.shape[1] < len(tape.stages):
-                n = padded(len(tape.stages), 8)  # whole cache lines for each thread
-                self._times = np.zeros((self.n_threads, n, protocol.TIME_WORDS), np.int64)
-                self._crew.trace_into(self._times)
-            self._crew.trace(traced)
-            self._traced = traced
-        return log
-
-    def _note(self, log: TraceLog, tape: Tape, threads: np.ndarray) -> None:
-        if threads is self.everyone:
-            log.slices(tape.stages, threads, self._times.copy())
-        else:
-            tracks = [0, *threads[1:].tolist()]  # the caller is thread 0, wherever it is put
-            log.slices(tape.stages, tracks, self._times[tracks])
+    def _trace(self, log: TraceLog, tape: Tape, n_active: int) -> int:
+        """How many words of the log the next job will take."""
+        if not log.shows_stages:
+            self._crew.trace_none()
+            return 0
+        n_words = padded(protocol.PAIR * (len(tape.stages) + 2), LINE_WORDS)
+        self._crew.trace(tape, log.room(n_active * n_words), 8 * n_words)
+        return n_active * n_words
 
     def _mask(self) -> set[int] | None:
         """The calling thread's affinity, read once: later it might be what an interrupted run left."""

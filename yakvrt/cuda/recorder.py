@@ -11,7 +11,7 @@ import numpy as np
 from ..kernel_build.spec import KernelSpec, kernel
 from ..kernels.matmul import ADD, GATE, WRITE
 from ..ops import Batch, Buffer, KvRows
-from ..trace_log import NO_LAYER, Stage
+from ..trace_records import NO_LAYER, Stage
 from .device_array import DeviceArray
 from .device_matrix import DeviceMatrix
 from .record_attention import append_rows, record_decode_attention, record_prefill_attention

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..trace_log import HOST, Stage, TraceLog
+from ..trace_log import TraceLog
+from ..trace_records import HOST, Stage
 from .stream import Event, Stream
 
 MAIN, BESIDE = HOST + 1, HOST + 2  # tracks
@@ -95,14 +96,14 @@ class StageClock:
         for track, slices in self._slices.items():
             if not slices:
                 continue
-            times = np.zeros((1, len(slices), 3), np.int64)
+            times = np.zeros((len(slices), 3), np.int64)
             for i, found in enumerate(slices):
                 assert found.end
                 waited_ms = sum(end.ms_since(begin) for begin, end in found.waits)
-                times[0, i] = at_ns(found.begin), at_ns(found.end), round(waited_ms * 1e6)
+                times[i] = at_ns(found.begin), at_ns(found.end), round(waited_ms * 1e6)
             if track not in self._stages:  # the same every time, by which the log knows them
                 self._stages[track] = tuple(_read_once([found.stage for found in slices]))
-            log.slices(self._stages[track], [track], times)
+            log.slices(self._stages[track], track, times)
 
     def close(self) -> None:
         """The next marks, if any, are of the same stages, as a part of a step always is."""

@@ -7,7 +7,8 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 
 from ..ops import Batch
-from ..trace_log import Stage, TraceLog
+from ..trace_log import TraceLog
+from ..trace_records import Stage
 from .arguments import Arguments
 from .device_kernels import Kernels
 from .driver import DeviceError

@@ -15,10 +15,11 @@ MAX_THREADS = 512
 ARRIVED, PHASE, COUNTER, JOB, LED, TAPE, N_ROWS, QUIT, N_ACTIVE, TRACE, THREADS = (128 * i for i in range(11))
 
 # Words of a traced job, 0 otherwise. BOUNDS: the address of the first rows of its stages, and behind them its
-# number of rows. TIMES: the address of thread 0's times, TIMES_BYTES before those of thread 1. A stage's
-# times are three words: when a thread began it, when it was done, and how long it waited in between.
+# number of rows. TIMES: the address of the first thread's times, TIMES_BYTES before those of the next.
+# A thread's times are pairs of words: the clock and the counter of ticks when it began; for each stage the
+# ticks when it was done and those that it waited; the clock and the ticks at the end.
 BOUNDS, N_STAGES, TIMES, TIMES_BYTES = (8 * i for i in range(4))
-TIME_WORDS = 3
+PAIR = 2
 
 # Words of one thread. TICKET: the last job that named it * 1024 + its place in that job. PARKED: it sleeps.
 # WAKE: publish found it asleep. WALL_NS, OWN_NS: time spent in jobs by the clock on the wall, and by the
@@ -39,7 +40,7 @@ def _make_run() -> Any:
     from ..cpu import clock
     from ..cpu import vector_ops as v
 
-    wall, own = clock.WALL, clock.OWN
+    nanoseconds, ticks, wall, own = clock.nanoseconds, clock.ticks, clock.WALL, clock.OWN
 
     @v.inline
     def barrier(control: int, n_threads: int) -> None:
@@ -61,11 +62,6 @@ def _make_run() -> Any:
                     v.sched_yield()
 
     @v.inline
-    def nanoseconds(which: int, answer: int) -> int:
-        clock.clock_gettime(which, answer)
-        return v.get_i64(answer) * 1_000_000_000 + v.get_i64(answer + 8)
-
-    @v.inline
     def replay(control: int, place: int, n_threads: int) -> None:
         tape, n_rows = v.get_i64(control + TAPE), v.get_i64(control + N_ROWS)
         for i in range(n_rows):
@@ -75,29 +71,32 @@ def _make_run() -> Any:
                 barrier(control, n_threads)
 
     @v.inline
-    def replay_traced(control: int, thread: int, place: int, n_threads: int, answer: int) -> None:
-        """The same, with the clock read between stages and around barriers."""
+    def replay_traced(control: int, place: int, n_threads: int, answer: int) -> None:
+        """The same, with ticks read between stages and around barriers."""
         tape, n_rows = v.get_i64(control + TAPE), v.get_i64(control + N_ROWS)
         bounds, n_stages = v.get_i64(control + TRACE + BOUNDS), v.get_i64(control + TRACE + N_STAGES)
-        times = v.get_i64(control + TRACE + TIMES) + thread * v.get_i64(control + TRACE + TIMES_BYTES)
-        now = nanoseconds(wall, answer)
+        out = v.get_i64(control + TRACE + TIMES) + place * v.get_i64(control + TRACE + TIMES_BYTES)
+        v.put_i64(out, nanoseconds(wall, answer))
+        now = ticks(answer)
+        v.put_i64(out + 8, now)
         for stage in range(n_stages):
-            out = times + stage * 8 * TIME_WORDS
-            v.put_i64(out, now)
+            out += 8 * PAIR
             waited, read = 0, False
             for i in range(v.get_i64(bounds + 8 * stage), v.get_i64(bounds + 8 * stage + 8)):
                 row = tape + i * 24
                 v.call_kernel(v.get_i64(row), place, n_threads, control + COUNTER, v.get_i64(row + 8))
                 read = v.get_i64(row + 16) and i < n_rows - 1
                 if read:
-                    arrived = nanoseconds(wall, answer)
+                    arrived = ticks(answer)
                     barrier(control, n_threads)
-                    now = nanoseconds(wall, answer)
+                    now = ticks(answer)
                     waited += now - arrived
             if not read:
-                now = nanoseconds(wall, answer)
-            v.put_i64(out + 8, now)
-            v.put_i64(out + 16, waited)
+                now = ticks(answer)
+            v.put_i64(out, now)
+            v.put_i64(out + 8, waited)
+        v.put_i64(out + 16, nanoseconds(wall, answer))
+        v.put_i64(out + 24, ticks(answer))
 
     @v.inline
     def run(thread: int, place: int, control: int) -> None:
@@ -106,7 +105,7 @@ def _make_run() -> Any:
         began_wall, began_own = nanoseconds(wall, words + TIME), nanoseconds(own, words + TIME)
         n_threads = v.get_i64(control + N_ACTIVE)
         if v.get_i64(control + TRACE + BOUNDS):
-            replay_traced(control, thread, place, n_threads, words + TIME)
+            replay_traced(control, place, n_threads, words + TIME)
         else:
             replay(control, place, n_threads)
         # before the last barrier, after which another job may be on its way

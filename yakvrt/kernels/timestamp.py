@@ -14,15 +14,13 @@ def timestamp_ref() -> int:
 def timestamp_cpu() -> Any:
     """Args: time_ns (int64): written by the first thread."""
     from ..cpu import vector_ops as v
-    from ..cpu.clock import WALL, clock_gettime
+    from ..cpu.clock import WALL, nanoseconds
 
     wall = WALL
 
     def kernel(thread: int, n_threads: int, counter: int, args: int) -> None:
         if thread == 0:
             out = v.get_i64(args)
-            now = args + 16  # the block is filled up with zeros
-            clock_gettime(wall, now)
-            v.put_i64(out, v.get_i64(now) * 1000000000 + v.get_i64(now + 8))
+            v.put_i64(out, nanoseconds(wall, args + 16))  # the block is filled up with zeros
 
     return kernel

@@ -67,7 +67,9 @@ class Answers:
                     each = params
                     if seed is not None and seed >= 0:
                         each = replace(params, seed=(seed + len(self.requests)) % (1 << 64))
-                    self.requests.append(self.model.scheduler.submit(ids, each, timeout_s=timeout))
+                    self.requests.append(
+                        self.model.scheduler.submit(ids, each, timeout_s=timeout, name=self.id)
+                    )
         except Exception as error:
             self.abort()
             if isinstance(error, ValueError):

@@ -67,6 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--slots", action=argparse.BooleanOptionalAction, default=True, help="/slots (on)")
     add("--slot-save-path", metavar="DIR", help="where /slots saves to and restores from (nowhere)")
     add_slot_arguments(parser, parallel=4)
+    add("--trace", metavar="FILE", help="write the newest million slices of work at the end, for Perfetto")
     limits = parser.add_argument_group("limits").add_argument
     limits("--max-waiting", type=at_least(1, 10**6), default=64, metavar="N", help="answers that wait (64)")
     limits("--max-connections", type=at_least(1, 10**5), default=512, metavar="N", help="connections (512)")

@@ -11,10 +11,14 @@ from yakvrt.cli_arguments import load_engine, sampling_overrides, sampling_param
 from yakvrt.cli_parsing import parse
 from yakvrt.prompt_text import chat_tokenizer
 from yakvrt.serve.arguments import build_parser, settings_of
+from yakvrt.trace_file import Tracing
 
 if TYPE_CHECKING:
     from yakvrt.serve.service import Model
     from yakvrt.serve.settings import Settings
+
+
+MOST_TRACE_BYTES = 16 << 20  # some million slices, which make a file of 150 MB
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,6 +29,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _serve(args: argparse.Namespace) -> int:
     overrides = sampling_overrides(args)
     settings = settings_of(args)
+    with Tracing(args.trace, MOST_TRACE_BYTES) as tracing:
+        return _answer(args, settings, overrides, tracing)
+
+
+def _answer(
+    args: argparse.Namespace, settings: Settings, overrides: dict[str, object], tracing: Tracing
+) -> int:
     try:
         from yakvrt.serve.gate import is_loopback
         from yakvrt.serve.server import Server
@@ -42,7 +53,7 @@ def _serve(args: argparse.Namespace) -> int:
     server = Server(Service(settings), announce, access_log=args.verbose)
 
     def load() -> Model:
-        model = load_model(args, settings, overrides)
+        model = load_model(args, settings, overrides, tracing)
         if server.should_exit:
             return model
         terminal.note(
@@ -56,7 +67,9 @@ def _serve(args: argparse.Namespace) -> int:
     return 0
 
 
-def load_model(args: argparse.Namespace, settings: Settings, overrides: dict[str, object]) -> Model:
+def load_model(
+    args: argparse.Namespace, settings: Settings, overrides: dict[str, object], tracing: Tracing
+) -> Model:
     """The model that the flags ask for; `overrides` are sampling parameters that requests leave open."""
     from yakvrt.serve.service import Model
     from yakvrt.serve.warm_up import warm_up
@@ -65,6 +78,7 @@ def load_model(args: argparse.Namespace, settings: Settings, overrides: dict[str
     try:
         if args.warmup:
             warm_up(engine)
+        tracing.begin(engine, settings.name or engine.name)
         tokenizer = chat_tokenizer(engine.tokenizer, args.chat_template_file)
         return Model(engine, settings, tokenizer=tokenizer, defaults=sampling_params(engine, overrides))
     except BaseException:
