@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 CHUNK = 256
 ROUNDS, LEAST_ROUNDS, STEPS = 12, 3, 4
+PERIOD, PERIODS = 64, 3  # tokens after which methods do again what not every step does, as encoding a block
 ENOUGH_S = 20.0
 LEAST_LAYERS = 4
 BATCH_TOKENS = 512  # the shallowest depth, which batches are timed at
@@ -96,22 +97,18 @@ def time_steps(
     backend = device.open(progress)
     weights = device.load(source, timed.dtype, None)
     config, shallowest = source.config, timed.n_tokens[0]
-    n_sides = len(timed.n_tokens) + 2 * len(timed.n_slots) - 1
-
-    def said(sides: list[Steps]) -> None:
-        if progress:
-            progress("filling slots", len(sides), n_sides)
-
-    def sides_of(n_slots: int, n_tokens: int, *n_layers: int) -> Iterator[Steps]:
-        said(sides)
-        held = FilledSlots(backend, config, weights, timed, n_slots, n_tokens)
-        yield from (Steps(held, n) for n in n_layers)
-
+    filled = [(n_slots, shallowest) for n_slots in timed.n_slots] + [(1, n) for n in timed.n_tokens[1:]]
     sides: list[Steps] = []
-    for n_slots in timed.n_slots:
-        sides += sides_of(n_slots, shallowest, config.n_layers, 1)
-    for n_tokens in timed.n_tokens[1:]:
-        sides += sides_of(1, n_tokens, config.n_layers)
+    upkeep_ms = 0.0
+    for i, (n_slots, n_tokens) in enumerate(filled):
+        if progress:
+            progress("filling slots", i, len(filled))
+        held = FilledSlots(backend, config, weights, timed, n_slots, n_tokens)
+        if i == 0:
+            upkeep_ms = time_upkeep(held, config.n_layers, clock)
+        sides += [
+            Steps(held, n) for n in ((config.n_layers, 1) if n_tokens == shallowest else (config.n_layers,))
+        ]
     began = clock()
     for done in range(ROUNDS):
         if done >= LEAST_ROUNDS and clock() - began > ENOUGH_S:
@@ -120,18 +117,28 @@ def time_steps(
             side.run(clock)
         if progress:
             progress("timing steps", done + 1, ROUNDS)
-    quarters = [statistics.quantiles(side.taken_ms, n=4) for side in sides]
-    taken = [median for _, median, _ in quarters]
-    spread = statistics.median((high - low) / median for low, median, high in quarters)
+    taken = [side.step_ms for side in sides]
+    spread = statistics.median(side.spread for side in sides)
     batches, deeper = taken[: 2 * len(timed.n_slots)], taken[2 * len(timed.n_slots) :]
     batch_ms, one_layer_ms = tuple(batches[::2]), tuple(batches[1::2])
     depth_ms = (batch_ms[0], *deeper)
     found = config.n_layers, timed.n_tokens, depth_ms, timed.n_slots, batch_ms, one_layer_ms
-    return StepTimes(*found, round(spread, 4))
+    return StepTimes(*found, upkeep_ms, round(spread, 4))
+
+
+def time_upkeep(held: FilledSlots, n_layers: int, clock: Clock) -> float:
+    """Milliseconds a token that the steps of a slot take more on average than most of them do: the least of
+    some turns at every position of a period.
+    """
+    steps = Steps(held, n_layers, 1, PERIOD)
+    for _ in range(PERIODS):
+        steps.run(clock)
+    least = [min(taken) for taken in steps.taken_ms]
+    return max(0.0, statistics.mean(least) - statistics.median(least))
 
 
 class FilledSlots:
-    """n_slots slots of one method that hold the same n_tokens tokens each, with room for a round of steps."""
+    """n_slots slots of one method that hold the same n_tokens tokens each; room for a period of steps."""
 
     def __init__(
         self,
@@ -142,7 +149,7 @@ class FilledSlots:
         n_slots: int,
         n_tokens: int,
     ) -> None:
-        ctx_size = -(-(n_tokens + STEPS + 1) // 64) * 64
+        ctx_size = -(-(n_tokens + PERIOD + 1) // 64) * 64
         rope = rope_frequencies(config)
         self.setting = KvSetting(backend, config, weights, n_slots, ctx_size, timed.kind, *rope)
         self.n_tokens = n_tokens
@@ -157,26 +164,44 @@ class FilledSlots:
 
 
 class Steps:
-    """Steps of the first n_slots slots, or all, through the first n_layers layers, on different tokens."""
+    """Steps of the first n_slots slots, or all, through the first n_layers layers, on different tokens.
 
-    def __init__(self, slots: FilledSlots, n_layers: int, n_slots: int | None = None) -> None:
+    taken_ms[i]: what n_steps positions, one after the other, took in every round.
+    """
+
+    def __init__(
+        self, slots: FilledSlots, n_layers: int, n_slots: int | None = None, n_steps: int = STEPS
+    ) -> None:
         setting, numbers = slots.setting, slots.numbers[:n_slots]
         config = replace(setting.config, n_layers=n_layers)
         self._runner = Runner(setting.backend, config, setting.weights, slots.method, chunk=CHUNK)
         self._method, self._slots, self._position = slots.method, numbers, slots.n_tokens
-        self._tokens = np.random.default_rng(0).integers(config.vocab_size, size=(64, len(numbers)))
-        self.taken_ms: list[float] = []
+        self._tokens = np.random.default_rng(0).integers(config.vocab_size, size=(n_steps + 1, len(numbers)))
+        self.taken_ms: list[list[float]] = [[] for _ in range(n_steps)]
 
     def run(self, clock: Clock) -> None:
-        """A round: a step that brings these rows nearer, then STEPS timed ones, which are forgotten."""
-        first, end = self._position, self._position + STEPS + 1
-        for position in range(first, end):
-            tokens, positions = self._tokens[position % 64].tolist(), [position] * len(self._slots)
+        """A round: a step that brings these rows nearer, then the timed ones, which are forgotten."""
+        first, end = self._position, self._position + len(self._tokens)
+        for i, tokens in enumerate(self._tokens.tolist()):
+            positions = [first + i] * len(self._slots)
             began = clock()
             self._runner.decode(self._slots, positions, tokens)
-            if position > first:
-                self.taken_ms.append((clock() - began) * 1e3)
+            if i:
+                self.taken_ms[i - 1].append((clock() - began) * 1e3)
         self._position = min(self._method.truncate(slot, end, first) for slot in self._slots)
+
+    @property
+    def step_ms(self) -> float:
+        """The median of the positions' medians: what one of them does beside a step, as encoding a block,
+        hardly counts (time_upkeep).
+        """
+        return statistics.median(map(statistics.median, self.taken_ms))
+
+    @property
+    def spread(self) -> float:
+        """The middle half of a position's samples over their median, the median of all positions."""
+        quarters = [statistics.quantiles(taken, n=4) for taken in self.taken_ms]
+        return statistics.median((high - low) / median for low, median, high in quarters)
 
 
 def fill_slot(setting: KvSetting, method: KvMethod, slot: int, n_tokens: int) -> None:
