@@ -90,40 +90,70 @@ def time_steps(
     progress: Progress | None = None,
     clock: Clock = time.perf_counter,
 ) -> StepTimes:
-    """Of all layers of the source, which some_layers() gave. The device must have planned for the model.
-
-    Everything is timed in rounds, so that a machine whose speed drifts drifts for all alike.
-    """
-    backend = device.open(progress)
-    weights = device.load(source, timed.dtype, None)
-    config, shallowest = source.config, timed.n_tokens[0]
-    filled = [(n_slots, shallowest) for n_slots in timed.n_slots] + [(1, n) for n in timed.n_tokens[1:]]
-    sides: list[Steps] = []
-    upkeep_ms = 0.0
-    for i, (n_slots, n_tokens) in enumerate(filled):
-        if progress:
-            progress("filling slots", i, len(filled))
-        held = FilledSlots(backend, config, weights, timed, n_slots, n_tokens)
-        if i == 0:
-            upkeep_ms = time_upkeep(held, config.n_layers, clock)
-        sides += [
-            Steps(held, n) for n in ((config.n_layers, 1) if n_tokens == shallowest else (config.n_layers,))
-        ]
+    """Rounds of StepTiming, until there are enough or time is up."""
+    timing = StepTiming(source, device, timed, progress, clock)
     began = clock()
     for done in range(ROUNDS):
         if done >= LEAST_ROUNDS and clock() - began > ENOUGH_S:
             break
-        for side in sides:
-            side.run(clock)
+        timing.round()
         if progress:
             progress("timing steps", done + 1, ROUNDS)
-    taken = [side.step_ms for side in sides]
-    spread = statistics.median(side.spread for side in sides)
-    batches, deeper = taken[: 2 * len(timed.n_slots)], taken[2 * len(timed.n_slots) :]
-    batch_ms, one_layer_ms = tuple(batches[::2]), tuple(batches[1::2])
-    depth_ms = (batch_ms[0], *deeper)
-    found = config.n_layers, timed.n_tokens, depth_ms, timed.n_slots, batch_ms, one_layer_ms
-    return StepTimes(*found, upkeep_ms, round(spread, 4))
+    return timing.times()
+
+
+class StepTiming:
+    """Slots of every depth and number that `timed` asks for, and steps over them in rounds, so that a machine
+    whose speed drifts drifts for all alike.
+    """
+
+    def __init__(
+        self,
+        source: ModelSource,
+        device: Device,
+        timed: Timed,
+        progress: Progress | None = None,
+        clock: Clock = time.perf_counter,
+    ) -> None:
+        """Of all layers of the source, as some_layers() gives it. The device must have planned for it."""
+        backend = device.open(progress)
+        weights = device.load(source, timed.dtype, None)
+        self._timed, self._clock, self._n_layers = timed, clock, source.config.n_layers
+        self._batches: list[Steps] = []
+        self._one_layer: list[Steps] = []
+        self._deeper: list[Steps] = []
+        batches = [(n_slots, timed.n_tokens[0]) for n_slots in timed.n_slots]
+        filled = batches + [(1, n_tokens) for n_tokens in timed.n_tokens[1:]]
+        for i, (n_slots, n_tokens) in enumerate(filled):
+            if progress:
+                progress("filling slots", i, len(filled))
+            held = FilledSlots(backend, source.config, weights, timed, n_slots, n_tokens)
+            if i == 0:
+                self._upkeep_ms = time_upkeep(held, self._n_layers, clock)
+            whole = self._batches if i < len(batches) else self._deeper
+            whole.append(Steps(held, self._n_layers))
+            if i < len(batches):
+                self._one_layer.append(Steps(held, 1))
+
+    def round(self) -> None:
+        """A round of each."""
+        for side in self._sides():
+            side.run(self._clock)
+
+    def times(self) -> StepTimes:
+        """Of at least two rounds since the last time."""
+        batch_ms, one_layer_ms, deeper_ms = (
+            tuple(side.step_ms for side in sides) for sides in (self._batches, self._one_layer, self._deeper)
+        )
+        spread = statistics.median(side.spread for side in self._sides())
+        for side in self._sides():
+            side.forget()
+        depths = self._timed.n_tokens, (batch_ms[0], *deeper_ms)
+        batches = self._timed.n_slots, batch_ms, one_layer_ms
+        return StepTimes(self._n_layers, *depths, *batches, self._upkeep_ms, round(spread, 4))
+
+    def _sides(self) -> list[Steps]:
+        return [*self._batches, *self._one_layer, *self._deeper]
 
 
 def time_upkeep(held: FilledSlots, n_layers: int, clock: Clock) -> float:
@@ -178,6 +208,11 @@ class Steps:
         self._method, self._slots, self._position = slots.method, numbers, slots.n_tokens
         self._tokens = np.random.default_rng(0).integers(config.vocab_size, size=(n_steps + 1, len(numbers)))
         self.taken_ms: list[list[float]] = [[] for _ in range(n_steps)]
+
+    def forget(self) -> None:
+        """All samples."""
+        for taken in self.taken_ms:
+            taken.clear()
 
     def run(self, clock: Clock) -> None:
         """A round: a step that brings these rows nearer, then the timed ones, which are forgotten."""

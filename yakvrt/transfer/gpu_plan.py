@@ -205,7 +205,7 @@ def _overlaps(values: _Values) -> Iterator[DeviceCase]:
     n_bytes = values.block_bytes
     reads = _of_rows(values, "overlap", "zero-copy", n_bytes // POOL_ROW_BYTES, POOL_ROW_BYTES)
     for beside in FILLERS:
-        for direction in ("h2d", "d2h"):
+        for direction in ("h2d",) if beside == "copy-d2h" else ("h2d", "d2h"):
             memory, pool = "registered-huge", values.pools[0]
             yield _copy("overlap", memory, direction, n_bytes, beside=beside, pool_bytes=pool)
         yield from (replace(reads, beside=beside, grid=grid) for grid in sorted(values.grids))
