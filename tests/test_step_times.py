@@ -101,6 +101,7 @@ def test_a_broken_entry_is_refused(changed: dict[str, object]) -> None:
 def test_what_is_timed() -> None:
     assert depths_up_to(100) == (100,)
     assert depths_up_to(8192) == (512, 2048, 8192)
+    assert depths_up_to(10**9) == (512, 2048, 8192, 32768, 131072)
     assert batches_up_to(1) == (1,)
     assert batches_up_to(6) == (1, 2, 4, 6)
     with open_model(str(tiny_dir("qwen3")), offline=True) as source:

@@ -65,12 +65,14 @@ class StepTimes:
                 raise TuningError(f"{name} holds what is no number; calibrate again")
             return tuple(values)
 
-        n_layers, *rest = (entry.get(name) for name in ("n_layers", "upkeep_ms", "spread"))
-        if not isinstance(n_layers, int) or not all(isinstance(each, int | float) for each in rest):
+        n_layers, upkeep, spread = (entry.get(name) for name in ("n_layers", "upkeep_ms", "spread"))
+        if not (
+            isinstance(n_layers, int) and isinstance(upkeep, int | float) and isinstance(spread, int | float)
+        ):
             raise TuningError("n_layers, upkeep_ms or spread is no number; calibrate again")
         depths = points("n_tokens", int), points("depth_ms", float)
         batches = points("n_slots", int), points("batch_ms", float), points("one_layer_ms", float)
-        return cls(n_layers, *depths, *batches, *rest)
+        return cls(n_layers, *depths, *batches, upkeep, spread)
 
     def step_ms(self, n_layers: int, n_tokens: int, n_slots: int = 1) -> float | None:
         """Of a model of n_layers layers and n_slots slots of n_tokens tokens each; None for more slots than

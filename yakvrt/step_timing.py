@@ -35,6 +35,7 @@ PERIOD, PERIODS = 64, 3  # tokens after which methods do again what not every st
 ENOUGH_S = 20.0
 LEAST_LAYERS = 4
 BATCH_TOKENS = 512  # the shallowest depth, which batches are timed at
+MOST_TOKENS = 1 << 17  # deeper steps follow the line through the last two depths: filling slots takes long
 
 Clock = Callable[[], float]  # seconds
 Progress = Callable[[str, int, int], None]
@@ -53,9 +54,10 @@ class Timed:
 
 
 def depths_up_to(n_tokens: int) -> tuple[int, ...]:
-    """Those to time so that any depth up to n_tokens lies near or between."""
+    """Those to time so that any depth up to n_tokens lies near or between, or behind MOST_TOKENS."""
+    deepest = min(n_tokens, MOST_TOKENS)
     steps = (BATCH_TOKENS * 4**i for i in range(20))
-    return (*(n for n in steps if n < n_tokens), n_tokens)
+    return (*(n for n in steps if n < deepest), deepest)
 
 
 def batches_up_to(n_slots: int) -> tuple[int, ...]:
@@ -150,7 +152,8 @@ class StepTiming:
             side.forget()
         depths = self._timed.n_tokens, (batch_ms[0], *deeper_ms)
         batches = self._timed.n_slots, batch_ms, one_layer_ms
-        return StepTimes(self._n_layers, *depths, *batches, self._upkeep_ms, round(spread, 4))
+        found = self._n_layers, *depths, *batches, self._upkeep_ms, round(spread, 4)
+        return StepTimes(*found)
 
     def _sides(self) -> list[Steps]:
         return [*self._batches, *self._one_layer, *self._deeper]
