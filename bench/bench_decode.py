@@ -170,13 +170,14 @@ def rows_of(
 
 
 def measured(args: argparse.Namespace) -> dict[str, Any]:
-    """The result; of what was measured where it is interrupted."""
+    """The result; where it is interrupted, of what was measured, and it says so."""
     for label in args.kv:
         open_method(*name_and_args(label))
     if args.out:
         check_writable(args.out)
     device = open_device(args)
     rows: list[dict[str, Any]] = []
+    interrupted = False
     try:
         with open_model(args.model, load_format=args.load_format, offline=True) as source:
             planned(device, source, timed_as(args.kv[0], args, ()), max(args.slots), max(args.contexts))
@@ -192,6 +193,7 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
         except KeyboardInterrupt:
             if not rows:
                 raise
+            interrupted = True
             terminal.note("interrupted: what was measured is kept")
         return {
             "bench": "decode",
@@ -202,6 +204,7 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
             "threads": backend.n_threads,
             "rounds": args.rounds,
             "machine": asdict(machine_facts()),
+            "interrupted": interrupted,
             "rows": rows,
         }
     finally:
@@ -236,7 +239,7 @@ def main() -> int:
     if args.plot:
         decode_plot.plot(result, args.plot)
     print(json.dumps(result))
-    return 0
+    return terminal.INTERRUPTED if result["interrupted"] else 0
 
 
 if __name__ == "__main__":

@@ -88,7 +88,6 @@ def test_an_entry_comes_back() -> None:
         {"one_layer_ms": [1] * 65},
         {"spread": None},
         {"upkeep_ms": None},
-        {"upkeep_ms": 99},
         {"upkeep_ms": -1},
     ],
     ids=str,
