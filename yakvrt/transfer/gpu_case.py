@@ -9,6 +9,7 @@ GPU_TESTS = {
     "copy": "one piece of memory, by its size, kind of host memory and direction",
     "rows": "scattered rows, by five methods",
     "in-flight": "rows that the GPU reads, by blocks and the loads that a lane has under way",
+    "write": "rows of the GPU that a kernel writes into pinned memory, and copies of as many bytes",
     "overlap": "copies and reads beside work on the GPU or copies to the host, and what they cost these",
     "pinning": "what touching, registering and allocating host memory takes",
     "pool": "scattered rows that the GPU reads from pools of several sizes",

@@ -93,6 +93,7 @@ def gpu_plan(args: argparse.Namespace, room: Room) -> GpuPlan:
         "copy": _copies,
         "rows": _rows,
         "in-flight": _in_flight,
+        "write": _writes,
         "overlap": _overlaps,
         "pinning": _pinnings,
         "pool": _pools,
@@ -199,6 +200,15 @@ def _in_flight(values: _Values) -> Iterator[DeviceCase]:
     case = _of_rows(values, "in-flight", "zero-copy", max(1, values.block_bytes // 1024), 1024)
     for loads, grid in itertools.product(GATHER_LOADS, sorted(values.grids)):
         yield replace(case, loads=loads, grid=grid)
+
+
+def _writes(values: _Values) -> Iterator[DeviceCase]:
+    """All numbers of rows at the first grid, the largest at the others."""
+    for n in values.row_counts:
+        case = replace(_copy("write", "pinned", "d2h", POOL_ROW_BYTES), n_rows=n)
+        yield case
+        grids = values.grids if n == max(values.row_counts) else values.grids[:1]
+        yield from (replace(case, method="zero-copy", grid=grid, loads=KERNEL_LOADS) for grid in grids)
 
 
 def _overlaps(values: _Values) -> Iterator[DeviceCase]:
