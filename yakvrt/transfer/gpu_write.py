@@ -1,4 +1,4 @@
-"""Rows of the GPU into pinned host memory, where a cache leaves blocks: written by a kernel, or in one copy."""
+"""Rows of the GPU into pinned host memory, where a cache leaves blocks: by a kernel, or in one copy."""
 
 from __future__ import annotations
 
