@@ -35,6 +35,7 @@ TEST_FIELDS = (
         "type_v",
     ),
     *("test", "kind", "n_rows", "row_bytes", "row_order", "row_offset", "pages", "pool_bytes"),
+    *("method", "direction", "memory", "grid", "loads", "beside", "node", "gathered_by"),
     *("link_gbps", "link_latency_us", "n_batch", "n_ubatch", "n_threads", "backends", "gpu_info"),
 )
 
@@ -43,6 +44,8 @@ Test = tuple[tuple[str, Any], ...]
 
 def read_records(path: Path) -> list[dict[str, Any]]:
     """Raises: OSError, ValueError for what holds no records with samples."""
+    if not path.is_file():
+        raise ValueError(f"{path} is no file: name two that bench or transfer -o json wrote")
     if path.stat().st_size > MOST_BYTES:
         raise ValueError(f"{path} is larger than {MOST_BYTES >> 20} MiB")
     text = path.read_text(encoding="utf-8")

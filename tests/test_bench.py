@@ -21,7 +21,7 @@ from golden_values import TINY_FAMILIES, tiny_cases, tiny_dir
 from tiny_gguf import tiny_weights, write_tiny_gguf
 
 import yakvrt
-from yakvrt import bench
+from yakvrt import bench, tuning
 from yakvrt.bench_arguments import build_parser, plan, prompt_and_gen, shown_columns
 from yakvrt.bench_facts import build, cpu_info, model_facts
 from yakvrt.bench_records import SQL_TABLE, Record, bench_table, format_bytes, format_params, test_name
@@ -56,6 +56,8 @@ RECORD = Record(
     kv_bytes=1000,
     kv_moved_bytes=0,
     kv_hit_rate=0.0,
+    kv_link_gbps=0.0,
+    kv_link_part=0.0,
     dtype="auto",
 )
 
@@ -132,13 +134,13 @@ def test_record_statistics() -> None:
     assert fields["stddev_ts"] == pytest.approx(90.5097, abs=1e-4)
     assert fields["avg_ns"] == 750_000_000
     assert replace(RECORD, samples_ns=(5,)).fields()["stddev_ts"] == 0.0
-    first, last = list(fields)[:8], list(fields)[-14:]
+    first, last = list(fields)[:8], list(fields)[-16:]
     assert " ".join(first) == (
         "build_commit build_number cpu_info gpu_info backends model_filename model_type model_size"
     )
     assert " ".join(last) == (
         "n_gen n_depth test_time avg_ns stddev_ns avg_ts stddev_ts samples_ns samples_ts "
-        "kv_method kv_bytes kv_moved_bytes kv_hit_rate dtype"
+        "kv_method kv_bytes kv_moved_bytes kv_hit_rate kv_link_gbps kv_link_part dtype"
     )
 
 
@@ -248,7 +250,11 @@ def test_a_run_prints_records(capsys: pytest.CaptureFixture[str]) -> None:
     assert "pp5+tg2 @ d17" in printed.err
 
 
-def test_what_a_method_moves(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_a_method_moves(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning, "cache_directory", lambda: tmp_path)
+    tuning.save(cpu_info(), "host", {"gather_gbps": 0.5})
     flags = ["-p", "0", "-n", "2", "-d", "200", "-r", "2", "-t", "1", "--kv", "full,oracle,arkvale-equal"]
     assert bench.main(["-m", str(tiny_dir("qwen3")), *flags, "-o", "jsonl", "-oe", "md"]) == 0
     printed = capsys.readouterr()
@@ -259,7 +265,11 @@ def test_what_a_method_moves(capsys: pytest.CaptureFixture[str]) -> None:
     row = 4 * config.head_dim  # K and V in 16 bits
     assert oracle["kv_moved_bytes"] == config.n_layers * config.n_kv_heads * int(200 / 32) * row
     assert (oracle["kv_hit_rate"], arkvale["kv_hit_rate"] > 0) == (0, True)
-    assert "| kv_method | kv_moved_bytes | kv_hit_rate |" in printed.err
+    gbps = 2 * oracle["kv_moved_bytes"] / np.median(oracle["samples_ns"])
+    assert oracle["kv_link_gbps"] == pytest.approx(gbps, abs=1e-4)
+    assert oracle["kv_link_part"] == pytest.approx(gbps / 0.5, abs=1e-4)
+    assert (full["kv_link_gbps"], full["kv_link_part"]) == (0, 0)
+    assert "| kv_method | kv_moved_bytes | kv_hit_rate | kv_link_gbps | kv_link_part |" in printed.err
 
 
 def test_an_unknown_model_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:

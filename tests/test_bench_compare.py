@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import pytest
 sys.path.append(str(Path(__file__).parent.parent / "bench"))
 
 import compare
+
+from yakvrt.transfer.gpu_case import DeviceCase
 
 
 def record(n_depth: int, kv: str, samples: list[int], **more: Any) -> dict[str, Any]:
@@ -67,3 +70,8 @@ def test_bad_files(
     assert told in capsys.readouterr().err
     assert compare.main([files[0], files[0], "--ignore", "depth"]) == 1
     assert compare.main([files[0], str(tmp_path / "none.json")]) == 1
+    assert "none.json is no file" in capsys.readouterr().err
+
+
+def test_whatever_tells_cases_of_a_gpu_apart_tells_tests_apart() -> None:
+    assert {field.name for field in fields(DeviceCase)} <= set(compare.TEST_FIELDS)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import count
 
 import pytest
 from golden_values import tiny_dir
@@ -15,14 +17,20 @@ from yakvrt.modelled_step import WeightReads, modelled_step
 from yakvrt.step_times import StepTimes
 from yakvrt.step_timing import (
     LEAST_LAYERS,
+    LEAST_ROUNDS,
+    PERIOD,
+    PERIODS,
     ROUNDS,
     STEPS,
+    FilledSlots,
+    Steps,
     Timed,
     batches_up_to,
     depths_up_to,
     layers_to_time,
     some_layers,
     time_steps,
+    time_upkeep,
 )
 from yakvrt.tuning import TuningError
 
@@ -51,6 +59,14 @@ def test_noise_predicts_no_step_of_less_than_nothing() -> None:
     assert noisy.step_ms(28, 16) is None
 
 
+def test_upkeep_counts_for_every_slot_and_layer() -> None:
+    kept = replace(TIMES, upkeep_ms=0.5)
+    for n_layers, n_slots in (5, 1), (28, 3):
+        step_ms = TIMES.step_ms(n_layers, 2048, n_slots)
+        assert step_ms is not None
+        assert kept.step_ms(n_layers, 2048, n_slots) == pytest.approx(step_ms + n_slots * n_layers * 0.1)
+
+
 def test_an_entry_comes_back() -> None:
     assert StepTimes.read(TIMES.entry()) == TIMES
 
@@ -71,6 +87,8 @@ def test_an_entry_comes_back() -> None:
         {"one_layer_ms": [1]},
         {"one_layer_ms": [1] * 65},
         {"spread": None},
+        {"upkeep_ms": None},
+        {"upkeep_ms": -1},
     ],
     ids=str,
 )
@@ -82,6 +100,7 @@ def test_a_broken_entry_is_refused(changed: dict[str, object]) -> None:
 def test_what_is_timed() -> None:
     assert depths_up_to(100) == (100,)
     assert depths_up_to(8192) == (512, 2048, 8192)
+    assert depths_up_to(10**9) == (512, 2048, 8192, 32768, 131072)
     assert batches_up_to(1) == (1,)
     assert batches_up_to(6) == (1, 2, 4, 6)
     with open_model(str(tiny_dir("qwen3")), offline=True) as source:
@@ -95,15 +114,17 @@ def test_what_is_timed() -> None:
         assert some.config.n_layers == 1
 
 
+def clock_of(tick: Callable[[int], float]) -> Iterator[float]:
+    """Reading i comes tick(i) behind the one before."""
+    now = 0.0
+    for i in count():
+        now += tick(i)
+        yield now
+
+
 @pytest.mark.parametrize("kv", ["full", "yakv"])
 def test_steps_are_timed_in_rounds(kv: str) -> None:
-    def clock() -> Iterator[float]:
-        now = 0.0
-        while True:
-            yield now
-            now += 0.001
-
-    ticks = clock()
+    ticks = clock_of(lambda i: 0.001 if i else 0.0)
     device = CpuDevice(1)
     try:
         with open_model(str(tiny_dir("qwen3")), offline=True) as source:
@@ -114,9 +135,36 @@ def test_steps_are_timed_in_rounds(kv: str) -> None:
     one_ms = pytest.approx((1.0, 1.0))
     assert (times.n_tokens, times.n_slots) == ((64, 600), (1, 2))
     assert times.depth_ms == times.batch_ms == times.one_layer_ms == one_ms
+    assert (times.upkeep_ms, times.spread) == (pytest.approx(0, abs=1e-9), 0)
     sides = 5
     # the clock is read before each step, behind each timed one, and once a round behind the first three
-    assert next(ticks) * 1e3 == pytest.approx(1 + ROUNDS * sides * (2 * STEPS + 1) + ROUNDS - 3, abs=1)
+    reads = PERIODS * (2 * PERIOD + 1) + 1 + ROUNDS * sides * (2 * STEPS + 1) + ROUNDS - LEAST_ROUNDS
+    assert next(ticks) * 1e3 == pytest.approx(reads, abs=1)
+
+
+def test_one_step_of_a_period_that_takes_longer_is_upkeep() -> None:
+    reads = 2 * PERIOD + 1  # of a turn: one before the step that warms up, two around the others
+
+    def tick(i: int) -> float:
+        return {20: 0.017, 0: 0.009}.get(i % reads, 0.001) if i < 2 * reads else 0.05  # a turn beside others
+
+    ticks = clock_of(tick)
+    device = CpuDevice(1)
+    try:
+        with open_model(str(tiny_dir("qwen3")), offline=True) as source:
+            backend = device.open(None)
+            weights = device.load(source, "auto", None)
+            timed = Timed(*open_method("full", {}), "f16", "auto", (64,), (1,))
+            held = FilledSlots(backend, source.config, weights, timed, 1, 64)
+            assert time_upkeep(held, 1, lambda: next(ticks)) == pytest.approx((17 - 1) / PERIOD)
+            samples = clock_of(lambda i: 0.004 if i % 9 == 6 else 0.001)
+            steps = Steps(held, 1)
+            for _ in range(3):
+                steps.run(lambda: next(samples))
+    finally:
+        device.close()
+    assert list(map(max, steps.taken_ms)) == pytest.approx([1, 1, 4, 1])
+    assert (steps.step_ms, steps.spread) == pytest.approx((1, 0))
 
 
 def test_a_modelled_step_is_its_slower_side() -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,10 @@ def test_all_tests(gpu: FakeGpu, patched: Path, tmp_path: Path, capsys: pytest.C
         *((method, 16) for method in METHODS if method != "copy-2d"),
     }
     assert {r["row_order"] for r in rows if r["method"] == "copy-2d"} == {"even"}
-    assert {r["beside"] for r in records if r["test"] == "overlap"} == {"arithmetic", "memory"}
+    writes = [(r["method"], r["grid"], r["direction"]) for r in records if r["test"] == "write"]
+    assert writes == [("copy", 0, "d2h"), ("zero-copy", 1, "d2h")]
+    beside = {(r["beside"], r["direction"]) for r in records if r["test"] == "overlap"}
+    assert beside == {*product(("arithmetic", "memory"), ("h2d", "d2h")), ("copy-d2h", "h2d")}
     assert all(r["work_beside_ns"] > 0 for r in records if r["test"] == "overlap")
     for name in ("cuMemcpyBatchAsync", "cuMemcpy2DAsync", "cuGraphLaunch", "cuMemHostRegister"):
         assert name in gpu.calls

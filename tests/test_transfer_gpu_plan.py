@@ -20,7 +20,7 @@ from yakvrt.transfer.gpu_case import DeviceCase
 from yakvrt.transfer.gpu_plan import Room, gpu_plan
 from yakvrt.transfer.gpu_records import gpu_facts
 from yakvrt.transfer.gpu_rows import Rows
-from yakvrt.transfer.tuning import crossover_bytes, fewest_blocks, link_rates
+from yakvrt.transfer.tuning import crossover_bytes, fewest_blocks, host_rates, link_rates
 
 ROOM = Room(64 << 30, 64 << 30, 4, 4, (0,), True)
 VAST = Room(1 << 40, 1 << 40, 4, 4, (0,), True)
@@ -152,6 +152,25 @@ def test_what_the_runtime_is_told() -> None:
     assert crossover_bytes({64: "copy-batch", 128: "zero-copy"}) == 0
     assert link_rates(reads) is None  # without copies and latencies
     assert link_rates([]) is None
+
+
+def test_rates_of_the_host() -> None:
+    def gather(**changed: Any) -> dict[str, Any]:
+        own = {"test": "gather", "kind": "measured", "n_rows": 4096, "row_bytes": 128, "row_order": "random"}
+        own |= {"row_offset": 0, "n_bytes": 4096 * 128, "test_time": "now", "build_commit": "abc"}
+        return own | {"median_ns": 2 * 4096 * 128} | changed
+
+    records = [
+        gather(),
+        gather(median_ns=4096 * 128 / 8),  # with more threads
+        gather(median_ns=1, row_order="sorted"),
+        gather(median_ns=1, kind="modelled"),
+        gather(median_ns=1, n_rows=64, n_bytes=64 * 128),
+        gather(median_ns=1, row_bytes=4096, n_bytes=4096 * 4096),
+    ]
+    assert host_rates(records) == {"gather_gbps": 8, "measured": "now", "build": "abc"}
+    assert host_rates(records[-2:]) is None
+    assert host_rates([]) is None
 
 
 def test_measurements_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import random
+import statistics
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from yakvrt.device_arguments import device_keywords, gpu_name
 from yakvrt.machine_arguments import machine_keywords
 from yakvrt.record_formats import formats, print_records
 from yakvrt.trace_file import Tracing
+from yakvrt.tuning import fetch_gbps
 
 if TYPE_CHECKING:
     from yakvrt.session import Session
@@ -66,6 +68,11 @@ def moved(before: Mapping[str, float | str], after: Mapping[str, float | str]) -
     return round(moved_bytes / max(1.0, counted("steps"))), 1 - moved_bytes / gross if gross else 0.0
 
 
+def link_gbps(test: Test, samples_ns: Sequence[int], moved_bytes: int) -> float:
+    """Of moved_bytes a token, over the time of whole steps; 0 where a prompt is timed as well."""
+    return 0.0 if test.n_prompt else test.n_gen * moved_bytes / statistics.median(samples_ns)
+
+
 def records_of(
     setup: Setup, tests: Sequence[Test], args: argparse.Namespace, tracing: Tracing
 ) -> Iterator[Record]:
@@ -77,6 +84,7 @@ def records_of(
 
     commit, number = build()
     gpu = gpu_name(args)
+    ceiling = fetch_gbps(gpu or cpu_info())
     n_ubatch = setup.n_ubatch or default_chunk(args.device)
     with yakvrt.load(
         setup.model,
@@ -111,6 +119,7 @@ def records_of(
                     session, engine.config.vocab_size, test, n_batch, args.repetitions, not args.no_warmup
                 )
             moved_bytes, hit_rate = moved(before, session.kv)
+            gbps = link_gbps(test, samples, moved_bytes)
             yield Record(
                 build_commit=commit,
                 build_number=number,
@@ -135,6 +144,8 @@ def records_of(
                 kv_bytes=int(session.kv["bytes"]),
                 kv_moved_bytes=moved_bytes,
                 kv_hit_rate=round(hit_rate, 4),
+                kv_link_gbps=round(gbps, 4),
+                kv_link_part=round(gbps / ceiling, 4) if ceiling else 0.0,
                 dtype=setup.dtype,
             )
 

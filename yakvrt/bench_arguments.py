@@ -151,7 +151,8 @@ def shown_columns(setups: Sequence[Setup]) -> list[str]:
     columns = {
         "type_k": {setup.cache_type for setup in setups} - {"f16"},
         **dict.fromkeys(
-            ("kv_method", "kv_moved_bytes", "kv_hit_rate"), {setup.kv for setup in setups} - {"full"}
+            ("kv_method", "kv_moved_bytes", "kv_hit_rate", "kv_link_gbps", "kv_link_part"),
+            {setup.kv for setup in setups} - {"full"},
         ),
         "dtype": {setup.dtype for setup in setups} - {"auto"},
         "n_batch": {setup.n_batch for setup in setups} - {None},

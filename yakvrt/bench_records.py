@@ -11,7 +11,9 @@ from typing import Any
 from yakvrt.record_formats import Table
 
 SQL_TABLE = "llama_bench"
-OUR_FIELDS = ("kv_method", "kv_bytes", "kv_moved_bytes", "kv_hit_rate", "dtype")
+OUR_FIELDS = (
+    *("kv_method", "kv_bytes", "kv_moved_bytes", "kv_hit_rate", "kv_link_gbps", "kv_link_part", "dtype"),
+)
 
 
 def test_name(n_prompt: int, n_gen: int, n_depth: int) -> str:
@@ -26,7 +28,9 @@ class Record:
 
     Units: *_ns nanoseconds of a whole repetition, *_ts tokens per second, model_size and kv_bytes bytes,
     kv_moved_bytes bytes from the host for a generated token, kv_hit_rate the part of the bytes asked of the
-    host that were found on the device.
+    host that were found on the device. kv_link_gbps: 10^9 of the moved bytes a second of a whole step, of
+    tests that only generate, else 0; kv_link_part: that over what `yakvrt transfer` measured of rows on their
+    way to this device, 0 where it did not. On the CPU its memory is the link.
     """
 
     build_commit: str
@@ -67,6 +71,8 @@ class Record:
     kv_bytes: int
     kv_moved_bytes: int
     kv_hit_rate: float
+    kv_link_gbps: float
+    kv_link_part: float
     dtype: str
 
     @property

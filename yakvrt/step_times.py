@@ -3,7 +3,9 @@
 A step is a head (embedding, logits, what any step costs) and layers that are alike. A layer grows with the
 tokens held, as often as there are slots, while weights are read once for all:
 
-    step(B, n) = head(B) + L * (layer(B) + B * (growth of a layer from the shallowest depth to n))
+    step(B, n) = head(B) + L * (layer(B) + B * (growth of a layer from the shallowest depth to n + upkeep))
+
+Upkeep is what a slot does once in many tokens, as encoding a block of 64, divided among them.
 """
 
 from __future__ import annotations
@@ -23,8 +25,9 @@ MAX_POINTS = 64
 class StepTimes:
     """Milliseconds of a step of n_layers layers: depth_ms[i] with one slot that holds n_tokens[i] tokens,
     batch_ms[i] with n_slots[i] slots of n_tokens[0] tokens, one_layer_ms[i] so through a single layer.
-    n_slots begins with 1. spread: the middle half of the samples over their median, the median of all of
-    these; large where other work was on the machine.
+    n_slots begins with 1. upkeep_ms: what a token of one slot takes on average beyond these, in n_layers
+    layers. spread: the middle half of a step's samples over their median, the median of all of these; large
+    where other work was on the machine.
 
     Raises: TuningError for numbers that no measurement gives.
     """
@@ -35,6 +38,7 @@ class StepTimes:
     n_slots: tuple[int, ...]
     batch_ms: tuple[float, ...]
     one_layer_ms: tuple[float, ...]
+    upkeep_ms: float = 0.0
     spread: float = 0.0
 
     def __post_init__(self) -> None:
@@ -46,6 +50,8 @@ class StepTimes:
             raise TuningError("depths and slots do not rise from one slot; calibrate again")
         if min(*self.depth_ms, *self.batch_ms, *self.one_layer_ms) <= 0:
             raise TuningError("a step took no time; calibrate again")
+        if self.upkeep_ms < 0:
+            raise TuningError("upkeep_ms is below nothing; calibrate again")
 
     @classmethod
     def read(cls, entry: Mapping[str, Any]) -> Self:
@@ -59,12 +65,14 @@ class StepTimes:
                 raise TuningError(f"{name} holds what is no number; calibrate again")
             return tuple(values)
 
-        n_layers, spread = entry.get("n_layers"), entry.get("spread")
-        if not isinstance(n_layers, int) or not isinstance(spread, int | float):
-            raise TuningError("n_layers or spread is no number; calibrate again")
+        n_layers, upkeep, spread = (entry.get(name) for name in ("n_layers", "upkeep_ms", "spread"))
+        if not (
+            isinstance(n_layers, int) and isinstance(upkeep, int | float) and isinstance(spread, int | float)
+        ):
+            raise TuningError("n_layers, upkeep_ms or spread is no number; calibrate again")
         depths = points("n_tokens", int), points("depth_ms", float)
         batches = points("n_slots", int), points("batch_ms", float), points("one_layer_ms", float)
-        return cls(n_layers, *depths, *batches, spread)
+        return cls(n_layers, *depths, *batches, upkeep, spread)
 
     def step_ms(self, n_layers: int, n_tokens: int, n_slots: int = 1) -> float | None:
         """Of a model of n_layers layers and n_slots slots of n_tokens tokens each; None for more slots than
@@ -76,8 +84,8 @@ class StepTimes:
         one_layer = _line(self.n_slots, self.one_layer_ms, n_slots)
         layer = (batch - one_layer) / (self.n_layers - 1) if self.n_layers > 1 else batch
         head = one_layer - layer
-        growth = (_line(self.n_tokens, self.depth_ms, n_tokens) - self.depth_ms[0]) / self.n_layers
-        step = head + n_layers * (layer + n_slots * growth)
+        growth = _line(self.n_tokens, self.depth_ms, n_tokens) - self.depth_ms[0] + self.upkeep_ms
+        step = head + n_layers * (layer + n_slots * growth / self.n_layers)
         return step if step > 0 else None
 
     def entry(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -31,9 +31,11 @@ if TYPE_CHECKING:
 
 CHUNK = 256
 ROUNDS, LEAST_ROUNDS, STEPS = 12, 3, 4
+PERIOD, PERIODS = 64, 3  # tokens after which methods do again what not every step does, as encoding a block
 ENOUGH_S = 20.0
 LEAST_LAYERS = 4
 BATCH_TOKENS = 512  # the shallowest depth, which batches are timed at
+MOST_TOKENS = 1 << 17  # deeper steps follow the line through the last two depths: filling slots takes long
 
 Clock = Callable[[], float]  # seconds
 Progress = Callable[[str, int, int], None]
@@ -52,9 +54,10 @@ class Timed:
 
 
 def depths_up_to(n_tokens: int) -> tuple[int, ...]:
-    """Those to time so that any depth up to n_tokens lies near or between."""
+    """Those to time so that any depth up to n_tokens lies near or between, or behind MOST_TOKENS."""
+    deepest = min(n_tokens, MOST_TOKENS)
     steps = (BATCH_TOKENS * 4**i for i in range(20))
-    return (*(n for n in steps if n < n_tokens), n_tokens)
+    return (*(n for n in steps if n < deepest), deepest)
 
 
 def batches_up_to(n_slots: int) -> tuple[int, ...]:
@@ -89,49 +92,86 @@ def time_steps(
     progress: Progress | None = None,
     clock: Clock = time.perf_counter,
 ) -> StepTimes:
-    """Of all layers of the source, which some_layers() gave. The device must have planned for the model.
-
-    Everything is timed in rounds, so that a machine whose speed drifts drifts for all alike.
-    """
-    backend = device.open(progress)
-    weights = device.load(source, timed.dtype, None)
-    config, shallowest = source.config, timed.n_tokens[0]
-    n_sides = len(timed.n_tokens) + 2 * len(timed.n_slots) - 1
-
-    def said(sides: list[Steps]) -> None:
-        if progress:
-            progress("filling slots", len(sides), n_sides)
-
-    def sides_of(n_slots: int, n_tokens: int, *n_layers: int) -> Iterator[Steps]:
-        said(sides)
-        held = FilledSlots(backend, config, weights, timed, n_slots, n_tokens)
-        yield from (Steps(held, n) for n in n_layers)
-
-    sides: list[Steps] = []
-    for n_slots in timed.n_slots:
-        sides += sides_of(n_slots, shallowest, config.n_layers, 1)
-    for n_tokens in timed.n_tokens[1:]:
-        sides += sides_of(1, n_tokens, config.n_layers)
+    """Rounds of StepTiming, until there are enough or time is up."""
+    timing = StepTiming(source, device, timed, progress, clock)
     began = clock()
     for done in range(ROUNDS):
         if done >= LEAST_ROUNDS and clock() - began > ENOUGH_S:
             break
-        for side in sides:
-            side.run(clock)
+        timing.round()
         if progress:
             progress("timing steps", done + 1, ROUNDS)
-    quarters = [statistics.quantiles(side.taken_ms, n=4) for side in sides]
-    taken = [median for _, median, _ in quarters]
-    spread = statistics.median((high - low) / median for low, median, high in quarters)
-    batches, deeper = taken[: 2 * len(timed.n_slots)], taken[2 * len(timed.n_slots) :]
-    batch_ms, one_layer_ms = tuple(batches[::2]), tuple(batches[1::2])
-    depth_ms = (batch_ms[0], *deeper)
-    found = config.n_layers, timed.n_tokens, depth_ms, timed.n_slots, batch_ms, one_layer_ms
-    return StepTimes(*found, round(spread, 4))
+    return timing.times()
+
+
+class StepTiming:
+    """Slots of every depth and number that `timed` asks for, and steps over them in rounds, so that a machine
+    whose speed drifts drifts for all alike.
+    """
+
+    def __init__(
+        self,
+        source: ModelSource,
+        device: Device,
+        timed: Timed,
+        progress: Progress | None = None,
+        clock: Clock = time.perf_counter,
+    ) -> None:
+        """Of all layers of the source, as some_layers() gives it. The device must have planned for it."""
+        backend = device.open(progress)
+        weights = device.load(source, timed.dtype, None)
+        self._timed, self._clock, self._n_layers = timed, clock, source.config.n_layers
+        self._batches: list[Steps] = []
+        self._one_layer: list[Steps] = []
+        self._deeper: list[Steps] = []
+        batches = [(n_slots, timed.n_tokens[0]) for n_slots in timed.n_slots]
+        filled = batches + [(1, n_tokens) for n_tokens in timed.n_tokens[1:]]
+        for i, (n_slots, n_tokens) in enumerate(filled):
+            if progress:
+                progress("filling slots", i, len(filled))
+            held = FilledSlots(backend, source.config, weights, timed, n_slots, n_tokens)
+            if i == 0:
+                self._upkeep_ms = time_upkeep(held, self._n_layers, clock)
+            whole = self._batches if i < len(batches) else self._deeper
+            whole.append(Steps(held, self._n_layers))
+            if i < len(batches):
+                self._one_layer.append(Steps(held, 1))
+
+    def round(self) -> None:
+        """A round of each."""
+        for side in self._sides():
+            side.run(self._clock)
+
+    def times(self) -> StepTimes:
+        """Of at least two rounds since the last time."""
+        batch_ms, one_layer_ms, deeper_ms = (
+            tuple(side.step_ms for side in sides) for sides in (self._batches, self._one_layer, self._deeper)
+        )
+        spread = statistics.median(side.spread for side in self._sides())
+        for side in self._sides():
+            side.forget()
+        depths = self._timed.n_tokens, (batch_ms[0], *deeper_ms)
+        batches = self._timed.n_slots, batch_ms, one_layer_ms
+        found = self._n_layers, *depths, *batches, self._upkeep_ms, round(spread, 4)
+        return StepTimes(*found)
+
+    def _sides(self) -> list[Steps]:
+        return [*self._batches, *self._one_layer, *self._deeper]
+
+
+def time_upkeep(held: FilledSlots, n_layers: int, clock: Clock) -> float:
+    """Milliseconds a token that the steps of a slot take more on average than most of them do: the least of
+    some turns at every position of a period.
+    """
+    steps = Steps(held, n_layers, 1, PERIOD)
+    for _ in range(PERIODS):
+        steps.run(clock)
+    least = [min(taken) for taken in steps.taken_ms]
+    return max(0.0, statistics.mean(least) - statistics.median(least))
 
 
 class FilledSlots:
-    """n_slots slots of one method that hold the same n_tokens tokens each, with room for a round of steps."""
+    """n_slots slots of one method that hold the same n_tokens tokens each; room for a period of steps."""
 
     def __init__(
         self,
@@ -142,7 +182,7 @@ class FilledSlots:
         n_slots: int,
         n_tokens: int,
     ) -> None:
-        ctx_size = -(-(n_tokens + STEPS + 1) // 64) * 64
+        ctx_size = -(-(n_tokens + PERIOD + 1) // 64) * 64
         rope = rope_frequencies(config)
         self.setting = KvSetting(backend, config, weights, n_slots, ctx_size, timed.kind, *rope)
         self.n_tokens = n_tokens
@@ -157,26 +197,49 @@ class FilledSlots:
 
 
 class Steps:
-    """Steps of the first n_slots slots, or all, through the first n_layers layers, on different tokens."""
+    """Steps of the first n_slots slots, or all, through the first n_layers layers, on different tokens.
 
-    def __init__(self, slots: FilledSlots, n_layers: int, n_slots: int | None = None) -> None:
+    taken_ms[i]: what n_steps positions, one after the other, took in every round.
+    """
+
+    def __init__(
+        self, slots: FilledSlots, n_layers: int, n_slots: int | None = None, n_steps: int = STEPS
+    ) -> None:
         setting, numbers = slots.setting, slots.numbers[:n_slots]
         config = replace(setting.config, n_layers=n_layers)
         self._runner = Runner(setting.backend, config, setting.weights, slots.method, chunk=CHUNK)
         self._method, self._slots, self._position = slots.method, numbers, slots.n_tokens
-        self._tokens = np.random.default_rng(0).integers(config.vocab_size, size=(64, len(numbers)))
-        self.taken_ms: list[float] = []
+        self._tokens = np.random.default_rng(0).integers(config.vocab_size, size=(n_steps + 1, len(numbers)))
+        self.taken_ms: list[list[float]] = [[] for _ in range(n_steps)]
+
+    def forget(self) -> None:
+        """All samples."""
+        for taken in self.taken_ms:
+            taken.clear()
 
     def run(self, clock: Clock) -> None:
-        """A round: a step that brings these rows nearer, then STEPS timed ones, which are forgotten."""
-        first, end = self._position, self._position + STEPS + 1
-        for position in range(first, end):
-            tokens, positions = self._tokens[position % 64].tolist(), [position] * len(self._slots)
+        """A round: a step that brings these rows nearer, then the timed ones, which are forgotten."""
+        first, end = self._position, self._position + len(self._tokens)
+        for i, tokens in enumerate(self._tokens.tolist()):
+            positions = [first + i] * len(self._slots)
             began = clock()
             self._runner.decode(self._slots, positions, tokens)
-            if position > first:
-                self.taken_ms.append((clock() - began) * 1e3)
+            if i:
+                self.taken_ms[i - 1].append((clock() - began) * 1e3)
         self._position = min(self._method.truncate(slot, end, first) for slot in self._slots)
+
+    @property
+    def step_ms(self) -> float:
+        """The median of the positions' medians: what one of them does beside a step, as encoding a block,
+        hardly counts (time_upkeep).
+        """
+        return statistics.median(map(statistics.median, self.taken_ms))
+
+    @property
+    def spread(self) -> float:
+        """The middle half of a position's samples over their median, the median of all positions."""
+        quarters = [statistics.quantiles(taken, n=4) for taken in self.taken_ms]
+        return statistics.median((high - low) / median for low, median, high in quarters)
 
 
 def fill_slot(setting: KvSetting, method: KvMethod, slot: int, n_tokens: int) -> None:

@@ -149,6 +149,32 @@ class LinkRates:
         return None if "link" not in sections else cls(**numbers(sections["link"], cls))
 
 
+@dataclass(frozen=True, slots=True)
+class HostRates:
+    """Section "host" of a CPU: what its memory gives, in 1e9 bytes a second, a median; written by `yakvrt
+    transfer`.
+    """
+
+    gather_gbps: float  # scattered rows, by all threads of a step
+
+    @classmethod
+    def read(cls, sections: Mapping[str, Section]) -> Self | None:
+        """None where the section is not there. Raises: TuningError where it lacks a number."""
+        return None if "host" not in sections else cls(**numbers(sections["host"], cls))
+
+
+def fetch_gbps(device_name: str) -> float:
+    """What rows for the host reach on their way to a device of that name, a GPU or a CPU, as measured there:
+    the ceiling of what fetches them. 0 where it was not measured.
+    """
+    try:
+        sections = load(device_name) or {}
+        rates = LinkRates.read(sections) or HostRates.read(sections)
+    except TuningError:
+        return 0.0
+    return rates.gather_gbps if rates else 0.0
+
+
 def numbers(section: Section, kind: type[Any]) -> dict[str, float]:
     """The numbers that a dataclass asks for; what else a section holds is left alone. Raises: TuningError."""
     found = {field.name: section.get(field.name) for field in fields(kind)}

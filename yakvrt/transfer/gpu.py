@@ -28,6 +28,7 @@ from yakvrt.transfer.gpu_pinning import Pinning
 from yakvrt.transfer.gpu_plan import GpuPlan, Room, gpu_plan
 from yakvrt.transfer.gpu_records import DeviceRecord, gpu_facts
 from yakvrt.transfer.gpu_rows import Rows, batch_function
+from yakvrt.transfer.gpu_write import Writes
 
 KERNELS: tuple[KernelSpec, ...] = (
     *(kernel("gather_rows", "gather_rows_cuda", loads) for loads in GATHER_LOADS),
@@ -137,6 +138,8 @@ def _timer(
         return Latency(held, gpu.kernels, clock)
     if test == "pinning":
         return Pinning(clock.n_samples)
+    if test == "write":
+        return Writes(held, gpu.kernels, clock, cases)
     if test in ("copy", "numa"):
         near = [cpu.number for cpu in machine_topology().nodes[node]] if node >= 0 else []
         return Copies(held, clock, cases, near)

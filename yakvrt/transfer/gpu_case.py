@@ -9,7 +9,8 @@ GPU_TESTS = {
     "copy": "one piece of memory, by its size, kind of host memory and direction",
     "rows": "scattered rows, by five methods",
     "in-flight": "rows that the GPU reads, by blocks and the loads that a lane has under way",
-    "overlap": "copies and reads beside work on the GPU, and what they cost it",
+    "write": "rows of the GPU that a kernel writes into pinned memory, and copies of as many bytes",
+    "overlap": "copies and reads beside work on the GPU or copies to the host, and what they cost these",
     "pinning": "what touching, registering and allocating host memory takes",
     "pool": "scattered rows that the GPU reads from pools of several sizes",
     "numa": "copies of memory on each NUMA node of the host",
@@ -23,7 +24,7 @@ METHODS = {
 }
 DIRECTIONS = ("h2d", "d2h", "both")
 N_SETS = 8  # of ids of rows, which operations take in turn
-FILLERS = ("arithmetic", "memory")
+FILLERS = ("arithmetic", "memory", "copy-d2h")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,6 @@
-"""Transfers beside work on the GPU: how much of both runs at once, and what the work pays for it."""
+"""Transfers beside work on the GPU, or copies to the host, where a cache appends rows: how much of both
+runs at once, and what the work pays for it.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from yakvrt.cuda.device import Device
 from yakvrt.cuda.device_array import DeviceArray
 from yakvrt.cuda.device_kernels import Kernels
 from yakvrt.cuda.driver import call
-from yakvrt.cuda.memory import DeviceMemory
+from yakvrt.cuda.memory import DeviceMemory, PinnedMemory
 from yakvrt.kernel_build.spec import kernel
 from yakvrt.transfer.gpu_case import DeviceCase
 from yakvrt.transfer.gpu_clock import MOST_GATED, DeviceClock, Operation, Sampled
@@ -22,7 +24,7 @@ from yakvrt.transfer.gpu_rows import Rows
 from yakvrt.transfer.memory import POISON
 
 TIMES = 4096  # multiplications and additions of a launch of arithmetic: some microseconds
-FILLER_BYTES = 32 << 20  # that a launch of memory work moves within the GPU
+FILLER_BYTES = 32 << 20  # that memory work moves within the GPU, or to the host, at a time
 FILLER_ROW = 4096  # bytes
 BLOCKS = 4  # for each multiprocessor, which leaves room for as many of a gather
 FILLED = 0.8  # of a transfer's time: it is under way all the while that the work runs
@@ -56,11 +58,15 @@ class Overlap:
         held.callback(ids.free)
         held.callback(ends.free)
         ids.put(np.arange(n_rows), clock.stream)
+        appended = PinnedMemory(FILLER_BYTES)
+        held.callback(appended.free)
+        append = appended.address, ends.address, FILLER_BYTES, clock.side.handle
         move = kernels.load(kernel("gather_rows", "gather_rows_cuda", 4))
         moved = move.arguments(ends.part(0, 1), ends.part(1, 1), ids, n_rows, FILLER_ROW // 16)
         self._fillers: dict[str, Callable[[], None]] = {
             "arithmetic": lambda: arithmetic.launch(clock.side, grid, times),
             "memory": lambda: move.launch(clock.side, grid, moved),
+            "copy-d2h": lambda: call("cuMemcpyDtoHAsync", *append),
         }
 
     def time(self, case: DeviceCase) -> Sampled:

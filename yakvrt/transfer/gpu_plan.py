@@ -93,6 +93,7 @@ def gpu_plan(args: argparse.Namespace, room: Room) -> GpuPlan:
         "copy": _copies,
         "rows": _rows,
         "in-flight": _in_flight,
+        "write": _writes,
         "overlap": _overlaps,
         "pinning": _pinnings,
         "pool": _pools,
@@ -201,11 +202,20 @@ def _in_flight(values: _Values) -> Iterator[DeviceCase]:
         yield replace(case, loads=loads, grid=grid)
 
 
+def _writes(values: _Values) -> Iterator[DeviceCase]:
+    """All numbers of rows at the first grid, the largest at the others."""
+    for n in values.row_counts:
+        case = replace(_copy("write", "pinned", "d2h", POOL_ROW_BYTES), n_rows=n)
+        yield case
+        grids = values.grids if n == max(values.row_counts) else values.grids[:1]
+        yield from (replace(case, method="zero-copy", grid=grid, loads=KERNEL_LOADS) for grid in grids)
+
+
 def _overlaps(values: _Values) -> Iterator[DeviceCase]:
     n_bytes = values.block_bytes
     reads = _of_rows(values, "overlap", "zero-copy", n_bytes // POOL_ROW_BYTES, POOL_ROW_BYTES)
     for beside in FILLERS:
-        for direction in ("h2d", "d2h"):
+        for direction in ("h2d",) if beside == "copy-d2h" else ("h2d", "d2h"):
             memory, pool = "registered-huge", values.pools[0]
             yield _copy("overlap", memory, direction, n_bytes, beside=beside, pool_bytes=pool)
         yield from (replace(reads, beside=beside, grid=grid) for grid in sorted(values.grids))

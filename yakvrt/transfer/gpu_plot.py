@@ -194,12 +194,13 @@ def _draw_overlap(overlaps: Sequence[Fields]) -> Any:
     figure, panels = pyplot.subplots(1, 2, figsize=(11.5, 4.6), layout="constrained", sharey=True)
     names = list(dict.fromkeys(map(_transfer_name, overlaps)))
     fillers = list(dict.fromkeys(r["beside"] for r in overlaps))
+    step = 0.76 / len(fillers)
     for i, filler in enumerate(fillers):
         of_filler = [r for r in overlaps if r["beside"] == filler]
-        y = [names.index(_transfer_name(r)) + 0.38 * (i - (len(fillers) - 1) / 2) for r in of_filler]
+        y = [names.index(_transfer_name(r)) + step * (i - (len(fillers) - 1) / 2) for r in of_filler]
         pays = [r["work_beside_ns"] / r["work_alone_ns"] if r["work_alone_ns"] else 0 for r in of_filler]
         for panel, values in zip(panels, ([overlapped(dict(r)) for r in of_filler], pays), strict=True):
-            panel.barh(y, values, height=0.36, color=COLOURS[i % 7], label=f"beside {filler}")
+            panel.barh(y, values, height=0.95 * step, color=COLOURS[i % 7], label=f"beside {filler}")
     panels[0].set(
         title="part of the shorter one that is hidden", xlim=(min(0, panels[0].get_xlim()[0]), None)
     )
@@ -209,7 +210,7 @@ def _draw_overlap(overlaps: Sequence[Fields]) -> Any:
     panels[1].axvline(1, color="0.4", lw=1)
     panels[0].set_yticks(range(len(names)), names)
     panels[0].invert_yaxis()
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
     figure.suptitle(_title("Transfers beside work", overlaps[0]))
     return figure
 

@@ -1,4 +1,6 @@
-"""What a run of `yakvrt transfer` leaves for the runtime and for plans: section "link" of a GPU."""
+"""What a run of `yakvrt transfer` leaves for the runtime, plans and bench: section "link" of a GPU, or "host"
+of a CPU.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +13,34 @@ from yakvrt import tuning
 
 Fields = Mapping[str, Any]
 TYPICAL_ROW, TYPICAL_ROWS = 128, 8192  # about what a layer of a step fetches
+LEAST_ROWS = 1024  # fewer say little of memory
 NEARLY = 0.97  # of the fastest: fewer blocks leave more of the GPU to others
 COPIES = ("copy-rows", "copy-batch", "gather+copy")
 
 
 def keep_rates(records: Sequence[Fields]) -> list[Path]:
     """Writes what the records are enough for, and returns the files. Raises: as tuning.save."""
-    rates = link_rates(records)
-    return [tuning.save(records[0]["gpu_info"], "link", rates)] if rates else []
+    if rates := link_rates(records):
+        return [tuning.save(records[0]["gpu_info"], "link", rates)]
+    if rates := host_rates(records):
+        return [tuning.save(records[0]["cpu_info"], "host", rates)]
+    return []
+
+
+def host_rates(records: Sequence[Fields]) -> dict[str, Any] | None:
+    """tuning.HostRates and more, of a run without a GPU that gathered about as many and as large rows as a
+    layer of a step; None of others.
+    """
+    gathers = [r for r in records if r["test"] == "gather" and r["kind"] == "measured"]
+    usual = [
+        r
+        for r in _typical(gathers)
+        if r["n_rows"] >= LEAST_ROWS and TYPICAL_ROW / 2 <= r["row_bytes"] <= 2 * TYPICAL_ROW
+    ]
+    if not usual:
+        return None
+    rates = tuning.HostRates(gather_gbps=_fastest(usual))
+    return {**asdict(rates), "measured": records[-1]["test_time"], "build": records[-1]["build_commit"]}
 
 
 def link_rates(records: Sequence[Fields]) -> dict[str, Any] | None:

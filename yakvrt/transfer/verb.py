@@ -110,7 +110,7 @@ def _keep_tuning(kept: list[dict[str, Any]]) -> None:
 
     try:
         for path in keep_rates(kept):
-            terminal.note(f"wrote {path}, which the runtime reads")
+            terminal.note(f"wrote {path}, which other commands read")
     except (OSError, RuntimeError, ValueError) as error:
         terminal.note(f"what the runtime could use is not kept: {terminal.one_line(error)}")
 
