@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from .higgs_encode import decode_ref
 from .higgs_layout import BLOCK_TOKENS, SELECTORS, rounded_grid
-from .higgs_selector import decode_selector_ref
+from .higgs_selector import mean_rows_ref, selector_codes_ref
 from .rotate import make_rotate, rotation
 
 
@@ -27,25 +28,43 @@ def score_ref(
     mean: np.ndarray | None = None,
     *,
     signs: bool = False,
-    as_int8: bool = False,
+    rounding: str | None = None,
 ) -> np.ndarray:
     """Logits factor * q . (key + mean) of the keys that blocks stand for; -inf beyond n_tokens. In float64.
 
-    Shapes: q [G, D], blocks uint8 [B, bytes], mean [D] -> [G, 64 B]. With `as_int8` queries and grids are
-    rounded as the kernel rounds them.
+    Shapes: q [G, D], blocks uint8 [B, bytes], mean [D] -> [G, 64 B]. `rounding`: as kernels round, "int8"
+    queries and grids to bytes, "tables" grids and a query's products with their points.
     """
     head_dim = q.shape[1]
     rotated = q.astype(np.float64) @ rotation(head_dim, signs).T.astype(np.float64)
-    if as_int8:
-        step = np.abs(rotated).max(axis=1, keepdims=True) / 127
-        rotated = np.rint(rotated / np.where(step > 0, step, 1)) * step
-        grid = rounded_grid(grid)
-        mean_grid = None if mean_grid is None else rounded_grid(mean_grid)
-    keys = decode_selector_ref(kind, blocks, n_tokens, head_dim, grid, mean_grid)
+    step = np.abs(rotated).max(axis=1, keepdims=True) / 127
+    as_int8 = np.rint(rotated / np.where(step > 0, step, 1)) * step if rounding else rotated
+    if rounding:
+        grid, mean_grid = rounded_grid(grid), None if mean_grid is None else rounded_grid(mean_grid)
+    codes, scales = selector_codes_ref(kind, blocks, head_dim)
+    if rounding == "tables":
+        products = rounded_products(rotated, grid)
+        dots = sum(products[:, i, codes[:, i]] for i in range(codes.shape[1])) * scales.astype(np.float64)
+    else:
+        dots = as_int8 @ decode_ref(codes, scales, grid, rotated=True).T
+    if mean_grid is not None:
+        dots = dots + as_int8 @ mean_rows_ref(kind, blocks, head_dim, mean_grid).T
     logits = np.full((len(q), len(blocks) * BLOCK_TOKENS), -np.inf)
     offset = 0 if mean is None else (q.astype(np.float64) @ mean.astype(np.float64))[:, None]
-    logits[:, :n_tokens] = (rotated @ keys.T + offset) * factor
+    logits[:, :n_tokens] = (dots[:, :n_tokens] + offset) * factor
     return logits
+
+
+def rounded_products(rotated: np.ndarray, grid: np.ndarray) -> np.ndarray:
+    """The products of a query's parts with the points of a grid as bytes hold them, float64: step * (b - 127.5),
+    the step 1 / 127.5 of a query's largest; the second half mirrors the first.
+
+    Shapes: rotated [G, D], grid [256, dim] -> [G, D / dim, 256].
+    """
+    products = rotated.reshape(len(rotated), -1, grid.shape[1]) @ grid[: len(grid) // 2].T
+    step = np.abs(products).max(axis=(1, 2), keepdims=True) / 127.5
+    products = (np.rint(products / np.where(step > 0, step, 1) - 0.5) + 0.5) * step
+    return np.concatenate([products, -products], axis=2)
 
 
 def query_bytes(kind: str, head_dim: int) -> int:
@@ -56,23 +75,25 @@ def query_bytes(kind: str, head_dim: int) -> int:
 
 
 def make_quantise_query(kind: str, head_dim: int, signs: bool = False) -> Any:
-    """An inline quantise_query(record, q, mean, factor, scratch): float32 [D] -> one query record.
+    """An inline quantise_query(record, q, mean, factor, tables, scratch): float32 [D] -> one query record.
 
-    Logits will be factor * q . (key + mean); mean 0: none. `scratch`: 8 D bytes. The G queries of a head lie
-    query_bytes(kind, head_dim) apart.
+    Logits will be factor * q . (key + mean); mean 0: none. `tables`: of the grid. `scratch`: 8 D bytes. The G
+    queries of a head lie query_bytes(kind, head_dim) apart.
     """
     from ..cpu import vector_ops as v
-    from ..cpu.query_record import query_layout
+    from ..cpu.codeword_tables import TO_INTEGER, make_put_tables
+    from ..cpu.query_record import HEADER, query_layout, scores_by_tables
     from ..cpu.simd import FEATURES
 
     selector = SELECTORS[kind]
     at_codes, at_means, record_bytes = query_layout(selector, head_dim)
     rotate, dim, has_means = make_rotate(head_dim, False, signs), selector.dim, selector.mean_grid is not None
-    planes = FEATURES.avx512_vbmi
-    n_subvectors = head_dim // dim
+    planes, by_tables = FEATURES.avx512_vbmi, scores_by_tables()
+    n_subvectors, end_of_codes = head_dim // dim, HEADER if by_tables else record_bytes
+    put_tables, to_integer = make_put_tables(kind, head_dim), np.float32(TO_INTEGER / 127.5)
 
     @v.inline
-    def quantise_query(record: int, q: int, mean: int, factor: float, scratch: int) -> None:
+    def quantise_query(record: int, q: int, mean: int, factor: float, tables: int, scratch: int) -> None:
         offset = v.zero()
         if mean:
             for i in range(0, head_dim * 4, 64):
@@ -86,7 +107,7 @@ def make_quantise_query(kind: str, head_dim: int, signs: bool = False) -> Any:
         codes = scratch + head_dim * 4
         for i in range(0, head_dim, 16):
             v.store_i8(codes + i, v.mul(v.load_f32(scratch + i * 4), inverse))
-        for i in range(0, record_bytes, 64):
+        for i in range(0, end_of_codes, 64):
             v.store_f32(record + i, v.zero())
         total = 0
         for s in range(n_subvectors):
@@ -94,7 +115,8 @@ def make_quantise_query(kind: str, head_dim: int, signs: bool = False) -> Any:
                 code = v.get_u8(codes + s * dim + d)
                 total += code - 256 if code > 127 else code
                 place = (s // 4 * dim + d) * 4 + s % 4 if planes else s * dim + d
-                v.put_u8(record + at_codes + place, code)
+                if not by_tables:
+                    v.put_u8(record + at_codes + place, code)
         if has_means:
             for s in range(head_dim // 2):
                 for d in range(2):
@@ -106,6 +128,8 @@ def make_quantise_query(kind: str, head_dim: int, signs: bool = False) -> Any:
         v.put_i32(record + 8, -127 * total)
         v.put_f32(record + 12, np.float32(-0.5) * np.float32(total))
         v.put_f32(record + 16, np.float32(-127.5) * np.float32(total))
+        if by_tables:
+            v.put_f32(record + 20, put_tables(record + at_codes, scratch, tables) * to_integer * factor)
 
     return quantise_query
 
@@ -118,10 +142,11 @@ def make_score_blocks(kind: str, head_dim: int, group: int) -> Any:
     last_block - 1 of one head (whose block 0 lies at `blocks`); from n_tokens on they are -inf. maxima[g]
     becomes the largest of them. `queries`: G records of quantise_query.
     """
-    from ..cpu import codeword_dots, codeword_tiles
-    from ..cpu.query_record import scores_on_registers
+    from ..cpu import codeword_dots, codeword_tables, codeword_tiles
+    from ..cpu.query_record import scores_by_tables, scores_on_registers
 
-    unit = codeword_tiles if scores_on_registers(head_dim, group) else codeword_dots
+    on_vectors = codeword_tables if scores_by_tables() else codeword_dots
+    unit = codeword_tiles if scores_on_registers(head_dim, group) else on_vectors
     return unit.make_block_scores(kind, head_dim, group)
 
 
@@ -153,7 +178,7 @@ def higgs_score_cpu(kind: str, head_dim: int, group: int, signs: bool) -> Any:
             mean = means + head * head_dim * 4 if means else 0
             for g in range(group):
                 source = q + (head * group + g) * head_dim * 4
-                quantise_query(queries + g * record_bytes, source, mean, factor, scratch)
+                quantise_query(queries + g * record_bytes, source, mean, factor, tables, scratch)
             score_blocks(
                 queries,
                 blocks + head * head_stride,

@@ -1,0 +1,264 @@
+"""Dot products of queries with keys held as HIGGS codes, from tables of every point's product, as LLVM IR.
+
+A query has a byte for every position of a code and every point of the first half of the grid: the product of
+its part with the point, in steps of one size (query_record.py). 64 tokens are looked up at once: a permutation
+of 128 bytes, mirrored where a code is a mirror image. So a query costs one permutation and four simple
+operations for 64 codes, where dot products take one for each dimension of a sub-vector; in turn queries share
+nothing but the codes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+from ..kernels.higgs_layout import BLOCK_TOKENS, SELECTORS, TILE_TOKENS, GridTables
+from . import simd
+from .codeword_dots import Scorer, Table, look_up, mean_of_tile
+from .query_record import TABLE_BYTES, query_layout
+from .simd import (
+    F32,
+    I32,
+    I64,
+    V16F32,
+    V16I8,
+    V16I16,
+    V16I32,
+    V32I16,
+    V64I8,
+    const,
+    const_i64,
+    declare,
+    emit_prefetch,
+    fmadd,
+    load,
+    splat,
+    store,
+    vmax,
+)
+
+TILES = BLOCK_TOKENS // TILE_TOKENS
+MAX_QUERIES = 8  # two accumulators each
+PREFETCH_AHEAD = 4096  # bytes
+TO_INTEGER = 2.0**-16  # a sum lies in the upper half of a lane
+
+
+def make_put_tables(kind: str, head_dim: int) -> Any:
+    """An intrinsic f(out, query, tables) -> the largest product, 127.5 steps, in steps of the grid.
+
+    Shapes: query float32 [D], rotated; out uint8 [positions][128], b standing for step * (b - 127.5).
+    """
+    selector = SELECTORS[kind]
+    dim, first = selector.dim, GridTables(selector.dim, 256).bytes8
+    n_codes, n_padded = head_dim // dim, 4 * selector.tile_vectors(head_dim)
+
+    @intrinsic
+    def put_tables(typing_context: Any, out: Any, query: Any, tables: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            out, query, tables = values
+            half = const(V16F32, 127.5)
+
+            def for_products(use: Any) -> None:
+                """use(where the bytes of 16 products belong, the products)"""
+                with cgutils.for_range(builder, const_i64(TABLE_BYTES // 16)) as outer:
+                    start = builder.mul(outer.index, const_i64(16))
+                    plane = builder.add(tables, start)
+                    points = []
+                    for d in range(dim):
+                        raw = builder.zext(load(builder, plane, V16I8, first + d * TABLE_BYTES), V16I32)
+                        points.append(builder.fsub(builder.sitofp(raw, V16F32), half))
+                    with cgutils.for_range(builder, const_i64(n_codes)) as inner:
+                        part = builder.add(query, builder.mul(inner.index, const_i64(4 * dim)))
+                        product = const(V16F32, 0.0)
+                        for d, point in enumerate(points):
+                            value = splat(builder, load(builder, part, F32, 4 * d))
+                            product = fmadd(builder, value, point, product)
+                        table = builder.add(out, builder.mul(inner.index, const_i64(TABLE_BYTES)))
+                        use(builder.add(table, start), product)
+
+            largest = cgutils.alloca_once_value(builder, const(V16F32, 0.0))
+
+            def keep_largest(place: Any, product: Any) -> None:
+                size = simd.call(builder, "llvm.fabs.v16f32", V16F32, product)
+                builder.store(vmax(builder, size, builder.load(largest)), largest)
+
+            for_products(keep_largest)
+            reduce = declare(builder, "llvm.vector.reduce.fmax.v16f32", F32, [V16F32])
+            most = builder.call(reduce, [builder.load(largest)])
+            some = builder.fcmp_ordered(">", most, ir.Constant(F32, 1e-30))
+            inverse = builder.fdiv(ir.Constant(F32, 127.5), most)
+            inverse = splat(builder, builder.select(some, inverse, ir.Constant(F32, 0.0)))
+
+            def put_bytes(place: Any, product: Any) -> None:
+                steps = simd.round_even(builder, fmadd(builder, product, inverse, const(V16F32, -0.5)))
+                codes = builder.add(builder.fptosi(steps, V16I32), const(V16I32, 128))
+                store(builder, builder.trunc(codes, V16I8), place)
+
+            for_products(put_bytes)
+            for i in range(n_codes * TABLE_BYTES, n_padded * TABLE_BYTES, 64):
+                store(builder, const(V64I8, 0), out, i)  # missing sub-vectors have code 0
+            return most
+
+        return types.float32(types.int64, types.int64, types.int64), codegen
+
+    return put_tables
+
+
+def _transposed(builder: Any, tiles: list[Any]) -> list[Any]:
+    """Vectors of the codes of four positions of 16 tokens -> vectors of one position of 64 tokens.
+
+    Byte 16 L + 4 k + b of a result is token 4 L + b of tile k.
+    """
+    permute = declare(builder, "llvm.x86.avx512.vpermi2var.qi.512", V64I8, [V64I8, V64I8, V64I8])
+    undefined = ir.Constant(ir.VectorType(I64, 8), ir.Undefined)
+    results = []
+    for positions in ((0, 1), (2, 3)):
+        lanes = ir.Constant(
+            V64I8,
+            [64 * k + 16 * L + 4 * b + p for L in range(4) for p in positions for k in (0, 1) for b in range(4)],
+        )
+        pairs = [
+            builder.bitcast(builder.call(permute, [tiles[k], lanes, tiles[k + 1]]), undefined.type)
+            for k in (0, 2)
+        ]
+        for odd in (0, 1):
+            joined = [i for L in range(4) for i in (2 * L + odd, 2 * L + odd + 8)]
+            both = builder.shuffle_vector(*pairs, ir.Constant(ir.VectorType(I32, 8), joined))
+            results.append(builder.bitcast(both, V64I8))
+    return results
+
+
+class _TableScorer:
+    """Emits the scores of one block for a few queries."""
+
+    def __init__(self, builder: Any, kind: str, head_dim: int, queries: Any, members: range) -> None:
+        self.builder, self.members = builder, members
+        self.selector, self.head_dim = SELECTORS[kind], head_dim
+        self.n_vectors, self.tile_bytes = (
+            self.selector.tile_vectors(head_dim),
+            self.selector.tile_bytes(head_dim),
+        )
+        at_tables, _, query_bytes = query_layout(self.selector, head_dim)
+        self.records = [builder.add(queries, const_i64(g * query_bytes)) for g in members]
+        self.tables = [builder.add(record, const_i64(at_tables)) for record in self.records]
+        start = -255 * (head_dim // self.selector.dim) // 2
+        self.starts = [const(V32I16, value % 65536) for value in (start + 256 * start, start)]
+        self.cells = [[cgutils.alloca_once(builder, V32I16) for _ in self.starts] for _ in members]
+
+    def sums(self, block: Any) -> list[tuple[Any, Any]]:
+        """Per query the sums of tokens, int16 [32]: of the even bytes of transposed codes, of the odd."""
+        builder = self.builder
+        for cells in self.cells:
+            for cell, value in zip(cells, self.starts, strict=True):
+                builder.store(value, cell)
+        with cgutils.for_range(builder, const_i64(self.n_vectors)) as loop:
+            at = builder.add(block, builder.mul(loop.index, const_i64(64)))
+            tiles = [load(builder, at, V64I8, k * self.tile_bytes) for k in range(TILES)]
+            ahead = builder.add(block, builder.mul(loop.index, const_i64(256)))
+            emit_prefetch(builder, ahead, PREFETCH_AHEAD, 256)
+            first = builder.mul(loop.index, const_i64(4 * TABLE_BYTES))
+            own = [builder.add(table, first) for table in self.tables]
+            for j, codes in enumerate(_transposed(builder, tiles)):
+                mirrored = builder.sext(builder.icmp_signed("<", codes, const(V64I8, 0)), V64I8)
+                for table, (every, odd) in zip(own, self.cells, strict=True):
+                    halves = [load(builder, table, V64I8, j * TABLE_BYTES + i) for i in (0, 64)]
+                    found = builder.bitcast(look_up(builder, halves, codes, mirrored), V32I16)
+                    builder.store(builder.add(builder.load(every), found), every)
+                    upper = builder.lshr(found, const(V32I16, 8))
+                    builder.store(builder.add(builder.load(odd), upper), odd)
+        found = []
+        for cells in self.cells:
+            every, odd = (builder.load(cell) for cell in cells)
+            found.append((builder.sub(every, builder.shl(odd, const(V32I16, 8))), odd))
+        return found
+
+    def put_scores(
+        self, block: Any, token: Any, count: Any, table: Table, rows: list[Any], largest: list[Any], terms: Any
+    ) -> None:
+        """The logits of a block whose first token is `token`, -inf from `count` on."""
+        builder = self.builder
+        sums = self.sums(block)
+        scales = builder.add(block, const_i64(self.selector.scales(self.head_dim)))
+        permute = declare(builder, "llvm.x86.avx512.vpermi2var.hi.512", V32I16, [V32I16, V32I16, V32I16])
+        lowest = const(V16F32, float("-inf"))
+        for k in range(TILES):
+            # token 4 L + b of a tile: word 8 L + 2 k + b / 2 of the even or the odd sums
+            words = [8 * L + 2 * k + b // 2 + 32 * (b % 2) for L in range(4) for b in range(4)]
+            lanes = ir.Constant(V32I16, [word for word in words for _ in (0, 1)])
+            halves = load(builder, scales, V16I16, 2 * TILE_TOKENS * k)
+            key_scales = builder.fmul(simd.half_to_float(builder, halves), table.step(builder))
+            left = splat(builder, builder.trunc(builder.sub(count, token), I32))
+            present = builder.icmp_signed(
+                "<", ir.Constant(V16I32, [16 * k + i for i in range(16)]), left
+            )
+            for g, record in enumerate(self.records):
+                even, odd = sums[g]
+                total = builder.bitcast(builder.call(permute, [even, lanes, odd]), V16I32)
+                total = builder.sitofp(builder.and_(total, const(V16I32, 0xFFFF0000)), V16F32)
+                offset = splat(builder, load(builder, record, F32, 4))
+                if terms is not None:
+                    term = builder.ptrtoint(terms[g], I64)
+                    offset = builder.fadd(offset, mean_of_tile(builder, term, const_i64(k)))
+                factor = builder.fmul(key_scales, splat(builder, load(builder, record, F32, 20)))
+                score = builder.select(present, fmadd(builder, total, factor, offset), lowest)
+                store(builder, score, builder.add(rows[g], builder.mul(token, const_i64(4))), 64 * k)
+                builder.store(vmax(builder, score, builder.load(largest[g])), largest[g])
+
+
+def make_block_scores(kind: str, head_dim: int, group: int) -> Any:
+    """As codeword_dots.make_block_scores."""
+    selector = SELECTORS[kind]
+    block_bytes = selector.block_bytes(head_dim)
+    lowest = const(V16F32, float("-inf"))
+
+    @intrinsic
+    def block_scores(
+        typing_context: Any,
+        queries: Any,
+        blocks: Any,
+        first: Any,
+        last: Any,
+        n_tokens: Any,
+        logits: Any,
+        logits_stride: Any,
+        maxima: Any,
+        tables: Any,
+        mean_tables: Any,
+    ) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            queries, blocks, first, last, n_tokens, logits, logits_stride, maxima, tables, mean_tables = (
+                values
+            )
+            table = Table(builder, selector.dim, tables)
+            for start in range(0, group, MAX_QUERIES):
+                members = range(start, min(start + MAX_QUERIES, group))
+                scorer = _TableScorer(builder, kind, head_dim, queries, members)
+                means = Scorer(kind, head_dim, members)
+                largest = [cgutils.alloca_once_value(builder, lowest) for _ in members]
+                terms = [cgutils.alloca_once(builder, V16F32) for _ in members] if selector.mean_grid else None
+                rows = [builder.add(logits, builder.mul(logits_stride, const_i64(g))) for g in members]
+                for cell in largest:
+                    builder.store(lowest, cell)
+                with cgutils.for_range(builder, builder.sub(last, first)) as loop:
+                    index = builder.add(first, loop.index)
+                    block = builder.add(blocks, builder.mul(index, const_i64(block_bytes)))
+                    behind = selector.scales(head_dim)
+                    emit_prefetch(builder, builder.add(block, const_i64(behind)), PREFETCH_AHEAD, block_bytes - behind)
+                    if terms is not None:
+                        mean_table = Table(builder, 2, mean_tables)
+                        found = means.mean_terms(builder, block, scorer.records, mean_table)
+                        for cell, term in zip(terms, found, strict=True):
+                            builder.store(term, cell)
+                    token = builder.mul(index, const_i64(BLOCK_TOKENS))
+                    scorer.put_scores(block, token, n_tokens, table, rows, largest, terms)
+                reduce = declare(builder, "llvm.vector.reduce.fmax.v16f32", F32, [V16F32])
+                for g, cell in zip(members, largest, strict=True):
+                    store(builder, builder.call(reduce, [builder.load(cell)]), maxima, 4 * g)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 10), codegen
+
+    return block_scores
