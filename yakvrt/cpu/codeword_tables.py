@@ -41,6 +41,7 @@ from .simd import (
 )
 
 TILES = BLOCK_TOKENS // TILE_TOKENS
+TILE_ORDER = (0, 2, 1, 3)  # in the bytes of a lane: of the even sums, of the odd, of the even, of the odd
 MAX_QUERIES = 8  # two accumulators each
 PREFETCH_AHEAD = 4096  # bytes
 TO_INTEGER = 2.0**-16  # a sum lies in the upper half of a lane
@@ -107,26 +108,32 @@ def make_put_tables(kind: str, head_dim: int) -> Any:
     return put_tables
 
 
+def _opaque(builder: Any, value: Any) -> Any:
+    """A constant that LLVM cannot see: it would replace one permutation by three other instructions."""
+    return builder.asm(ir.FunctionType(value.type, [value.type]), "", "=v,0", [value], False)
+
+
 def _transposed(builder: Any, tiles: list[Any]) -> list[Any]:
     """Vectors of the codes of four positions of 16 tokens -> vectors of one position of 64 tokens.
 
-    Byte 16 L + 4 k + b of a result is token 4 L + b of tile k.
+    Byte 4 t + i of a result is token t of tile TILE_ORDER[i].
     """
     permute = declare(builder, "llvm.x86.avx512.vpermi2var.qi.512", V64I8, [V64I8, V64I8, V64I8])
-    undefined = ir.Constant(ir.VectorType(I64, 8), ir.Undefined)
+    first, second, third, fourth = (tiles[k] for k in TILE_ORDER)
     results = []
     for positions in ((0, 1), (2, 3)):
-        lanes = ir.Constant(
-            V64I8,
-            [64 * k + 16 * L + 4 * b + p for L in range(4) for p in positions for k in (0, 1) for b in range(4)],
-        )
-        pairs = [
-            builder.bitcast(builder.call(permute, [tiles[k], lanes, tiles[k + 1]]), undefined.type)
-            for k in (0, 2)
+        # in every 16 bytes: pairs of two tiles, of four tokens, for one position and for the other
+        lanes = [
+            64 * k + 16 * L + 4 * t + p for L in range(4) for p in positions for t in range(4) for k in (0, 1)
         ]
-        for odd in (0, 1):
-            joined = [i for L in range(4) for i in (2 * L + odd, 2 * L + odd + 8)]
-            both = builder.shuffle_vector(*pairs, ir.Constant(ir.VectorType(I32, 8), joined))
+        chosen = _opaque(builder, ir.Constant(V64I8, lanes))
+        pairs = [
+            builder.bitcast(builder.call(permute, [a, chosen, b]), V32I16)
+            for a, b in ((first, second), (third, fourth))
+        ]
+        for odd in (0, 4):
+            joined = [8 * L + odd + t + 32 * k for L in range(4) for t in range(4) for k in (0, 1)]
+            both = builder.shuffle_vector(*pairs, ir.Constant(ir.VectorType(I32, 32), joined))
             results.append(builder.bitcast(both, V64I8))
     return results
 
@@ -151,6 +158,9 @@ class _TableScorer:
     def sums(self, block: Any) -> list[tuple[Any, Any]]:
         """Per query the sums of tokens, int16 [32]: of the even bytes of transposed codes, of the odd."""
         builder = self.builder
+        # a multiplication shifts where no permutation waits for its place
+        multiply = declare(builder, "llvm.x86.avx512.pmaddubs.w.512", V32I16, [V64I8, V64I8])
+        upper_bytes = ir.Constant(V64I8, [0, 1] * 32)
         for cells in self.cells:
             for cell, value in zip(cells, self.starts, strict=True):
                 builder.store(value, cell)
@@ -165,9 +175,9 @@ class _TableScorer:
                 mirrored = builder.sext(builder.icmp_signed("<", codes, const(V64I8, 0)), V64I8)
                 for table, (every, odd) in zip(own, self.cells, strict=True):
                     halves = [load(builder, table, V64I8, j * TABLE_BYTES + i) for i in (0, 64)]
-                    found = builder.bitcast(look_up(builder, halves, codes, mirrored), V32I16)
-                    builder.store(builder.add(builder.load(every), found), every)
-                    upper = builder.lshr(found, const(V32I16, 8))
+                    found = look_up(builder, halves, codes, mirrored)
+                    builder.store(builder.add(builder.load(every), builder.bitcast(found, V32I16)), every)
+                    upper = builder.call(multiply, [found, upper_bytes])
                     builder.store(builder.add(builder.load(odd), upper), odd)
         found = []
         for cells in self.cells:
@@ -182,12 +192,8 @@ class _TableScorer:
         builder = self.builder
         sums = self.sums(block)
         scales = builder.add(block, const_i64(self.selector.scales(self.head_dim)))
-        permute = declare(builder, "llvm.x86.avx512.vpermi2var.hi.512", V32I16, [V32I16, V32I16, V32I16])
         lowest = const(V16F32, float("-inf"))
         for k in range(TILES):
-            # token 4 L + b of a tile: word 8 L + 2 k + b / 2 of the even or the odd sums
-            words = [8 * L + 2 * k + b // 2 + 32 * (b % 2) for L in range(4) for b in range(4)]
-            lanes = ir.Constant(V32I16, [word for word in words for _ in (0, 1)])
             halves = load(builder, scales, V16I16, 2 * TILE_TOKENS * k)
             key_scales = builder.fmul(simd.half_to_float(builder, halves), table.step(builder))
             left = splat(builder, builder.trunc(builder.sub(count, token), I32))
@@ -195,9 +201,12 @@ class _TableScorer:
                 "<", ir.Constant(V16I32, [16 * k + i for i in range(16)]), left
             )
             for g, record in enumerate(self.records):
-                even, odd = sums[g]
-                total = builder.bitcast(builder.call(permute, [even, lanes, odd]), V16I32)
-                total = builder.sitofp(builder.and_(total, const(V16I32, 0xFFFF0000)), V16F32)
+                total = builder.bitcast(sums[g][k // 2], V16I32)
+                if k % 2:
+                    total = builder.and_(total, const(V16I32, 0xFFFF0000))
+                else:
+                    total = builder.shl(total, const(V16I32, 16))
+                total = builder.sitofp(total, V16F32)
                 offset = splat(builder, load(builder, record, F32, 4))
                 if terms is not None:
                     term = builder.ptrtoint(terms[g], I64)
