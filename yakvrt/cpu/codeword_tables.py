@@ -193,28 +193,33 @@ class _TableScorer:
         sums = self.sums(block)
         scales = builder.add(block, const_i64(self.selector.scales(self.head_dim)))
         lowest = const(V16F32, float("-inf"))
+        left = splat(builder, builder.trunc(builder.sub(count, token), I32))
+        present, key_scales = [], []
         for k in range(TILES):
             halves = load(builder, scales, V16I16, 2 * TILE_TOKENS * k)
-            key_scales = builder.fmul(simd.half_to_float(builder, halves), table.step(builder))
-            left = splat(builder, builder.trunc(builder.sub(count, token), I32))
-            present = builder.icmp_signed(
-                "<", ir.Constant(V16I32, [16 * k + i for i in range(16)]), left
-            )
-            for g, record in enumerate(self.records):
-                total = builder.bitcast(sums[g][k // 2], V16I32)
+            key_scales.append(builder.fmul(simd.half_to_float(builder, halves), table.step(builder)))
+            tokens = ir.Constant(V16I32, [16 * k + i for i in range(16)])
+            present.append(builder.icmp_signed("<", tokens, left))
+        for g, (record, found) in enumerate(zip(self.records, sums, strict=True)):
+            step = splat(builder, load(builder, record, F32, 20))
+            offset = splat(builder, load(builder, record, F32, 4))
+            row, most = builder.add(rows[g], builder.mul(token, const_i64(4))), builder.load(largest[g])
+            for k in range(TILES):
+                total = builder.bitcast(found[k // 2], V16I32)
                 if k % 2:
                     total = builder.and_(total, const(V16I32, 0xFFFF0000))
                 else:
                     total = builder.shl(total, const(V16I32, 16))
-                total = builder.sitofp(total, V16F32)
-                offset = splat(builder, load(builder, record, F32, 4))
+                shift = offset
                 if terms is not None:
                     term = builder.ptrtoint(terms[g], I64)
-                    offset = builder.fadd(offset, mean_of_tile(builder, term, const_i64(k)))
-                factor = builder.fmul(key_scales, splat(builder, load(builder, record, F32, 20)))
-                score = builder.select(present, fmadd(builder, total, factor, offset), lowest)
-                store(builder, score, builder.add(rows[g], builder.mul(token, const_i64(4))), 64 * k)
-                builder.store(vmax(builder, score, builder.load(largest[g])), largest[g])
+                    shift = builder.fadd(offset, mean_of_tile(builder, term, const_i64(k)))
+                factor = builder.fmul(key_scales[k], step)
+                score = fmadd(builder, builder.sitofp(total, V16F32), factor, shift)
+                score = builder.select(present[k], score, lowest)
+                store(builder, score, row, 64 * k)
+                most = vmax(builder, score, most)
+            builder.store(most, largest[g])
 
 
 def make_block_scores(kind: str, head_dim: int, group: int) -> Any:
