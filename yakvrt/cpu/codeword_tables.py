@@ -1,10 +1,9 @@
-"""Dot products of queries with keys held as HIGGS codes, from tables of every point's product, as LLVM IR.
+"""Dot products of queries with keys held as HIGGS codes, looked up in tables of the query, as LLVM IR.
 
-A query has a byte for every position of a code and every point of the first half of the grid: the product of
-its part with the point, in steps of one size (query_record.py). 64 tokens are looked up at once: a permutation
-of 128 bytes, mirrored where a code is a mirror image. So a query costs one permutation and four simple
-operations for 64 codes, where dot products take one for each dimension of a sub-vector; in turn queries share
-nothing but the codes.
+A query has a byte for every position of a code and every point of the grid's first half (query_tables.py). 64
+tokens are looked up at once: a permutation of 128 bytes, mirrored where a code is a mirror image. So a query
+takes one permutation and four simple operations for 64 codes, where codeword_dots.py takes a dot product for
+every dimension of a sub-vector.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from ..kernels.higgs_layout import BLOCK_TOKENS, SELECTORS, TILE_TOKENS, GridTables
+from ..kernels.higgs_layout import BLOCK_TOKENS, SELECTORS, TILE_TOKENS
 from . import simd
 from .codeword_dots import Scorer, Table, look_up, mean_of_tile
 from .query_record import TABLE_BYTES, query_layout
@@ -24,7 +23,6 @@ from .simd import (
     I32,
     I64,
     V16F32,
-    V16I8,
     V16I16,
     V16I32,
     V32I16,
@@ -44,68 +42,6 @@ TILES = BLOCK_TOKENS // TILE_TOKENS
 TILE_ORDER = (0, 2, 1, 3)  # in the bytes of a lane: of the even sums, of the odd, of the even, of the odd
 MAX_QUERIES = 8  # two accumulators each
 PREFETCH_AHEAD = 4096  # bytes
-TO_INTEGER = 2.0**-16  # a sum lies in the upper half of a lane
-
-
-def make_put_tables(kind: str, head_dim: int) -> Any:
-    """An intrinsic f(out, query, tables) -> the largest product, 127.5 steps, in steps of the grid.
-
-    Shapes: query float32 [D], rotated; out uint8 [positions][128], b standing for step * (b - 127.5).
-    """
-    selector = SELECTORS[kind]
-    dim, first = selector.dim, GridTables(selector.dim, 256).bytes8
-    n_codes, n_padded = head_dim // dim, 4 * selector.tile_vectors(head_dim)
-
-    @intrinsic
-    def put_tables(typing_context: Any, out: Any, query: Any, tables: Any) -> Any:
-        def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            out, query, tables = values
-            half = const(V16F32, 127.5)
-
-            def for_products(use: Any) -> None:
-                """use(where the bytes of 16 products belong, the products)"""
-                with cgutils.for_range(builder, const_i64(TABLE_BYTES // 16)) as outer:
-                    start = builder.mul(outer.index, const_i64(16))
-                    plane = builder.add(tables, start)
-                    points = []
-                    for d in range(dim):
-                        raw = builder.zext(load(builder, plane, V16I8, first + d * TABLE_BYTES), V16I32)
-                        points.append(builder.fsub(builder.sitofp(raw, V16F32), half))
-                    with cgutils.for_range(builder, const_i64(n_codes)) as inner:
-                        part = builder.add(query, builder.mul(inner.index, const_i64(4 * dim)))
-                        product = const(V16F32, 0.0)
-                        for d, point in enumerate(points):
-                            value = splat(builder, load(builder, part, F32, 4 * d))
-                            product = fmadd(builder, value, point, product)
-                        table = builder.add(out, builder.mul(inner.index, const_i64(TABLE_BYTES)))
-                        use(builder.add(table, start), product)
-
-            largest = cgutils.alloca_once_value(builder, const(V16F32, 0.0))
-
-            def keep_largest(place: Any, product: Any) -> None:
-                size = simd.call(builder, "llvm.fabs.v16f32", V16F32, product)
-                builder.store(vmax(builder, size, builder.load(largest)), largest)
-
-            for_products(keep_largest)
-            reduce = declare(builder, "llvm.vector.reduce.fmax.v16f32", F32, [V16F32])
-            most = builder.call(reduce, [builder.load(largest)])
-            some = builder.fcmp_ordered(">", most, ir.Constant(F32, 1e-30))
-            inverse = builder.fdiv(ir.Constant(F32, 127.5), most)
-            inverse = splat(builder, builder.select(some, inverse, ir.Constant(F32, 0.0)))
-
-            def put_bytes(place: Any, product: Any) -> None:
-                steps = simd.round_even(builder, fmadd(builder, product, inverse, const(V16F32, -0.5)))
-                codes = builder.add(builder.fptosi(steps, V16I32), const(V16I32, 128))
-                store(builder, builder.trunc(codes, V16I8), place)
-
-            for_products(put_bytes)
-            for i in range(n_codes * TABLE_BYTES, n_padded * TABLE_BYTES, 64):
-                store(builder, const(V64I8, 0), out, i)  # missing sub-vectors have code 0
-            return most
-
-        return types.float32(types.int64, types.int64, types.int64), codegen
-
-    return put_tables
 
 
 def _opaque(builder: Any, value: Any) -> Any:
@@ -186,7 +122,14 @@ class _TableScorer:
         return found
 
     def put_scores(
-        self, block: Any, token: Any, count: Any, table: Table, rows: list[Any], largest: list[Any], terms: Any
+        self,
+        block: Any,
+        token: Any,
+        count: Any,
+        table: Table,
+        rows: list[Any],
+        largest: list[Any],
+        terms: Any,
     ) -> None:
         """The logits of a block whose first token is `token`, -inf from `count` on."""
         builder = self.builder
@@ -252,7 +195,9 @@ def make_block_scores(kind: str, head_dim: int, group: int) -> Any:
                 scorer = _TableScorer(builder, kind, head_dim, queries, members)
                 means = Scorer(kind, head_dim, members)
                 largest = [cgutils.alloca_once_value(builder, lowest) for _ in members]
-                terms = [cgutils.alloca_once(builder, V16F32) for _ in members] if selector.mean_grid else None
+                terms = (
+                    [cgutils.alloca_once(builder, V16F32) for _ in members] if selector.mean_grid else None
+                )
                 rows = [builder.add(logits, builder.mul(logits_stride, const_i64(g))) for g in members]
                 for cell in largest:
                     builder.store(lowest, cell)
@@ -260,7 +205,9 @@ def make_block_scores(kind: str, head_dim: int, group: int) -> Any:
                     index = builder.add(first, loop.index)
                     block = builder.add(blocks, builder.mul(index, const_i64(block_bytes)))
                     behind = selector.scales(head_dim)
-                    emit_prefetch(builder, builder.add(block, const_i64(behind)), PREFETCH_AHEAD, block_bytes - behind)
+                    emit_prefetch(
+                        builder, builder.add(block, const_i64(behind)), PREFETCH_AHEAD, block_bytes - behind
+                    )
                     if terms is not None:
                         mean_table = Table(builder, 2, mean_tables)
                         found = means.mean_terms(builder, block, scorer.records, mean_table)

@@ -38,8 +38,8 @@ class CpuFeatures:
 
     @property
     def fast_permutations(self) -> bool:
-        """Whether a permutation of 128 bytes takes no longer than a dot product of bytes: a cycle each on Zen 4
-        (measured). Intel's cores permute on one port and take two steps.
+        """Whether a permutation of 128 bytes is as fast as a dot product of bytes: a cycle each on Zen 4
+        (measured). Intel's cores take two on the one port that permutes.
         """
         return self.avx512_vbmi and self.avx512_vnni and self.cpu_name.startswith("znver")
 

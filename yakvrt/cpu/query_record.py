@@ -1,4 +1,4 @@
-"""One query as the scoring kernels read it: a header, what codes are scored with, and its codes for mean rows.
+"""One query as the scoring kernels read it: a header, what scores codes, and its codes for mean rows.
 
 Header: float32 factor, float32 offset, int32 -127 * sum of codes, float32 -0.5 * sum of codes, float32
 -127.5 * sum of codes, float32 factor of table sums.

@@ -56,8 +56,9 @@ def score_ref(
 
 
 def rounded_products(rotated: np.ndarray, grid: np.ndarray) -> np.ndarray:
-    """The products of a query's parts with the points of a grid as bytes hold them, float64: step * (b - 127.5),
-    the step 1 / 127.5 of a query's largest; the second half mirrors the first.
+    """The products of a query's parts with the points of a grid as bytes hold them, float64.
+
+    step * (b - 127.5), the step 1 / 127.5 of a query's largest; the grid's second half mirrors the first.
 
     Shapes: rotated [G, D], grid [256, dim] -> [G, D / dim, 256].
     """
@@ -81,16 +82,14 @@ def make_quantise_query(kind: str, head_dim: int, signs: bool = False) -> Any:
     queries of a head lie query_bytes(kind, head_dim) apart.
     """
     from ..cpu import vector_ops as v
-    from ..cpu.codeword_tables import TO_INTEGER, make_put_tables
-    from ..cpu.query_record import HEADER, query_layout, scores_by_tables
-    from ..cpu.simd import FEATURES
+    from ..cpu.query_record import query_layout, scores_by_tables
+    from ..cpu.query_tables import STEP, make_put_tables
 
-    selector = SELECTORS[kind]
-    at_codes, at_means, record_bytes = query_layout(selector, head_dim)
-    rotate, dim, has_means = make_rotate(head_dim, False, signs), selector.dim, selector.mean_grid is not None
-    planes, by_tables = FEATURES.avx512_vbmi, scores_by_tables()
-    n_subvectors, end_of_codes = head_dim // dim, HEADER if by_tables else record_bytes
-    put_tables, to_integer = make_put_tables(kind, head_dim), np.float32(TO_INTEGER / 127.5)
+    at_tables, _, record_bytes = query_layout(SELECTORS[kind], head_dim)
+    rotate, by_tables = make_rotate(head_dim, False, signs), scores_by_tables()
+    needs_int8 = not by_tables or SELECTORS[kind].mean_grid is not None
+    put_tables, step = make_put_tables(kind, head_dim), np.float32(STEP)
+    put_int8 = _make_put_int8(kind, head_dim)
 
     @v.inline
     def quantise_query(record: int, q: int, mean: int, factor: float, tables: int, scratch: int) -> None:
@@ -99,23 +98,48 @@ def make_quantise_query(kind: str, head_dim: int, signs: bool = False) -> Any:
             for i in range(0, head_dim * 4, 64):
                 offset = v.fma(v.load_f32(q + i), v.load_f32(mean + i), offset)
         rotate(scratch, q)
+        if needs_int8:
+            for i in range(0, record_bytes, 64):
+                v.store_f32(record + i, v.zero())
+            put_int8(record, factor, scratch)
+        if by_tables:
+            v.put_f32(record + 20, put_tables(record + at_tables, scratch, tables) * step * factor)
+        v.put_f32(record + 4, v.hsum(offset) * factor)
+
+    return quantise_query
+
+
+def _make_put_int8(kind: str, head_dim: int) -> Any:
+    """An inline put_int8(record, factor, rotated): the codes of a query, and what a header says of them.
+
+    `rotated`: float32 [D], and room for D bytes behind.
+    """
+    from ..cpu import vector_ops as v
+    from ..cpu.query_record import query_layout, scores_by_tables
+    from ..cpu.simd import FEATURES
+
+    selector = SELECTORS[kind]
+    at_codes, at_means, _ = query_layout(selector, head_dim)
+    dim, has_means, has_codes = selector.dim, selector.mean_grid is not None, not scores_by_tables()
+    planes, n_subvectors = FEATURES.avx512_vbmi, head_dim // dim
+
+    @v.inline
+    def put_int8(record: int, factor: float, rotated: int) -> None:
         largest = v.zero()
         for i in range(0, head_dim * 4, 64):
-            largest = v.vmax(v.vabs(v.load_f32(scratch + i)), largest)
+            largest = v.vmax(v.vabs(v.load_f32(rotated + i)), largest)
         step = v.hmax(largest) * np.float32(1 / 127)
         inverse = v.splat(np.float32(1) / step if step > np.float32(1e-30) else np.float32(0))
-        codes = scratch + head_dim * 4
+        codes = rotated + head_dim * 4
         for i in range(0, head_dim, 16):
-            v.store_i8(codes + i, v.mul(v.load_f32(scratch + i * 4), inverse))
-        for i in range(0, end_of_codes, 64):
-            v.store_f32(record + i, v.zero())
+            v.store_i8(codes + i, v.mul(v.load_f32(rotated + i * 4), inverse))
         total = 0
         for s in range(n_subvectors):
             for d in range(dim):
                 code = v.get_u8(codes + s * dim + d)
                 total += code - 256 if code > 127 else code
                 place = (s // 4 * dim + d) * 4 + s % 4 if planes else s * dim + d
-                if not by_tables:
+                if has_codes:
                     v.put_u8(record + at_codes + place, code)
         if has_means:
             for s in range(head_dim // 2):
@@ -124,14 +148,11 @@ def make_quantise_query(kind: str, head_dim: int, signs: bool = False) -> Any:
                     place = (vector * 2 + d) * 8 + j if planes else (vector * 4 + j % 4) * 8 + j // 4 * 4 + d
                     v.put_u8(record + at_means + place, v.get_u8(codes + s * 2 + d))
         v.put_f32(record, step * factor)
-        v.put_f32(record + 4, v.hsum(offset) * factor)
         v.put_i32(record + 8, -127 * total)
         v.put_f32(record + 12, np.float32(-0.5) * np.float32(total))
         v.put_f32(record + 16, np.float32(-127.5) * np.float32(total))
-        if by_tables:
-            v.put_f32(record + 20, put_tables(record + at_codes, scratch, tables) * to_integer * factor)
 
-    return quantise_query
+    return put_int8
 
 
 def make_score_blocks(kind: str, head_dim: int, group: int) -> Any:
