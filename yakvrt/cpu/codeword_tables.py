@@ -20,6 +20,7 @@ from .codeword_dots import Scorer, Table, look_up, mean_of_tile
 from .query_record import TABLE_BYTES, query_layout
 from .simd import (
     F32,
+    I8,
     I32,
     I64,
     V16F32,
@@ -94,9 +95,8 @@ class _TableScorer:
     def sums(self, block: Any) -> list[tuple[Any, Any]]:
         """Per query the sums of tokens, int16 [32]: of the even bytes of transposed codes, of the odd."""
         builder = self.builder
-        # a multiplication shifts where no permutation waits for its place
-        multiply = declare(builder, "llvm.x86.avx512.pmaddubs.w.512", V32I16, [V64I8, V64I8])
-        upper_bytes = ir.Constant(V64I8, [0, 1] * 32)
+        spread = declare(builder, "llvm.x86.vgf2p8affineqb.512", V64I8, [V64I8, V64I8, I8])
+        top_bits = const(V64I8, 128)  # each of the eight bits made is the top bit of the code
         for cells in self.cells:
             for cell, value in zip(cells, self.starts, strict=True):
                 builder.store(value, cell)
@@ -108,12 +108,12 @@ class _TableScorer:
             first = builder.mul(loop.index, const_i64(4 * TABLE_BYTES))
             own = [builder.add(table, first) for table in self.tables]
             for j, codes in enumerate(_transposed(builder, tiles)):
-                mirrored = builder.sext(builder.icmp_signed("<", codes, const(V64I8, 0)), V64I8)
+                mirrored = builder.call(spread, [codes, top_bits, ir.Constant(I8, 0)])
                 for table, (every, odd) in zip(own, self.cells, strict=True):
                     halves = [load(builder, table, V64I8, j * TABLE_BYTES + i) for i in (0, 64)]
-                    found = look_up(builder, halves, codes, mirrored)
-                    builder.store(builder.add(builder.load(every), builder.bitcast(found, V32I16)), every)
-                    upper = builder.call(multiply, [found, upper_bytes])
+                    found = builder.bitcast(look_up(builder, halves, codes, mirrored), V32I16)
+                    builder.store(builder.add(builder.load(every), found), every)
+                    upper = builder.lshr(found, const(V32I16, 8))
                     builder.store(builder.add(builder.load(odd), upper), odd)
         found = []
         for cells in self.cells:
