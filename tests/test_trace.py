@@ -168,6 +168,9 @@ def test_a_tape_is_traced_and_then_is_not(team: KernelTeam, tmp_path: Path) -> N
         tape.add(TAKE_ROWS, target, target.strides[0], source, source.strides[0], 32, rows, count(64))
     tape.begin_stage(Stage("empty"))
     tape.finish(team.cache.load(tape.specs))
+    stages = tape.stages
+    tape.finish(team.cache.load(tape.specs))
+    assert tape.stages is stages
     log = TraceLog(tmp_path)
     log.begin_process("ops")
     team.team.trace(log)

@@ -78,7 +78,9 @@ class Tape:
         self._table = np.array(rows, np.int64).reshape(-1, 3)
         self._table[-1, 2] = 1
         stages = {first: stage for first, stage in self._stages if first < len(rows)}
-        self.stages = tuple(stages.values()) or (Stage(),)
+        found = tuple(stages.values()) or (Stage(),)
+        if found != self.stages:  # traces know them by their identity
+            self.stages = found
         # what comes before the first belongs to it
         self._bounds = np.array([0, *list(stages)[1:], len(rows)], np.int64)
         self.bounds_words = self._bounds.ctypes.data, len(self.stages)
