@@ -17,6 +17,7 @@ import httpx
 import pytest
 from served import write_tokenizer
 from tiny_files import tiny_copy
+from trace_file_checks import check_nesting, ns, slices
 
 from yakvrt.serve.verb import main
 
@@ -48,7 +49,9 @@ def ready(url: str) -> list[int]:
 
 def test_from_start_to_end(tmp_path: Path) -> None:
     write_tokenizer(tiny_copy("qwen3", tmp_path / "tiny"))
+    path = tmp_path / "trace.json"
     flags = ("-m", str(tmp_path / "tiny"), "-c", "4000", "-np", "2", "--api-key", "k", "--alias", "mine")
+    flags += ("--trace", str(path))
     with started(*flags) as (process, url):
         assert set(ready(url)) == {503, 200}
         key = {"Authorization": "Bearer k"}
@@ -61,8 +64,24 @@ def test_from_start_to_end(tmp_path: Path) -> None:
             process.send_signal(signal.SIGTERM)
             rest = [line for line in lines if line.startswith("data: ")]
         assert rest[-1] == "data: [DONE]"
-        assert json.loads(rest[-2][6:])["timings"]["predicted_n"] == 700
+        last = json.loads(rest[-2][6:])
+        assert last["timings"]["predicted_n"] == 700
         assert process.wait(30) == 0
+    events = json.loads(path.read_text())["traceEvents"]
+    check_nesting(events)
+    asked = [e for e in events if e.get("cat") == "request"]
+    assert [(e["ph"], e["name"]) for e in asked] == [
+        ("b", "waiting"),
+        ("e", "waiting"),
+        ("X", "prompt"),
+        ("X", "answer"),
+    ]
+    assert {e["args"]["request"] for e in asked} == {last["id"]}
+    assert asked[-1]["args"]["tokens"] == 700
+    steps = slices(events, name="decode", cat="")
+    assert len(steps) == 699  # the first token comes from the prompt
+    (prompt, answer), (began, ended) = map(ns, asked[2:]), (ns(steps[0])[0], ns(steps[-1])[1])
+    assert prompt[1] == answer[0] <= began <= ended <= answer[1]
     with pytest.raises(httpx.ConnectError):
         httpx.get(url)
 

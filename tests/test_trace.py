@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import json
 import signal
 import sys
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,60 +16,23 @@ import pytest
 from golden_values import tiny_dir
 from kernel_team import KernelTeam, count
 from take_rows import TAKE_ROWS
+from trace_file_checks import check_nesting, ns, read, slices
 
 import yakvrt
 from yakvrt import bench, generate, trace_events
 from yakvrt.cpu.tape import Tape
+from yakvrt.serve.verb import main as serve_main
 from yakvrt.trace_file import Tracing
 from yakvrt.trace_log import TraceLog
-from yakvrt.trace_records import RECORD, Stage
+from yakvrt.trace_records import PACKED, RECORD, Job, Stage
 
 sys.path.append(str(Path(__file__).parent.parent / "bench"))
 import trace_report
 
-Event = Mapping[str, Any]
 PROMPT = list(range(1, 21))
 LAYER_STAGES = {"qkv", "attend", "attn_output", "mlp"}
 N_TOKENS = 5
 HOST = 10_000  # the first thread of the first process
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    events: list[dict[str, Any]] = json.loads(path.read_text())["traceEvents"]
-    return events
-
-
-def check_tracks(events: Sequence[Event]) -> None:
-    """Perfetto mixes threads 0 up with others, and those of one number in several processes."""
-    process_of: dict[int, int] = {}
-    for event in events:
-        assert event["tid"] > 0
-        assert process_of.setdefault(event["tid"], event["pid"]) == event["pid"]
-
-
-def slices(events: Sequence[Event], **wanted: object) -> list[Event]:
-    found = [event for event in events if event["ph"] == "X"]
-    return [event for event in found if all(event[name] == value for name, value in wanted.items())]
-
-
-def ns(event: Event) -> tuple[int, int]:
-    return round(event["ts"] * 1000), round((event["ts"] + event["dur"]) * 1000)
-
-
-def check_nesting(events: Sequence[Event]) -> None:
-    """On a track a slice lies within another or beside it."""
-    check_tracks(events)
-    tracks = defaultdict(list)
-    for event in slices(events):
-        tracks[event["pid"], event["tid"]].append(ns(event))
-    for found in tracks.values():
-        open_until: list[int] = []
-        for begin, end in sorted(found, key=lambda span: (span[0], -span[1])):
-            assert begin <= end
-            while open_until and open_until[-1] <= begin:
-                open_until.pop()
-            assert not open_until or end <= open_until[-1]
-            open_until.append(end)
 
 
 def traced(path: Path, **keywords: Any) -> tuple[list[int], list[dict[str, Any]], dict[str, Any], int]:
@@ -205,6 +168,9 @@ def test_a_tape_is_traced_and_then_is_not(team: KernelTeam, tmp_path: Path) -> N
         tape.add(TAKE_ROWS, target, target.strides[0], source, source.strides[0], 32, rows, count(64))
     tape.begin_stage(Stage("empty"))
     tape.finish(team.cache.load(tape.specs))
+    stages = tape.stages
+    tape.finish(team.cache.load(tape.specs))
+    assert tape.stages is stages
     log = TraceLog(tmp_path)
     log.begin_process("ops")
     team.team.trace(log)
@@ -222,6 +188,56 @@ def test_a_tape_is_traced_and_then_is_not(team: KernelTeam, tmp_path: Path) -> N
     assert (records["begin_ns"][1::2] == records["end_ns"][::2]).all()
     assert len(set(records["end_ns"][1::2])) == 1  # at the last barrier
     assert records["second"].tolist() == [30 // team.n_threads, 20 // team.n_threads] * team.n_threads
+
+
+def test_ticks_become_times_between_two_readings_of_the_clock() -> None:
+    blank = np.zeros((3, 2), RECORD)
+    pairs = [
+        # clock and ticks at the beginning, ticks at the end of each stage and in it waited, both at the end
+        [(1000, 70), (90, 10), (110, 0), (2000, 120)],
+        [(1000, -40), (0, 0), (40, 4), (1600, 60)],
+        [(1000, 500), (100, 900), (520, 5), (1100, 400)],  # moved to a core that counts otherwise
+    ]
+    words = np.zeros((3, 16), np.int64)
+    words[:, :8] = np.array(pairs).reshape(3, 8)
+    found = Job((), blank).records_of_ticks(words)
+    assert not blank["end_ns"].any()
+    assert found["begin_ns"].tolist() == [[1000, 1400], [1000, 1240], [1000, 1000]]
+    # the last stage ends for all with the last of them
+    assert found["end_ns"].tolist() == [[1400, 1800], [1240, 1800], [1000, 1800]]
+    assert found["first"].tolist() == [[200, 0], [0, 24 + 320], [0, 100 + 700]]
+
+
+def test_of_a_bounded_log_the_newest_is_left(tmp_path: Path) -> None:
+    most = 4096 * PACKED.size
+    log = TraceLog(tmp_path, most_bytes=most)
+    log.begin_process("a run")
+    stages = (Stage("a"), Stage("b"))
+    for i in range(20_000):
+        with log.span("step", number=i):
+            log.ran(stages, np.arange(1), 8) if log.room(8) else None
+    records = np.concatenate(list(log.records()))
+    log.close()
+    labels = np.array([log.labels[i].name for i in records["label"]])
+    steps = records["first"][labels == "step"].tolist()
+    assert steps == list(range(steps[0], 20_000))
+    assert labels.tolist() == ["a", "b", "step"] * len(steps)
+    step_bytes = 2 * PACKED.size + 64
+    assert most // 2 <= len(steps) * step_bytes <= most + 1024 * step_bytes
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_job_may_be_larger_than_the_buffer(tmp_path: Path) -> None:
+    log = TraceLog(tmp_path)
+    log.begin_process("a run")
+    stages = (Stage("a"),)
+    for n in (16, 1 << 18, 16):
+        words = np.frombuffer((ctypes.c_int64 * n).from_address(log.room(n)), np.int64)
+        words[:6] = n, 0, 2, 1, 3 * n, 4
+        log.ran(stages, np.arange(1), n)
+    (times,) = np.concatenate(list(log.records()))[["begin_ns", "end_ns", "first"]].reshape(1, -1)
+    log.close()
+    assert times.tolist() == [(n, 2 * n, n // 2) for n in (16, 1 << 18, 16)]
 
 
 def test_an_interrupted_run_keeps_what_was_traced(
@@ -274,7 +290,7 @@ def test_a_bad_path_is_told_before_anything_is_loaded(
 ) -> None:
     monkeypatch.setattr(yakvrt, "load", lambda *_, **__: pytest.fail("the model was loaded"))
     path = str(tmp_path / name)
-    for main, flags in ((generate.main, ["-p", "x"]), (bench.main, [])):
+    for main, flags in ((generate.main, ["-p", "x"]), (bench.main, []), (serve_main, [])):
         assert main([*flags, "-m", str(tiny_dir("qwen3")), "--trace", path]) == 1
         message = capsys.readouterr().err
         assert told in message

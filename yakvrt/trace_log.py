@@ -82,14 +82,8 @@ class Past(NamedTuple):
     told: Mapping[str, int | str]
 
 
-class _Ran(NamedTuple):
-    """A job of a team: whose times lie where in the buffer."""
-
-    within: str
-    stages: Sequence[Stage]
-    threads: np.ndarray
-    at: int
-    n_words: int
+# A job of a team: the span around it, its stages and threads, and where in the buffer its times lie.
+_Ran = tuple[str, Sequence[Stage], np.ndarray, int, int]
 
 
 class TraceLog:
@@ -155,7 +149,7 @@ class TraceLog:
         """A job has ended whose times lie in the words that it had room for. Neither `stages` nor `threads`
         may change later. threads: by their places in the job; the first is the host's, wherever it runs.
         """
-        self._notes.append(_Ran(self.within, stages, threads, self._n_used, n_words))
+        self._notes.append((self.within, stages, threads, self._n_used, n_words))
         self._n_used += n_words
 
     def slices(self, stages: Sequence[Stage], track: int, times: np.ndarray) -> None:
@@ -213,13 +207,10 @@ class TraceLog:
         notes, self._notes = self._notes, []
         parts: list[bytes | memoryview] = []
         for note in notes:
-            if isinstance(note, _Ran):
-                tracks = (HOST, *note.threads[1:].tolist())
-                job = self._job_id(note.stages, tracks, note.within)
-                parts += (
-                    PACKED.pack(JOB, job, 0, 0, note.n_words, 0),
-                    self._words[note.at :][: note.n_words].data,
-                )
+            if isinstance(note, tuple):
+                within, stages, threads, at, n_words = note
+                job = self._job_id(stages, (HOST, *threads[1:].tolist()), within)
+                parts += PACKED.pack(JOB, job, 0, 0, n_words, 0), self._words[at : at + n_words].data
             else:
                 parts.append(self._span_bytes(note) if isinstance(note, Span) else note)
         self._n_used, self._has_written = 0, True

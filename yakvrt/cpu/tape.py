@@ -9,15 +9,18 @@ from typing import Any
 import numpy as np
 
 from ..kernel_build.spec import KernelSpec
+from ..kernels.team import PAIR
 from ..trace_records import Stage
+from .memory import padded
 
+LINE_WORDS = 16  # what different threads write lies on different cache lines
 MIN_ARGUMENTS = 24  # blocks are filled up with zeros, which stand for "not used" in every kernel
 
 
 class Tape:
     """Rows of (kernel, arguments, barrier), resolved to addresses by finish(), which also tells the stages
     that traces show; bounds_words are the address of their first rows, behind which the number of rows lies,
-    and their number.
+    and their number, time_words how many words a thread writes times to.
 
     Owns: the argument blocks, and a reference to every array whose address they hold.
     """
@@ -28,7 +31,7 @@ class Tape:
         self._table = np.empty((0, 3), np.int64)
         self._stages: list[tuple[int, Stage]] = []
         self.stages: tuple[Stage, ...] = ()
-        self.bounds_words = 0, 0
+        self.bounds_words, self.time_words = (0, 0), 0
 
     def add(self, spec: KernelSpec, *arguments: np.ndarray | int | None, barrier: bool = True) -> None:
         """Appends one op; an array stands for its address, None for address 0, arguments left out for 0.
@@ -75,10 +78,13 @@ class Tape:
         self._table = np.array(rows, np.int64).reshape(-1, 3)
         self._table[-1, 2] = 1
         stages = {first: stage for first, stage in self._stages if first < len(rows)}
-        self.stages = tuple(stages.values()) or (Stage(),)
+        found = tuple(stages.values()) or (Stage(),)
+        if found != self.stages:  # traces know them by their identity
+            self.stages = found
         # what comes before the first belongs to it
         self._bounds = np.array([0, *list(stages)[1:], len(rows)], np.int64)
         self.bounds_words = self._bounds.ctypes.data, len(self.stages)
+        self.time_words = padded(PAIR * (len(self.stages) + 2), LINE_WORDS)
 
     @property
     def address(self) -> int:

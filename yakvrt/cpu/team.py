@@ -19,12 +19,10 @@ from ..trace_log import TraceLog
 from .affinity import Affinity, Places, place_threads
 from .attendance import Attendance
 from .kernel_cache import KernelCache
-from .memory import padded
 from .tape import Tape
 from .topology import machine_topology
 
 _KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
-LINE_WORDS = 16  # words that different threads write lie on different cache lines
 _SPECS = [kernel("team", f"{name}_cpu") for name in ("publish", "lead", "follow")]
 
 
@@ -68,11 +66,11 @@ class _Crew:
         for thread in self.threads:
             thread.start()
 
-    def trace(self, tape: Tape, address: int, n_bytes: int) -> None:
-        """The next job, of this tape, writes down times, n_bytes for each thread."""
+    def trace(self, tape: Tape, address: int) -> None:
+        """The next job, of this tape, writes down times there."""
         words = self.trace_words
         words[0], words[1] = tape.bounds_words
-        words[2], words[3] = address, n_bytes
+        words[2], words[3] = address, 8 * tape.time_words
 
     def trace_none(self) -> None:
         self.trace_words[0] = 0
@@ -209,9 +207,9 @@ class Team:
         if not log.shows_stages:
             self._crew.trace_none()
             return 0
-        n_words = padded(protocol.PAIR * (len(tape.stages) + 2), LINE_WORDS)
-        self._crew.trace(tape, log.room(n_active * n_words), 8 * n_words)
-        return n_active * n_words
+        n_words = n_active * tape.time_words
+        self._crew.trace(tape, log.room(n_words))
+        return n_words
 
     def _mask(self) -> set[int] | None:
         """The calling thread's affinity, read once: later it might be what an interrupted run left."""
