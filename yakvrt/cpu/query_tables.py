@@ -19,6 +19,8 @@ from . import simd
 from .query_record import TABLE_BYTES
 from .simd import (
     F32,
+    I16,
+    I32,
     V16F32,
     V16I8,
     V16I32,
@@ -79,9 +81,13 @@ def make_put_tables(kind: str, head_dim: int) -> Any:
             inverse = builder.fdiv(ir.Constant(F32, 127.5), largest)
             inverse = splat(builder, builder.select(some, inverse, ir.Constant(F32, 0.0)))
 
+            to_int = "llvm.x86.avx512.mask.cvtps2dq.512"
+
             def put_bytes(place: Any, product: Any) -> None:
-                steps = simd.round_even(builder, fmadd(builder, product, inverse, const(V16F32, -0.5)))
-                codes = builder.add(builder.fptosi(steps, V16I32), const(V16I32, 128))
+                # rounds to nearest, as the float unit is set
+                shifted = fmadd(builder, product, inverse, const(V16F32, 127.5))
+                every, current = ir.Constant(I16, -1), ir.Constant(I32, 4)
+                codes = simd.call(builder, to_int, V16I32, shifted, const(V16I32, 0), every, current)
                 store(builder, builder.trunc(codes, V16I8), place)
 
             for_products(builder, values, put_bytes)
