@@ -246,7 +246,7 @@ def test_slow_grammars_texts_and_files_hold_up_no_answer(served: Served) -> None
             assert client.post(COMPLETIONS, json=body).is_success
             assert client.post(COMPLETIONS, json=known).is_success
             for path, more in (
-                (COMPLETIONS, body | {"grammar": 'root ::= "a"'}),
+                (COMPLETIONS, body | {"grammar": 'root ::= "new"'}),
                 ("/tokenize", {"content": "x"}),
                 ("/slots/0?action=save", {"filename": "x"}),
             ):
