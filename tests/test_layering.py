@@ -31,7 +31,7 @@ LAYERS: tuple[tuple[str, str], ...] = (
     (
         "text",
         """engine chunk_size session session_origin session_file saved_session
-        sequence generation request scheduler scheduler_state slot_choice prefix_cache sampler
+        sequence generation request scheduler scheduler_state slot_choice prefix_cache radix_tree sampler
         memory_plan modelled_step step_times step_timing model_source runner
         device cpu_device cuda_device
         grammar grammar_check constraint
