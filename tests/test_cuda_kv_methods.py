@@ -13,6 +13,7 @@ from yakvrt.cuda.backend import CudaBackend
 from yakvrt.cuda.device import Device
 from yakvrt.kvcache import tail_fit, yakv
 from yakvrt.kvcache.slot_state import copy_slot
+from yakvrt.prefix_cache import PrefixCache
 
 HEADS, CTX = (2, 1, 64), 384
 YAKV = {"sparse_budget": "0.1", "min_seqlen_to_prune": "0"}
@@ -148,6 +149,25 @@ def test_a_copied_slot_goes_on_alike(open_backend: Callable[..., CudaBackend]) -
             assert copy_slot(slots.kv, first, n, second, n) == n
             outs = [decoded(slots, slot, n, 1) for slot in (first, second)]
             np.testing.assert_array_equal(*outs)
+
+
+@pytest.mark.parametrize(("name", "on_host"), [("full", False), ("yakv", False), ("yakv", True)])
+def test_a_kept_beginning_goes_on_alike(
+    open_backend: Callable[..., CudaBackend], name: str, on_host: bool
+) -> None:
+    """As that of the slot that it was copied from."""
+    args = {**YAKV, "tail": "0.25", "slot_cache": "1.5"} if name == "yakv" else {}
+    backend, cache, ids = open_backend(kv_on_host=on_host), PrefixCache(1 << 30), list(range(150))
+    with KvSlots(name, args, heads=HEADS, ctx_size=CTX, kind="f16", backend=backend) as slots:
+        first, second = slots.kv.open(CTX), slots.kv.open(CTX)
+        slots.prefill(first, 0, *part(0, 150))
+        cache.keep(ids, slots.kv.state(first, 150))
+        prefix = cache.find(ids, 100)
+        assert prefix
+        prefix.fill(slots.kv.state(second, prefix.n_held))
+        for slot in (first, second):
+            slots.kv.truncate(slot, 150, 100)
+        np.testing.assert_array_equal(*[decoded(slots, slot, 100, 1) for slot in (first, second)])
 
 
 @pytest.mark.parametrize(

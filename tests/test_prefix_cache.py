@@ -275,5 +275,16 @@ def test_what_is_found_goes_on_as_a_copy_of_all(name: str) -> None:
             kept[len(asked)] = asked, whole(loaded, session)
             kept = {node.stop: kept[node.stop] for node in cache._ends}
             assert len(kept) == len(cache)
-        held = sum(array.nbytes for _, arrays in kept.values() for array in arrays.values())
-        assert cache.n_bytes < held
+        base, held = vocabulary[:200], []
+        for tail in ([1] * 30, [2] * 30):
+            prefix = cache.find([*base, *tail], 200)
+            if not held or not prefix:
+                session.truncate(0)
+                take_in(session, base)
+            else:
+                session.load(prefix)
+            take_in(session, tail)
+            session.keep_in(cache)
+            held.append(cache.n_bytes)
+        check_bytes(cache)
+        assert held[1] - held[0] < sum(array.nbytes for array in whole(loaded, session).values())

@@ -71,7 +71,7 @@ class RadixTree:
         one where a sequence ends there.
         """
         found, n = self.root, 0
-        for node, shared in self._alike(ids, limit):
+        for node, shared in self._alike(ids, min(limit, len(ids))):
             if shared > n or (shared == n == node.stop and node.rest):
                 found, n = node, shared
         return found, n

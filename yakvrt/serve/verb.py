@@ -61,7 +61,7 @@ def load_model(args: argparse.Namespace, settings: Settings, overrides: dict[str
     from yakvrt.serve.service import Model
     from yakvrt.serve.warm_up import warm_up
 
-    engine = load_engine(args, n_slots=args.parallel)
+    engine = load_engine(args, n_slots=args.parallel, cache_bytes=settings.cache_bytes)
     try:
         if args.warmup:
             warm_up(engine)
