@@ -149,24 +149,27 @@ def test_a_copied_slot_goes_on_alike(open_backend: Callable[..., CudaBackend]) -
             assert copy_slot(slots.kv, first, n, second, n) == n
             outs = [decoded(slots, slot, n, 1) for slot in (first, second)]
             np.testing.assert_array_equal(*outs)
+        third = kept(slots, first, 151, 151)
+        np.testing.assert_array_equal(*[decoded(slots, slot, 151, 1) for slot in (first, third)])
 
 
-@pytest.mark.parametrize(("name", "on_host"), [("full", False), ("yakv", False), ("yakv", True)])
-def test_a_kept_beginning_goes_on_alike(
-    open_backend: Callable[..., CudaBackend], name: str, on_host: bool
-) -> None:
-    """As that of the slot that it was copied from."""
-    args = {**YAKV, "tail": "0.25", "slot_cache": "1.5"} if name == "yakv" else {}
-    backend, cache, ids = open_backend(kv_on_host=on_host), PrefixCache(1 << 30), list(range(150))
-    with KvSlots(name, args, heads=HEADS, ctx_size=CTX, kind="f16", backend=backend) as slots:
-        first, second = slots.kv.open(CTX), slots.kv.open(CTX)
+def kept(slots: KvSlots, slot: int, n_held: int, n: int) -> int:
+    """Another slot, that gets the first n tokens from a cache which has kept all of them."""
+    cache, other = PrefixCache(1 << 30), slots.kv.open(CTX)
+    cache.keep(list(range(n_held)), slots.kv.state(slot, n_held))
+    prefix = cache.find(list(range(n)), n)
+    assert prefix
+    prefix.fill(slots.kv.state(other, prefix.n_held))
+    assert n in (n_held, slots.kv.truncate(other, n_held, n))
+    return other
+
+
+def test_a_kept_beginning_goes_on_alike(open_backend: Callable[..., CudaBackend]) -> None:
+    backend = open_backend()
+    with KvSlots("full", {}, heads=HEADS, ctx_size=CTX, kind="f16", backend=backend) as slots:
+        first = slots.kv.open(CTX)
         slots.prefill(first, 0, *part(0, 150))
-        cache.keep(ids, slots.kv.state(first, 150))
-        prefix = cache.find(ids, 100)
-        assert prefix
-        prefix.fill(slots.kv.state(second, prefix.n_held))
-        for slot in (first, second):
-            slots.kv.truncate(slot, 150, 100)
+        second = kept(slots, first, 150, 100)
         np.testing.assert_array_equal(*[decoded(slots, slot, 100, 1) for slot in (first, second)])
 
 

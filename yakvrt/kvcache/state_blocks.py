@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .contract import StateArray
+from .contract import StateArray, TokenRows
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,25 +27,22 @@ class StateBlocks:
 
     def __init__(self, state: Mapping[str, StateArray], n_held: int, n_tokens: int) -> None:
         self.n_held, self.n_tokens = n_held, n_tokens
-        # wide numbers first, so that all are aligned
-        order = sorted(state, key=lambda name: (-state[name].values.itemsize, name))
-        self._arrays = {name: (np.asarray(state[name].values), state[name].rows) for name in order}
-
-    @property
-    def n_bytes(self) -> int:
-        return sum(array.nbytes for array, _ in self._arrays.values())
+        self.n_bytes = sum(part.values.nbytes for part in state.values())
+        self._undivided: dict[str, np.ndarray] = {}
+        self._divided: dict[TokenRows, dict[str, np.ndarray]] = {}  # few ways, of many arrays
+        for name, part in state.items():
+            arrays = self._undivided if part.rows is None else self._divided.setdefault(part.rows, {})
+            arrays[name] = np.asarray(part.values)
 
     def block(self, number: int) -> Block:
         return _copied(self._views(number))
 
     def rest(self) -> Block:
-        whole = self.n_held // self.n_tokens * self.n_tokens
-        return _copied(
-            {
-                name: array if rows is None else array[along(rows.axis, rows.complete(whole), None)]
-                for name, (array, rows) in self._arrays.items()
-            }
-        )
+        views = dict(self._undivided)
+        for rows, arrays in self._divided.items():
+            first = rows.complete(self.n_held // self.n_tokens * self.n_tokens)
+            views |= _parts(arrays, rows.axis, first, None)
+        return _copied(views)
 
     def holds(self, number: int, block: Block) -> bool:
         """Whether that block here is the same, bit for bit."""
@@ -53,12 +50,11 @@ class StateBlocks:
         return all(_are_same(views[name], kept) for name, kept in block.arrays.items())
 
     def _views(self, number: int) -> dict[str, np.ndarray]:
-        views = {}
-        for name, (array, rows) in self._arrays.items():
-            if rows:
-                first, last = (rows.complete(self.n_tokens * i) for i in (number, number + 1))
-                if first < last:
-                    views[name] = array[along(rows.axis, first, last)]
+        views: dict[str, np.ndarray] = {}
+        for rows, arrays in self._divided.items():
+            first, last = (rows.complete(self.n_tokens * i) for i in (number, number + 1))
+            if first < last:
+                views |= _parts(arrays, rows.axis, first, last)
         return views
 
 
@@ -92,11 +88,19 @@ def along(axis: int, first: int, last: int | None) -> tuple[slice, ...]:
     return (*[slice(None)] * axis, slice(first, last))
 
 
+def _parts(
+    arrays: Mapping[str, np.ndarray], axis: int, first: int, last: int | None
+) -> dict[str, np.ndarray]:
+    at = along(axis, first, last)
+    return {name: array[at] for name, array in arrays.items()}
+
+
 def _copied(views: Mapping[str, np.ndarray]) -> Block:
     """All in one piece of memory, so that none of it outlives another."""
     n_bytes = sum(view.nbytes for view in views.values())
     memory, at, arrays = np.empty(n_bytes, np.uint8), 0, {}
-    for name, view in views.items():
+    for name in sorted(views, key=lambda name: -views[name].itemsize):  # so that all are aligned
+        view = views[name]
         arrays[name] = memory[at : at + view.nbytes].view(view.dtype).reshape(view.shape)
         arrays[name][...] = view
         at += view.nbytes
