@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -88,22 +89,29 @@ def test_random_trees(seed: int, max_bytes: int, monkeypatch: pytest.MonkeyPatch
     """
     draw, cache = random.Random(seed), PrefixCache(max_bytes)
     kept: dict[tuple[int, ...], dict[str, StateArray]] = {}
-    copied, under_way = state_blocks._copied, [0]
+    copied, alive = state_blocks._copied, [0]
+
+    def free(n_bytes: int) -> None:
+        alive[0] -= n_bytes
 
     def counted(views: Mapping[str, np.ndarray]) -> state_blocks.Block:
         block = copied(views)
-        under_way[0] += block.n_bytes
-        assert cache.n_bytes + under_way[0] <= max_bytes
+        if block.n_bytes:
+            memory = next(iter(block.arrays.values())).base
+            assert memory is not None
+            assert memory.nbytes == block.n_bytes
+            weakref.finalize(memory, free, block.n_bytes)
+            alive[0] += block.n_bytes
+            assert alive[0] <= max_bytes
         return block
 
     monkeypatch.setattr(state_blocks, "_copied", counted)
     for _ in range(60):
         ids = grown(draw, [list(known) for known in kept])
         state = state_of(ids, draw.randrange(3))
-        under_way[0] = 0
         cache.keep(ids, state)
         check_bytes(cache)
-        assert cache.n_bytes <= max_bytes
+        assert cache.n_bytes == alive[0] <= max_bytes
         if sum(part.values.nbytes for part in state.values()) > max_bytes:
             continue
         kept = {known: of for known, of in kept.items() if known != tuple(ids[: len(known)])}
@@ -123,6 +131,7 @@ def test_random_trees(seed: int, max_bytes: int, monkeypatch: pytest.MonkeyPatch
         alike = [known for known in kept if lengths[known] == n and len(known) == prefix.n_held]
         (known,) = [known for known in alike if is_filled(prefix, kept[known])]
         kept[known] = kept.pop(known)  # used last
+        del prefix
 
 
 def is_filled(prefix: Prefix, state: Mapping[str, StateArray]) -> bool:

@@ -50,23 +50,17 @@ class PrefixCache:
         """Copies a state, unless it can never fit; those that it continues go, and the oldest ones if there
         is no room.
         """
-        given = StateBlocks(state, len(ids), BLOCK_TOKENS)
-        if not ids or given.n_bytes > self._max_bytes:
+        n_bytes = sum(part.values.nbytes for part in state.values())
+        if not ids or n_bytes > self._max_bytes:
             return
+        given = StateBlocks(state, len(ids), BLOCK_TOKENS)
         node = self._tree.place(ids, given.holds)
         end = self._tree.append(node, list(ids[node.stop :])) if node.stop < len(ids) else node
-        continued = self._tree.beginnings(ids)
-        for known in continued:
-            self._drop_rest(known)
-        end.rest = NOTHING  # it stays while others go
         try:
-            for known in continued:
-                self.n_bytes -= self._tree.tidy(known)
-            missing = given.n_bytes - sum(each.block_bytes for each in end.path())
+            self._supersede(ids, end)
+            missing = n_bytes - sum(each.block_bytes for each in end.path())
             while self.n_bytes + missing > self._max_bytes:
-                oldest = next(iter(self._ends))
-                self._drop_rest(oldest)
-                self.n_bytes -= self._tree.tidy(oldest)
+                self._forget_oldest()
             first, last = end.start // BLOCK_TOKENS + len(end.blocks), end.stop // BLOCK_TOKENS
             blocks, rest = [given.block(number) for number in range(first, last)], given.rest()
         except BaseException:
@@ -86,6 +80,22 @@ class PrefixCache:
         del self._ends[end]
         self._ends[end] = None
         return Prefix(ids[:n], end.stop, end)
+
+    # No caller of these holds a node that goes, or its memory would stay.
+
+    def _supersede(self, ids: Sequence[int], end: Node) -> None:
+        """Sequences that ids continue or repeat go; that of `end` is under way, so it stays."""
+        known = self._tree.beginnings(ids)
+        for node in known:
+            self._drop_rest(node)
+        end.rest = NOTHING
+        for node in known:
+            self.n_bytes -= self._tree.tidy(node)
+
+    def _forget_oldest(self) -> None:
+        end = next(iter(self._ends))
+        self._drop_rest(end)
+        self.n_bytes -= self._tree.tidy(end)
 
     def _drop_rest(self, end: Node) -> None:
         """The sequence does not end there any more."""

@@ -33,6 +33,7 @@ def choose_slot(
         return source
     target = idle[0]
     if len(target.ids) - shared[target] >= LEAST_KEPT:
+        known = None  # or memory that the cache gives back would stay
         target.keep_in(cache)
         known = cache.find(ids, limit)
     if known and len(known.ids) > n and _is_worth_it(len(known.ids), known.n_held):

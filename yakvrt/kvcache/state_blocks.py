@@ -27,7 +27,6 @@ class StateBlocks:
 
     def __init__(self, state: Mapping[str, StateArray], n_held: int, n_tokens: int) -> None:
         self.n_held, self.n_tokens = n_held, n_tokens
-        self.n_bytes = sum(part.values.nbytes for part in state.values())
         self._undivided: dict[str, np.ndarray] = {}
         self._divided: dict[TokenRows, dict[str, np.ndarray]] = {}  # few ways, of many arrays
         for name, part in state.items():
