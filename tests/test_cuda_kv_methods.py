@@ -149,27 +149,27 @@ def test_a_copied_slot_goes_on_alike(open_backend: Callable[..., CudaBackend]) -
             assert copy_slot(slots.kv, first, n, second, n) == n
             outs = [decoded(slots, slot, n, 1) for slot in (first, second)]
             np.testing.assert_array_equal(*outs)
-        third = kept(slots, first, 151, 151)
-        np.testing.assert_array_equal(*[decoded(slots, slot, 151, 1) for slot in (first, third)])
+        slots.kv.truncate(second, 151, 0)
+        load_kept(slots, first, 151, second, 151)
+        np.testing.assert_array_equal(*[decoded(slots, slot, 151, 1) for slot in (first, second)])
 
 
-def kept(slots: KvSlots, slot: int, n_held: int, n: int) -> int:
-    """Another slot, that gets the first n tokens from a cache which has kept all of them."""
-    cache, other = PrefixCache(1 << 30), slots.kv.open(CTX)
-    cache.keep(list(range(n_held)), slots.kv.state(slot, n_held))
+def load_kept(slots: KvSlots, source: int, n_held: int, target: int, n: int) -> None:
+    """An empty slot gets the first n tokens from a cache that has kept all of another's."""
+    cache = PrefixCache(1 << 30)
+    cache.keep(list(range(n_held)), slots.kv.state(source, n_held))
     prefix = cache.find(list(range(n)), n)
     assert prefix
-    prefix.fill(slots.kv.state(other, prefix.n_held))
-    assert n in (n_held, slots.kv.truncate(other, n_held, n))
-    return other
+    prefix.fill(slots.kv.state(target, prefix.n_held))
+    assert n in (n_held, slots.kv.truncate(target, n_held, n))
 
 
 def test_a_kept_beginning_goes_on_alike(open_backend: Callable[..., CudaBackend]) -> None:
     backend = open_backend()
     with KvSlots("full", {}, heads=HEADS, ctx_size=CTX, kind="f16", backend=backend) as slots:
-        first = slots.kv.open(CTX)
+        first, second = slots.kv.open(CTX), slots.kv.open(CTX)
         slots.prefill(first, 0, *part(0, 150))
-        second = kept(slots, first, 150, 100)
+        load_kept(slots, first, 150, second, 100)
         np.testing.assert_array_equal(*[decoded(slots, slot, 100, 1) for slot in (first, second)])
 
 
