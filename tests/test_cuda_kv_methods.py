@@ -13,6 +13,7 @@ from yakvrt.cuda.backend import CudaBackend
 from yakvrt.cuda.device import Device
 from yakvrt.kvcache import tail_fit, yakv
 from yakvrt.kvcache.slot_state import copy_slot
+from yakvrt.prefix_cache import PrefixCache
 
 HEADS, CTX = (2, 1, 64), 384
 YAKV = {"sparse_budget": "0.1", "min_seqlen_to_prune": "0"}
@@ -148,6 +149,28 @@ def test_a_copied_slot_goes_on_alike(open_backend: Callable[..., CudaBackend]) -
             assert copy_slot(slots.kv, first, n, second, n) == n
             outs = [decoded(slots, slot, n, 1) for slot in (first, second)]
             np.testing.assert_array_equal(*outs)
+        slots.kv.truncate(second, 151, 0)
+        load_kept(slots, first, 151, second, 151)
+        np.testing.assert_array_equal(*[decoded(slots, slot, 151, 1) for slot in (first, second)])
+
+
+def load_kept(slots: KvSlots, source: int, n_held: int, target: int, n: int) -> None:
+    """An empty slot gets the first n tokens from a cache that has kept all of another's."""
+    cache = PrefixCache(1 << 30)
+    cache.keep(list(range(n_held)), slots.kv.state(source, n_held))
+    prefix = cache.find(list(range(n)), n)
+    assert prefix
+    prefix.fill(slots.kv.state(target, prefix.n_held))
+    assert n in (n_held, slots.kv.truncate(target, n_held, n))
+
+
+def test_a_kept_beginning_goes_on_alike(open_backend: Callable[..., CudaBackend]) -> None:
+    backend = open_backend()
+    with KvSlots("full", {}, heads=HEADS, ctx_size=CTX, kind="f16", backend=backend) as slots:
+        first, second = slots.kv.open(CTX), slots.kv.open(CTX)
+        slots.prefill(first, 0, *part(0, 150))
+        load_kept(slots, first, 150, second, 100)
+        np.testing.assert_array_equal(*[decoded(slots, slot, 100, 1) for slot in (first, second)])
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ LAYERS: tuple[tuple[str, str], ...] = (
         "text",
         """engine chunk_size session turns session_origin session_file saved_session
         sequence generation request request_trace scheduler scheduler_state step_loop waiting_line slot_choice
-        prefix_cache sampler
+        prefix_cache radix_tree sampler
         memory_plan modelled_step step_times step_timing model_source runner
         device cpu_device cuda_device
         grammar grammar_check constraint

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 from golden_values import tiny_dir
 from tiny_gguf import tiny_config
 
+import yakvrt
 from yakvrt.config import config_from_json
+from yakvrt.cpu_device import CpuDevice
 from yakvrt.free_memory import available_memory
-from yakvrt.memory_plan import MemoryPlan, Place, activation_bytes
+from yakvrt.kvcache import full
+from yakvrt.memory_plan import MemoryPlan, Place, Wanted, activation_bytes
+from yakvrt.model_source import open_model
 
 GIB = 1 << 30
 
@@ -45,6 +50,20 @@ def test_the_scarcer_of_two_places_decides() -> None:
         plan.context(100_000)
     with pytest.raises(ValueError, match=r"9\.00 GiB, the work on them 0\.00 GiB, and 8\.00 GiB of GPU"):
         MemoryPlan((Place("GPU memory", 8 * GIB, 9 * GIB, 0, lambda n: n), host), 4096).context(0)
+
+
+def test_a_prefix_cache_is_planned_for() -> None:
+    """Of a gibibyte less than else is free."""
+    plans = []
+    for cache_bytes in (0, GIB):
+        with open_model(str(tiny_dir("qwen3"))) as source:
+            pools = partial(full.pools, source.config, full.Parameters(), "f16")
+            wanted = Wanted(source.config, source.tensors, "auto", 64, pools, 1, 0, cache_bytes)
+            plans.append(CpuDevice(1).plan(wanted))
+    (without,), (reserved,) = (plan.places for plan in plans)
+    assert reserved.work_bytes - without.work_bytes == GIB
+    with pytest.raises(ValueError, match="cache_bytes=-1 is negative"):
+        yakvrt.load(str(tiny_dir("qwen3")), cache_bytes=-1)
 
 
 def test_available_memory_is_a_sane_number() -> None:

@@ -13,12 +13,11 @@ import pytest
 from test_kvcache_contract import LITTLE, MODULES, engine, ids_of
 
 import yakvrt
-from yakvrt.prefix_cache import PrefixCache, common_prefix
 from yakvrt.request import Request
 from yakvrt.sampler import SamplingParams
 from yakvrt.scheduler import Scheduler
 from yakvrt.scheduler_state import OverloadedError, SlotBusyError
-from yakvrt.session import Session, Snapshot, decode_together
+from yakvrt.session import Session, decode_together
 from yakvrt.stream_decoder import StreamDecoder
 
 FAMILY = "qwen3"
@@ -418,28 +417,3 @@ def test_what_a_slot_had_to_forget_is_found_in_the_cache(name: str) -> None:
                 assert answer.timings["cache_n"] == 207
                 found.append(answer.ids)
     assert found[0] == found[1]
-
-
-def test_the_cache_keeps_what_was_used_last() -> None:
-    def snapshot(*ids: int) -> Snapshot:
-        return Snapshot(ids, {"k": np.zeros(len(ids), np.uint8)})
-
-    cache = PrefixCache(10)
-    assert cache.has_room(10)
-    assert not cache.has_room(11)
-    for ids in ((1, 2, 3), (4, 5, 6), (7, 8, 9)):
-        cache.keep(snapshot(*ids))
-    assert cache.find((1, 2, 9), 9)[1] == 2
-    assert cache.find((1, 2, 3, 4), 2)[1] == 2
-    cache.keep(snapshot(7, 8, 9, 1))  # in place of its beginning
-    assert (len(cache), cache.n_bytes) == (3, 10)
-    cache.keep(snapshot(8))
-    assert cache.find((4, 5), 9) == (None, 0)
-    assert [cache.find(ids, 9)[1] for ids in ((1, 2, 3), (7, 8, 9, 1, 2), (8,))] == [3, 4, 1]
-
-
-@pytest.mark.parametrize(("n", "limit"), [(0, 9), (1, 9), (255, 300), (256, 300), (257, 300), (700, 600)])
-def test_common_prefix(n: int, limit: int) -> None:
-    a = list(range(1000))
-    assert common_prefix(a, [*a[:n], -1], limit) == min(n, limit)
-    assert common_prefix(a, a[:n], limit) == min(n, limit)

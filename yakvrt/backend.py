@@ -46,8 +46,8 @@ class HiddenStates(Protocol):
 
 
 class SlotValues(Protocol):
-    """Values of a slot, as much of an array as it takes to save and restore them: np.asarray() of it, and
-    values[...] = x.
+    """Values of a slot, as much of an array as it takes to save and restore them: np.asarray() of it,
+    values[...] = x, and a range along an axis, as values[:, :8].
     """
 
     @property
@@ -64,11 +64,18 @@ class SlotValues(Protocol):
 
     def __array__(self) -> np.ndarray: ...
 
+    def __getitem__(self, key: tuple[slice, ...], /) -> SlotValues: ...
+
     def __setitem__(self, key: Any, values: Any, /) -> None: ...
 
 
 class SlotRows(Protocol):
-    """The exact rows of one slot and layer. Shapes: k and v float32 [Hk, n, D]."""
+    """The exact rows of one slot and layer. Shapes: k and v float32 [Hk, n, D].
+
+    key_tile: keys of so many positions rest together.
+    """
+
+    key_tile: int
 
     def read(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
         """K and V of positions first to last - 1."""
@@ -77,7 +84,7 @@ class SlotRows(Protocol):
         """Lays rows down from position `first`."""
 
     def state(self, n_held: int) -> tuple[SlotValues, SlotValues]:
-        """Keys and values of the first n_held positions as they rest."""
+        """Keys and values of the first n_held positions as they rest, in tiles or rows along axis 1."""
 
 
 class Backend(Protocol):

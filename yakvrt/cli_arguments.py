@@ -229,7 +229,7 @@ def chunk_of(args: argparse.Namespace) -> int:
     return min(chunk, args.batch_size or chunk)
 
 
-def load_engine(args: argparse.Namespace, *, n_slots: int = 1) -> Engine:
+def load_engine(args: argparse.Namespace, *, n_slots: int = 1, cache_bytes: int = 0) -> Engine:
     """Load the model that the flags ask for."""
     chosen_type = cache_type(args)
     import yakvrt
@@ -239,6 +239,7 @@ def load_engine(args: argparse.Namespace, *, n_slots: int = 1) -> Engine:
             args.model,
             ctx_size=args.ctx_size,
             n_slots=n_slots,
+            cache_bytes=cache_bytes,
             threads=threads_of(args),
             dtype=args.dtype,
             kv=args.kv,

@@ -53,7 +53,7 @@ class CpuDevice:
             "memory",
             available_memory(),
             weight_bytes=tile_bytes(matrices) + vector_bytes(config),
-            work_bytes=activation_bytes(config, wanted.chunk) + FIXED_BYTES,
+            work_bytes=activation_bytes(config, wanted.chunk) + FIXED_BYTES + wanted.cache_bytes,
             kv_bytes=kv_bytes,
         )
         return MemoryPlan((memory,), config.context_len)

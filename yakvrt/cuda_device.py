@@ -69,7 +69,8 @@ class CudaDevice:
 
             work = activation_bytes(config, wanted.chunk) + GPU_FIXED_BYTES
             gpu = Place("GPU memory", free[0], weight_bytes, work, gpu_bytes)
-            host = Place("host memory", free[1], 0, FIXED_BYTES, host_bytes if on_host else lambda n: 0)
+            fixed = FIXED_BYTES + wanted.cache_bytes
+            host = Place("host memory", free[1], 0, fixed, host_bytes if on_host else lambda n: 0)
             return MemoryPlan((gpu, host), config.context_len, host_rows=on_host)
 
         chosen = plan(on_host=False)

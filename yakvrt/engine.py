@@ -186,6 +186,7 @@ def load(
     kv: str = "full",
     kv_args: Mapping[str, str] | None = None,
     n_slots: int = 1,
+    cache_bytes: int = 0,
     ubatch_size: int | None = None,
     device: str = "cpu",
     cubins: str | Path | None = None,
@@ -204,9 +205,10 @@ def load(
     ctx_size 0 takes the model's context, or what fits in memory. threads None takes the physical cores. dtype
     "auto" computes on the stored formats, "f32" is the exact path, "bf16", "q8_0" and "q4_0" convert at load.
     cache_type is the number format of exact KV rows: "f32", "f16" or "bf16". kv names a KV method, kv_args
-    its parameters as text. ubatch_size None takes what suits the device. device is "cpu", or "cuda" or
-    "cuda:1" for a GPU, whose kernels lie in the directory cubins or are compiled; kv_device says where rows
-    rest that a KV method keeps on the host: there ("cpu"), on the GPU ("gpu"), or where they fit ("auto").
+    its parameters as text. cache_bytes of host memory are left for a Scheduler's cache. ubatch_size None
+    takes what suits the device. device is "cpu", or "cuda" or "cuda:1" for a GPU, whose kernels lie in the
+    directory cubins or are compiled; kv_device says where rows rest that a KV method keeps on the host: there
+    ("cpu"), on the GPU ("gpu"), or where they fit ("auto").
     load_format "dummy" makes random weights from the configuration alone. For the CPU: affinity says which
     CPUs and NUMA nodes the threads run on; tile_cache keeps the repacked weights on disk, as many bytes again
     as the model, and maps them at the next start (reads them, without mmap); mlock keeps the weights in
@@ -230,6 +232,8 @@ def load(
         raise ValueError(f"--ubatch-size {ubatch_size} is out of range; 1 to {MAX_CHUNK}")
     if ctx_size < 0 or not 1 <= n_slots <= 4096:
         raise ValueError(f"--ctx-size {ctx_size} with {n_slots} slots is out of range; 0 or more, 1 to 4096")
+    if cache_bytes < 0:
+        raise ValueError(f"cache_bytes={cache_bytes} is negative")
     from .cpu_device import CpuDevice
     from .model_source import open_model
     from .weight_shapes import DTYPES
@@ -251,7 +255,7 @@ def load(
             check_tensors(config, source.tensors)
             chunk = ubatch_size or opened.default_chunk
             pools = partial(method.pools, config, parameters, cache_type)
-            wanted = Wanted(config, source.tensors, dtype, chunk, pools, n_slots, ctx_size)
+            wanted = Wanted(config, source.tensors, dtype, chunk, pools, n_slots, ctx_size, cache_bytes)
             context = opened.plan(wanted).context(ctx_size)
             backend = opened.open(progress)
             weights = opened.load(source, dtype, partial(progress, "loading weights") if progress else None)

@@ -48,7 +48,8 @@ def prompt_bytes(pools: Pools, config: ModelConfig, n_tokens: int) -> int:
 class Wanted:
     """What is to be planned: tensors as `dtype`, prompts in chunks, n_slots slots of ctx_size tokens.
 
-    ctx_size 0: as many as the model or memory takes. pools(n) are those of a slot of n tokens.
+    ctx_size 0: as many as the model or memory takes. pools(n) are those of a slot of n tokens. cache_bytes of
+    host memory are for what slots held.
     """
 
     config: ModelConfig
@@ -58,13 +59,14 @@ class Wanted:
     pools: Callable[[int], Pools]
     n_slots: int
     ctx_size: int
+    cache_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
     """Memory of one kind: its name, what is free of it, and what a model will take of it, in bytes.
 
-    kv_bytes(n) is for a context of n tokens.
+    kv_bytes(n) is for a context of n tokens; work_bytes include a prefix cache.
     """
 
     name: str
@@ -108,7 +110,7 @@ class MemoryPlan:
             raise ValueError(
                 f"the weights take {gib(place.weight_bytes)}, the work on them {gib(place.work_bytes)}, "
                 f"and {free} of {place.name} is free; choose a smaller model, --dtype q4_0 or a smaller "
-                "--ubatch-size"
+                "--ubatch-size or --cache-ram"
             )
         if ctx_size > largest:
             raise ValueError(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Mapping
 from collections.abc import Sequence as IdSequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -19,22 +18,11 @@ from .session_file import save_session, session_bytes
 if TYPE_CHECKING:
     from .backend import SlotValues
     from .kvcache.contract import KvMethod
+    from .prefix_cache import Prefix, PrefixCache
     from .runner import Runner
     from .turns import Turns
 
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Snapshot:
-    """The tokens that a session held, and the arrays of its state."""
-
-    ids: IdSequence[int]
-    arrays: Mapping[str, np.ndarray]
-
-    @property
-    def n_bytes(self) -> int:
-        return sum(values.nbytes for values in self.arrays.values())
 
 
 class Session:
@@ -128,33 +116,20 @@ class Session:
                 raise ValueError(f"cannot keep {n} tokens of {len(self._ids)}")
             del self._ids[self._kv.truncate(self.slot, len(self._ids), n) :]
 
-    @property
-    def snapshot_bytes(self) -> int:
-        """Bytes of a snapshot()."""
+    def keep_in(self, cache: PrefixCache) -> None:
+        """Copies all that is known of the tokens into a cache of the engine's, if it has room."""
         with self._turns.take(self):
-            return sum(part.values.nbytes for part in self._kv.state(self.slot, len(self._ids)).values())
+            cache.keep(self._ids, self._kv.state(self.slot, len(self._ids)))
 
-    def snapshot(self) -> Snapshot:
-        """A copy, in host memory, of all that is known of the tokens, for load()."""
-        with self._turns.take(self):
-            state = self._kv.state(self.slot, len(self._ids))
-            return Snapshot(list(self._ids), {name: np.array(part.values) for name, part in state.items()})
-
-    def load(self, snapshot: Snapshot, n: int) -> None:
-        """Holds what the session of a snapshot would after truncate() to n tokens, in place of its own. Both
-        are of one engine.
-
-        Raises: ValueError when it has fewer.
+    def load(self, prefix: Prefix) -> None:
+        """Holds what a session that was kept in such a cache would after truncate() to the prefix, in place
+        of its own tokens.
         """
-        n_held = len(snapshot.ids)
-        if not 0 <= n <= n_held:
-            raise ValueError(f"cannot take {n} tokens of {n_held}")
+        n = len(prefix.ids)
         with self._turns.take(self), self._replaced():
-            state = self._kv.state(self.slot, n_held)
-            for name, values in snapshot.arrays.items():
-                state[name].values[...] = values
-            kept = n if n == n_held else self._kv.truncate(self.slot, n_held, n)
-            self._ids.extend(snapshot.ids[:kept])
+            prefix.fill(self._kv.state(self.slot, prefix.n_held))
+            kept = n if n == prefix.n_held else self._kv.truncate(self.slot, prefix.n_held, n)
+            self._ids.extend(prefix.ids[:kept])
 
     def copy_from(self, other: Session, n: int | None = None) -> None:
         """Holds what another session of the engine would hold after truncate() to n tokens, all by default,

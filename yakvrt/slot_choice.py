@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .prefix_cache import PrefixCache, common_prefix
+from .prefix_cache import PrefixCache
+from .radix_tree import common_prefix
 
 if TYPE_CHECKING:
     from .session import Session
 
-# Copying pays where one token in so many is used: computing one takes much longer. Guesses, not measured.
-WORTH = 16
-LEAST_KEPT = 64  # tokens; fewer are not worth a place in the cache
+# Fewer tokens are not worth a place in the cache, nor a copy of what a method knows of many more: a guess.
+LEAST_KEPT = 64
 
 
 def choose_slot(
@@ -28,17 +28,23 @@ def choose_slot(
     shared = {session: common_prefix(session.ids, ids, limit) for session in (*idle, *busy)}
     source = max(shared, key=lambda session: shared[session])
     n = shared[source]
-    snapshot, n_cached = cache.find(ids, limit)
-    if source in idle and len(source.ids) == n >= max(n_cached, 1):
+    known = cache.find(ids, limit)  # which counts as used, so it goes last
+    if source in idle and len(source.ids) == n >= (max(len(known.ids), 1) if known else 1):
         return source
     target = idle[0]
-    kept = target.snapshot_bytes if len(target.ids) - shared[target] >= LEAST_KEPT else 0
-    if kept and cache.has_room(kept):
-        cache.keep(target.snapshot())
-    if snapshot and n_cached > n and n_cached * WORTH >= len(snapshot.ids):
-        target.load(snapshot, n_cached)
-    elif target is not source and n > shared[target] and n * WORTH >= len(source.ids):
+    if len(target.ids) - shared[target] >= LEAST_KEPT:
+        known = None  # or memory that the cache gives back would stay
+        target.keep_in(cache)
+        known = cache.find(ids, limit)
+    if known and len(known.ids) > n and _is_worth_it(len(known.ids), known.n_held):
+        target.load(known)
+    elif target is not source and n > shared[target] and _is_worth_it(n, len(source.ids)):
         target.copy_from(source, n)
     else:
         target.truncate(shared[target])
     return target
+
+
+def _is_worth_it(n: int, n_held: int) -> bool:
+    """Whether to copy the first n of n_held tokens: their rows, and all that is not divided among tokens."""
+    return n >= min(LEAST_KEPT, n_held // 16)

@@ -12,6 +12,8 @@ TILE = 16  # positions in a tile of keys
 class TiledRows:
     """backend.SlotRows over views. Shapes: k [Hk, tiles, D, 16], v [Hk, n, D]."""
 
+    key_tile = TILE
+
     def __init__(self, rows: KvRows, slot: int, n_kv_heads: int, head_dim: int) -> None:
         dtype = element_type(rows.kind)
         self._k = rows.k[slot].view(dtype).reshape(n_kv_heads, -1, head_dim, TILE)

@@ -60,8 +60,10 @@ class YakvPools:
     """The pools of all layers and slots. Owns: their memory, whose pages are taken when first written.
 
     `run` replays a tape; `staging` are the exact rows of the prompt under way; n_places are those of a head
-    in the cache of rows, 0 for none.
+    in the cache of rows, 0 for none. block_axis: along which blocks lie in what state() gives.
     """
+
+    block_axis = 2
 
     def __init__(
         self,

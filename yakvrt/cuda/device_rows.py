@@ -47,6 +47,16 @@ class DeviceValues:
             self._stream.synchronise()
         return out if dtype is None else out.astype(dtype, copy=False)
 
+    def __getitem__(self, key: tuple[slice, ...]) -> DeviceValues:
+        """A range of rows, the same of every head."""
+        heads, rows = key
+        assert heads == slice(None)
+        first, last, _ = rows.indices(self.shape[1])
+        row_bytes = prod(self.shape[2:]) * self.itemsize
+        shape = (self.shape[0], max(0, last - first), *self.shape[2:])
+        start = self._first + first * row_bytes
+        return DeviceValues(self._words, start, self._stride, shape, self.dtype, self._stream)
+
     def __setitem__(self, key: Any, values: Any) -> None:
         assert key is Ellipsis
         given = np.ascontiguousarray(np.broadcast_to(np.asarray(values), self.shape), self.dtype)
@@ -59,6 +69,8 @@ class DeviceValues:
 
 class DeviceRows:
     """backend.SlotRows."""
+
+    key_tile = 1
 
     def __init__(self, rows: KvRows, slot: int, n_kv_heads: int, head_dim: int, stream: Stream) -> None:
         self._rows, self._slot, self._stream = rows, slot, stream

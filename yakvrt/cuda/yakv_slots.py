@@ -23,7 +23,11 @@ if TYPE_CHECKING:
 
 
 class YakvSlots:
-    """The slots of all layers; `staging` are the exact rows of one layer of the prompt under way."""
+    """The slots of all layers; `staging` are the exact rows of one layer of the prompt under way. block_axis:
+    along which blocks lie in what state() gives.
+    """
+
+    block_axis = 1
 
     def __init__(self, backend: CudaBackend, pools: YakvPools, n_kv_heads: int, staging: KvRows) -> None:
         """Raises: DeviceError."""

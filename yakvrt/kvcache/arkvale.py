@@ -21,7 +21,7 @@ import numpy as np
 from ..cpu.memory import reserved
 from ..ops import ELEMENT_BYTES, Buffer, KvRows, Ops, element_type
 from .budget import budget_tokens, check_budget, check_choice, check_range
-from .contract import AttentionInput, KvSetting, Pools, StateArray, StepBytes
+from .contract import BY_TOKEN, AttentionInput, KvSetting, Pools, StateArray, StepBytes, TokenRows
 from .counters import Counters, method_stats
 from .dense_layers import DenseLayers
 from .digests import page_digests, page_rows, page_scores
@@ -274,9 +274,9 @@ class ArkVale:
         places, full = p.places(n_held), n_held // p.page
         return {
             **self._dense.state(slot, n_held),
-            "rows": StateArray(held.rows.first(n_held, dense)),
+            "rows": StateArray(held.rows.first(n_held, dense), rows=BY_TOKEN),
             "resident": StateArray(held.resident.first((p.sinks + p.window + places) * p.page, dense)),
-            "digests": StateArray(held.digests[dense:, :, :full]),
+            "digests": StateArray(held.digests[dense:, :, :full], rows=TokenRows(2, p.page)),
             "recalled": StateArray(held.recalled[dense:, :, :places], (-1, max(-1, full - p.window))),
             "prompt": StateArray(held.prompt, (0, n_held)),
         }

@@ -74,13 +74,38 @@ class StepBytes(NamedTuple):
     host: int
 
 
+class TokenRows(NamedTuple):
+    """How an array is divided among tokens: along `axis`, every `size` entries belong to `tokens` tokens in
+    turn, the first to those from position `first` on. They are complete once `behind` further tokens are
+    held, and should then stay as they are: what has changed since is held again by those who share it.
+    """
+
+    axis: int
+    tokens: int = 1
+    first: int = 0
+    behind: int = 0
+    size: int = 1
+
+    def complete(self, n: int) -> int:
+        """How many entries along the axis are complete once n tokens are held."""
+        return max(0, n - self.first - self.behind) // self.tokens * self.size
+
+    def reaching(self, n: int) -> int:
+        """How many belong to the first n tokens, if only in part."""
+        return -(-max(0, n - self.first) // self.tokens) * self.size
+
+
+BY_TOKEN = TokenRows(axis=2)  # of arrays [L, H, tokens, ...]
+
+
 class StateArray(NamedTuple):
     """A part of a slot's state, to read and to write. Whole numbers that place something lie
-    within `limits`, both included.
+    within `limits`, both included. Without `rows` it is of all tokens together.
     """
 
     values: SlotValues
     limits: tuple[int, int] | None = None
+    rows: TokenRows | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +149,8 @@ class KvMethod(Protocol):
         """Records: take in one token per slot and attend over each slot's history into out [B, Hq*D]."""
 
     def truncate(self, slot: int, n_held: int, n: int) -> int:
-        """Forgets all but the first n of n_held tokens, also those of an interrupted prompt behind them.
+        """Forgets all but the first n of n_held tokens, also those of an interrupted prompt behind them. Of
+        the arrays of state(), rows that belong only to tokens behind the first n are not read.
 
         Returns: how many are still held, at most n.
         """

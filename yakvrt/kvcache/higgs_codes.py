@@ -17,7 +17,7 @@ from ..cpu.memory import reserved
 from ..higgs_grids import load_grid
 from ..kernels.higgs_layout import LARGEST_SCALE
 from ..kernels.rotate import rotation, rotation_factors
-from .contract import StateArray
+from .contract import StateArray, TokenRows
 from .rows import BLOCK_PRODUCTS
 
 ENCODE_BLOCK = 1024  # rows that are rotated together
@@ -106,11 +106,11 @@ class CodedRows:
         """Some columns of decoded rows. Shapes: places [n] -> float32 [n, columns]."""
         return self._code.decode(self._codes[layer, head, places], self._scales[layer, head, places], columns)
 
-    def state(self, name: str, first: int, last: int) -> dict[str, StateArray]:
-        """Codes and scales at places first to last - 1 of all layers, as they rest."""
+    def state(self, name: str, first: int, last: int, rows: TokenRows) -> dict[str, StateArray]:
+        """Codes and scales at places first to last - 1 of all layers, as they rest, divided so."""
         return {
-            f"{name}_codes": StateArray(self._codes[:, :, first:last]),
-            f"{name}_scales": StateArray(self._scales[:, :, first:last]),
+            f"{name}_codes": StateArray(self._codes[:, :, first:last], rows=rows),
+            f"{name}_scales": StateArray(self._scales[:, :, first:last], rows=rows),
         }
 
     def dots(self, layer: int, q: np.ndarray, first: int, last: int) -> np.ndarray:

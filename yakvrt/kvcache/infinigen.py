@@ -21,7 +21,7 @@ import numpy as np
 from ..cpu.memory import reserved
 from ..ops import ELEMENT_BYTES, Buffer, KvRows, Ops, element_type
 from .budget import budget_tokens, check_budget, check_choice, check_range
-from .contract import AttentionInput, KvSetting, Pools, StateArray, StepBytes
+from .contract import BY_TOKEN, AttentionInput, KvSetting, Pools, StateArray, StepBytes
 from .counters import Counters, method_stats
 from .dense_layers import DenseLayers
 from .exact_rows import ExactRows
@@ -229,8 +229,8 @@ class InfiniGen:
         held, dense = self._slots[slot], self._dense.n
         return {
             **self._dense.state(slot, n_held),
-            "rows": StateArray(held.rows.first(n_held, dense)),
-            "partial": StateArray(held.partial[dense:, :, :n_held]),
+            "rows": StateArray(held.rows.first(n_held, dense), rows=BY_TOKEN),
+            "partial": StateArray(held.partial[dense:, :, :n_held], rows=BY_TOKEN),
             "skew": StateArray(held.skew[dense:]),
             "prompt": StateArray(held.prompt, (0, n_held)),
         }

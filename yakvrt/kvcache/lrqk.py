@@ -19,7 +19,7 @@ import numpy as np
 from ..cpu.memory import reserved
 from ..ops import ELEMENT_BYTES, Buffer, KvRows, Ops, element_type
 from .budget import budget_tokens, check_budget, check_choice, check_range
-from .contract import AttentionInput, KvSetting, Pools, StateArray, StepBytes
+from .contract import BY_TOKEN, AttentionInput, KvSetting, Pools, StateArray, StepBytes
 from .counters import Counters, method_stats
 from .exact_rows import ExactRows
 from .lrqk_factors import INITS, Factors, factorise
@@ -270,11 +270,11 @@ class Lrqk:
         held, p = self._slots[slot], self._parameters
         places = min(n_held, p.places(self._setting.config, n_held))
         return {
-            "rows": StateArray(held.rows.first(n_held)),
+            "rows": StateArray(held.rows.first(n_held), rows=BY_TOKEN),
             "ring": StateArray(held.ring.first(p.recent)),
             "active": StateArray(held.active.first(places)),
             "chosen": StateArray(held.chosen[:, :, :places], (-1, max(-1, n_held - p.recent - 1))),
-            "proxies": StateArray(held.proxies[:, :, :n_held]),
+            "proxies": StateArray(held.proxies[:, :, :n_held], rows=BY_TOKEN),
             "b_q": StateArray(held.b_q),
             "b_k": StateArray(held.b_k),
             "prompt": StateArray(held.prompt, (0, n_held)),

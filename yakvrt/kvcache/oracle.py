@@ -14,7 +14,7 @@ import numpy as np
 
 from ..ops import ELEMENT_BYTES, Buffer, KvRows, Ops
 from .budget import budget_tokens, check_budget, check_choice, check_range
-from .contract import AttentionInput, KvSetting, Pools, StateArray, StepBytes
+from .contract import BY_TOKEN, AttentionInput, KvSetting, Pools, StateArray, StepBytes
 from .counters import Counters, method_stats
 from .exact_rows import ExactRows
 from .rows import RULES, attend_each, attend_rows, group_weights, logits, top
@@ -169,7 +169,7 @@ class Oracle:
     def state(self, slot: int, n_held: int) -> Mapping[str, StateArray]:
         held, p = self._slots[slot], self._parameters
         return {
-            "rows": StateArray(held.rows.first(n_held)),
+            "rows": StateArray(held.rows.first(n_held), rows=BY_TOKEN),
             "resident": StateArray(held.resident.first(p.sinks + p.recent)),
             "prompt": StateArray(held.prompt, (0, n_held)),
         }

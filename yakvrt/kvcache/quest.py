@@ -16,7 +16,7 @@ import numpy as np
 from ..cpu.memory import reserved
 from ..ops import ELEMENT_BYTES, Buffer, KvRows, Ops, element_type
 from .budget import budget_tokens, check_budget, check_choice, check_range
-from .contract import AttentionInput, KvSetting, Pools, StateArray, StepBytes
+from .contract import BY_TOKEN, AttentionInput, KvSetting, Pools, StateArray, StepBytes, TokenRows
 from .counters import Counters, method_stats
 from .dense_layers import DenseLayers
 from .digests import page_digests, page_rows, page_scores
@@ -212,12 +212,12 @@ class Quest:
         return n
 
     def state(self, slot: int, n_held: int) -> Mapping[str, StateArray]:
-        held, dense = self._slots[slot], self._dense.n
+        held, dense, page = self._slots[slot], self._dense.n, self._parameters.page
         return {
             **self._dense.state(slot, n_held),
-            "rows": StateArray(held.rows.first(n_held, dense)),
+            "rows": StateArray(held.rows.first(n_held, dense), rows=BY_TOKEN),
             "last": StateArray(held.last.first(self._window, dense)),
-            "digests": StateArray(held.digests[dense:, :, : n_held // self._parameters.page]),
+            "digests": StateArray(held.digests[dense:, :, : n_held // page], rows=TokenRows(2, page)),
             "prompt": StateArray(held.prompt, (0, n_held)),
         }
 

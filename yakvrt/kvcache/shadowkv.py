@@ -21,7 +21,7 @@ import numpy as np
 from ..cpu.memory import reserved
 from ..ops import ELEMENT_BYTES, Buffer, KvRows, Ops, element_type
 from .budget import budget_tokens, check_budget, check_choice, check_range
-from .contract import AttentionInput, KvSetting, Pools, StateArray, StepBytes
+from .contract import BY_TOKEN, AttentionInput, KvSetting, Pools, StateArray, StepBytes
 from .counters import Counters, method_stats
 from .digests import page_rows
 from .exact_rows import ExactRows
@@ -243,7 +243,7 @@ class ShadowKv:
         held, p = self._slots[slot], self._parameters
         full, places = n_held // p.chunk, p.places(n_held)
         return {
-            "rows": StateArray(held.rows.first(n_held)),
+            "rows": StateArray(held.rows.first(n_held), rows=BY_TOKEN),
             "recent": StateArray(held.recent.first(places * p.chunk)),
             "outliers": StateArray(held.outliers.first(min(full, p.outliers // p.chunk) * p.chunk)),
             "left": StateArray(held.left[:, :n_held]),

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..ops import KvRows
-from .contract import KvMethod, KvSetting, StateArray
+from .contract import KvMethod, KvSetting, StateArray, TokenRows
+from .state_blocks import along
 
 
 def exact_state(
@@ -15,8 +16,9 @@ def exact_state(
     found, config = {}, setting.config
     for layer, rows in enumerate(layers):
         held = setting.backend.slot_rows(rows, slot, config.n_kv_heads, config.head_dim)
-        for name, values in zip("kv", held.state(n_held), strict=True):
-            found[f"{name}.{layer}"] = StateArray(values)
+        k, v = held.state(n_held)
+        found[f"k.{layer}"] = StateArray(k, rows=TokenRows(1, held.key_tile))
+        found[f"v.{layer}"] = StateArray(v, rows=TokenRows(1))
     return found
 
 
@@ -27,5 +29,9 @@ def copy_slot(kv: KvMethod, source: int, n_held: int, target: int, n: int) -> in
     """
     state = kv.state(target, n_held)
     for name, part in kv.state(source, n_held).items():
-        state[name].values[...] = part.values
+        if part.rows is None:
+            state[name].values[...] = part.values
+        else:
+            belonging = along(part.rows.axis, 0, part.rows.reaching(n))
+            state[name].values[belonging][...] = part.values[belonging]
     return n if n == n_held else kv.truncate(target, n_held, n)

@@ -35,6 +35,7 @@ from .contract import AttentionInput, CodedPools, KvSetting, Pools, StateArray, 
 from .slots import SlotList
 from .staging import Staging, staging_bytes
 from .tail_fit import FIT_TOKENS, TailFit
+from .yakv_state import yakv_state
 
 if TYPE_CHECKING:
     from ..config import ModelConfig
@@ -249,7 +250,7 @@ class YakvKv:
 
     def state(self, slot: int, n_held: int) -> Mapping[str, StateArray]:
         """No numbers beside the pools: where everything lies follows from n_held."""
-        return {name: StateArray(pool) for name, pool in self._pools.state(slot, n_held).items()}
+        return yakv_state(self._pools.state(slot, n_held), self._shape, n_held, self._pools.block_axis)
 
     def release(self, slot: int) -> None:
         for stored in self._stored:

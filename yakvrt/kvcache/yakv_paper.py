@@ -29,7 +29,7 @@ import numpy as np
 from ..kernels.rotate import rotation_factors
 from ..ops import ELEMENT_BYTES, Buffer, KvRows, Ops
 from .budget import budget_tokens, check_budget, check_choice, check_range
-from .contract import AttentionInput, KvSetting, Pools, StateArray, StepBytes
+from .contract import BY_TOKEN, AttentionInput, KvSetting, Pools, StateArray, StepBytes, TokenRows
 from .counters import Counters, method_stats
 from .exact_rows import ExactRows
 from .higgs_codes import CodedRows, HiggsCode, coded_width
@@ -245,11 +245,12 @@ class YakvPaper:
         """Which tokens are indexed depends on what was prompt, so all of them have room in both tables."""
         held, p = self._slots[slot], self._parameters
         end = p.indexed_end(n_held)
+        codes = TokenRows(2, first=p.prefix_budget, behind=p.recent)
         return {
-            "exact": StateArray(held.exact.first(n_held)),
-            **held.selectors.state("selector", p.prefix_budget, end),
-            **held.k.state("k", p.prefix_budget, end),
-            **held.v.state("v", p.prefix_budget, end),
+            "exact": StateArray(held.exact.first(n_held), rows=BY_TOKEN),
+            **held.selectors.state("selector", p.prefix_budget, end, codes),
+            **held.k.state("k", p.prefix_budget, end, codes),
+            **held.v.state("v", p.prefix_budget, end, codes),
             "ends": StateArray(held.ends, (0, end)),
             "prompt": StateArray(held.prompt, (0, n_held)),
         }

@@ -74,7 +74,7 @@ def load_model(
     from yakvrt.serve.service import Model
     from yakvrt.serve.warm_up import warm_up
 
-    engine = load_engine(args, n_slots=args.parallel)
+    engine = load_engine(args, n_slots=args.parallel, cache_bytes=settings.cache_bytes)
     try:
         if args.warmup:
             warm_up(engine)
