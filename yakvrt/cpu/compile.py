@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..kernel_build.compilers import answer_requests
-from ..kernel_build.files import write_object
+from ..kernel_build.files import making, read_object, write_object
 from ..kernel_build.spec import KernelSpec
 
 
@@ -69,13 +69,19 @@ def _with_plain_entry(text: str, wrapper: str, symbol: str) -> str:
 def main() -> int:
     import llvmlite.binding as llvm
 
+    from .object_codegen import write_objects_only
+
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     llvm.initialize_native_asmparser()
+    write_objects_only()
 
     def compile_one(request: dict[str, Any]) -> None:
         spec = KernelSpec(request["module"], request["builder"], tuple(request["parameters"]))
-        write_object(Path(request["path"]), compile_object(spec))
+        path = Path(request["path"])
+        with making(path):
+            if read_object(path) is None:
+                write_object(path, compile_object(spec))
 
     answer_requests(compile_one)
     return 0

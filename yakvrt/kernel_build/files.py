@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import os
 import tempfile
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -18,6 +22,18 @@ def write_whole(path: Path, data: bytes) -> None:
         except BaseException:
             os.unlink(file.name)
             raise
+
+
+@contextlib.contextmanager
+def making(path: Path) -> Iterator[None]:
+    """Within, one process makes the file; others that want to wait, and may find it made.
+
+    A byte of one file in the directory stands for each name. Where a file system has no locks, all make it.
+    """
+    with (path.parent / ".making").open("ab") as lock:
+        with contextlib.suppress(OSError):
+            fcntl.lockf(lock, fcntl.LOCK_EX, 1, zlib.crc32(path.name.encode()))
+        yield
 
 
 def write_object(path: Path, code: bytes) -> None:

@@ -1,0 +1,43 @@
+"""Functions that kernels call, each compiled once in a process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from .simd import FASTMATH
+
+# Only kernels call these functions; wrappers for Python would take longer to compile than most of them.
+_OPTIONS: Any = {
+    "error_model": "numpy",
+    "fastmath": FASTMATH,
+    "nogil": True,
+    "no_cfunc_wrapper": True,
+    "no_cpython_wrapper": True,
+}
+_made: dict[Any, Any] = {}
+
+
+def inline(function: Any) -> Any:
+    """A function that kernels call; LLVM inlines it into them.
+
+    Builders define theirs anew for every kernel: one with the same code over the same values is the one made
+    before, which need not be compiled again.
+    """
+    try:
+        values = [cell.cell_contents for cell in function.__closure__ or ()]
+    except ValueError:  # one is still to come
+        return njit(**_OPTIONS)(function)
+    key = (function.__module__, function.__code__, *map(_identity, values))
+    if key not in _made:
+        _made[key] = njit(**_OPTIONS)(function)
+    return _made[key]
+
+
+def _identity(value: Any) -> Any:
+    """Numbers that are equal may differ in type or sign; what else is another object may be another thing."""
+    if isinstance(value, int | float | str | np.generic):
+        return type(value), repr(value)
+    return id(value)  # which stays taken, for the function made of it holds it
