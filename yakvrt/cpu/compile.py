@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..kernel_build.compilers import answer_requests
-from ..kernel_build.files import write_object
+from ..kernel_build.files import making, read_object, write_object
 from ..kernel_build.spec import KernelSpec
 
 
@@ -30,6 +30,7 @@ def compile_object(spec: KernelSpec) -> bytes:
     # error_model numpy: a division by zero must not raise, a kernel has nobody to tell
     options: Any = {"error_model": "numpy", "fastmath": FASTMATH, "boundscheck": False}
     compiled: Any = cfunc(signature, **options)(spec.build())
+    compiled._library.optimise()
     text = _with_plain_entry(compiled._library.get_llvm_str(), compiled.native_name, spec.symbol)
     bodies = "\n".join(line for line in text.splitlines() if not line.startswith(("declare", "@")))
     if leaked := sorted(set(re.findall(r"@(numba_\w+|NRT_\w+|Py\w+)", bodies))):
@@ -69,13 +70,19 @@ def _with_plain_entry(text: str, wrapper: str, symbol: str) -> str:
 def main() -> int:
     import llvmlite.binding as llvm
 
+    from .object_codegen import write_objects_only
+
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     llvm.initialize_native_asmparser()
+    write_objects_only()
 
     def compile_one(request: dict[str, Any]) -> None:
         spec = KernelSpec(request["module"], request["builder"], tuple(request["parameters"]))
-        write_object(Path(request["path"]), compile_object(spec))
+        path = Path(request["path"])
+        with making(path):
+            if read_object(path) is None:
+                write_object(path, compile_object(spec))
 
     answer_requests(compile_one)
     return 0

@@ -8,10 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
-from numba import njit
 from numba.core import types
 
 from . import simd
+from .inline import inline as inline
 from .simd import F32, FEATURES, I8, I16, I32, I64, V16F32, V16I32, addr, const, f32, i32, op, v16f32
 
 sched_yield = types.ExternalFunction("sched_yield", types.int32())
@@ -276,14 +276,9 @@ def call_kernel(b: Any, function: Any, thread: Any, n_threads: Any, counter: Any
     b.call(b.inttoptr(function, signature.as_pointer()), [thread, n_threads, counter, arguments])
 
 
-@njit(nogil=True, error_model="numpy")
+@inline
 def share(n_units: int, thread: int, n_threads: int, private: int) -> tuple[int, int]:
     """The units a thread computes: its part, or all where every thread keeps a copy of its own."""
     if private:
         return 0, n_units
     return n_units * thread // n_threads, n_units * (thread + 1) // n_threads
-
-
-def inline(function: Any) -> Any:
-    """A function that kernels call; LLVM inlines it into them."""
-    return njit(nogil=True, error_model="numpy", fastmath=simd.FASTMATH)(function)
