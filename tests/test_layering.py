@@ -45,7 +45,7 @@ LAYERS: tuple[tuple[str, str], ...] = (
         gguf_source safetensors_source dummy_weights
         hub hub_repo package_index model_files model_names download_progress""",
     ),
-    ("ops", "ops backend cpu cuda trace_log"),
+    ("ops", "ops draw backend cpu cuda trace_log"),
     ("kernels", "kernels"),
     ("leaf", "gguf_tools cache_directory tuning control_group free_memory higgs_grids kernel_build"),
 )
