@@ -57,7 +57,8 @@ def put(address: int, value: int, kind: Any = ctypes.c_uint64) -> None:
 
 class FakeGpu:
     """`faults`: status that a function of the driver answers with, `lost` what all do but the context's end.
-    `failures`: what kernels raised. `eager`: as FakeGraph.launch() takes it.
+    `failures`: what kernels raised. `eager`: streams but the first, and those of graphs, do their work as
+    early as they may; else as late.
     """
 
     def __init__(
@@ -314,7 +315,8 @@ class FakeGpu:
         self.later(stream, lambda: memory.fill(value))
 
     def cuStreamCreate(self, out: int, flags: int) -> None:
-        self.new(out, FakeStream())
+        first = not any(isinstance(held, FakeStream) for held in self.handles.values())
+        self.new(out, FakeStream(eager=self.eager and not first))
 
     def cuStreamDestroy(self, stream: int) -> None:
         self.given(stream, FakeStream).run()

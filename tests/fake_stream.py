@@ -74,13 +74,18 @@ class FakeGraph:
             stream.work.append(lambda: [other.run() for other in others] and None)
         for lane, steps in self.lanes.items():
             streams[lane].work.extend(work_of(step) for step in steps)
+        if stream.eager:
+            stream.run()
 
 
 class FakeStream:
-    """Work that was asked for, in order; what is asked while a graph is captured goes into that instead."""
+    """Work that was asked for, in order; what is asked while a graph is captured goes into that instead. An
+    eager one does it at once, where nothing makes it wait for another.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, *, eager: bool = False) -> None:
         self.work: deque[Work] = deque()
+        self.eager = eager
         self.graph: FakeGraph | None = None
 
     def ask(self, work: Work) -> None:
@@ -88,6 +93,8 @@ class FakeStream:
             self.graph.lanes[self].append(work)
         else:
             self.work.append(work)
+            if self.eager:
+                self.run()
 
     def capture(self) -> None:
         FakeGraph(self).join(self)
@@ -111,7 +118,7 @@ class FakeStream:
         elif self.graph:
             raise DriverError(CAPTURE_ISOLATION)
         else:
-            self.work.append(lambda: source.run(mark))
+            self.ask(lambda: source.run(mark))
 
 
 class FakeEvent:
@@ -138,7 +145,7 @@ class FakeEvent:
             stream.graph.lanes[stream].append(self.mark)
         else:
             self.mark = mark
-            stream.work.append(mark)
+            stream.ask(mark)
 
     def complete(self) -> None:
         if isinstance(self.mark, Mark):

@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
 import pytest
 from tiny_files import tiny_copy
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 import yakvrt
+from yakvrt.draw import Next
 from yakvrt.serve.server import Server
 from yakvrt.serve.service import Model, Service
 from yakvrt.serve.settings import Settings
-from yakvrt.session import Session, decode_together
+from yakvrt.session import decode_together
 
 SPECIAL = ("<|pad|>", "<|begin|>", "<|im_end|>", "<|im_start|>")
 TEMPLATE = (
@@ -54,9 +54,9 @@ class Pace:
 
     step_s = 0.0
 
-    def decode(self, sessions: Sequence[Session], tokens: Sequence[int]) -> np.ndarray:
+    def decode(self, *given: Any) -> Sequence[Next]:
         time.sleep(self.step_s)
-        return decode_together(sessions, tokens)
+        return decode_together(*given)
 
     @contextmanager
     def of(self, step_s: float) -> Iterator[None]:

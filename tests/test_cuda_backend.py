@@ -58,7 +58,7 @@ def test_uploads_under_way(backend: CudaBackend, monkeypatch: pytest.MonkeyPatch
     if not waits:
         monkeypatch.setattr(Event, "synchronise", lambda self: None)
     for i in range(5):
-        ring.upload(np.full(4, i))
+        ring.upload(np.full(4, i), backend.stream)
         all_seen.copy_rows(i, target.reshaped((1, 4)), 0, 1, backend.stream)
     seen = all_seen.get(5, backend.stream)[:, 0].tolist()
     assert (seen == [0, 1, 2, 3, 4]) == waits
@@ -144,7 +144,7 @@ def test_what_was_given_back_is_refused(gpu: FakeGpu, tmp_path: Path) -> None:
         lambda: backend.read(x, 0, 1),
         lambda: backend.write(x, ROWS),
         lambda: backend.hidden_states(3, x),
-        lambda: ring.upload(np.zeros(4, np.int64)),
+        lambda: ring.upload(np.zeros(4, np.int64), backend.stream),
     ):
         with pytest.raises(RuntimeError, match="the model is closed; load it again"):
             use()

@@ -86,6 +86,8 @@ def test_the_plan_names_both_memories(gpu: FakeGpu, wide: str, capsys: pytest.Ca
     moved = on_gpu["GPU memory"] - on_host["GPU memory"]
     assert moved == on_host["host memory"] - on_gpu["host memory"] > 0
     assert totals() == on_gpu
+    prompt = record("-c", "2000")["prompt_bytes"]
+    assert prompt["exact rows of one layer"] == prompt["exact rows of the layer before"] > 0
     gpu.memory_bytes = on_host["GPU memory"] + moved // 2
     assert totals() == on_host
     assert not gpu.held

@@ -78,12 +78,15 @@ def test_argmax(n_rows: int, n_tokens: int) -> None:
 
 
 def test_argmax_of_odd_rows() -> None:
-    """The last, the lowest of equals, and no NaN; nothing but -infinity gives a token all the same."""
+    """The last, the lowest of equals, and no NaN, which is told; nothing but -infinity gives a token all the
+    same.
+    """
     logits = np.full((4, 300), -np.inf, np.float32)
     logits[0, 299] = -1
     logits[1, [7, 260]] = 3
     logits[2, :100] = np.nan
     logits[2, 150] = -5
-    ids = np.full(4, -7)
-    run_kernel(emulated_kernel("argmax", "argmax_cuda"), 4, [ids], ids, logits, 300, count(4))
+    ids, peaks = np.full(4, -7), np.full(4, -7, np.float32)
+    run_kernel(emulated_kernel("argmax", "argmax_cuda"), 4, [ids, peaks], ids, peaks, logits, 300, count(4))
+    np.testing.assert_array_equal(peaks, [-1, 3, np.nan, -np.inf])
     assert ids.tolist() == [299, 7, 150, 0]

@@ -109,10 +109,10 @@ def test_rows_are_recalled_in_the_order_of_the_stream(
             if backend:
                 staged.write(0, np.zeros((heads, n, dim)), np.zeros((heads, n, dim)))
                 with monkeypatch.context() as patched:
-                    patched.setattr(backend, "stream", backend._side)
+                    patched.setattr(backend._streams, "now", backend._streams.side)
                     slots.kv.restore(0, slot, n)
                 assert not staged.read(0, n)[0][:, indexed].any()
-                backend._side.synchronise()
+                backend._streams.side.synchronise()
     for exact, cpu, cuda in zip((k, v), *found, strict=True):
         for head in range(heads):
             assert 0.01 < error(cuda[head, indexed], exact[indexed, head]) < 0.15

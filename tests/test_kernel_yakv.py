@@ -117,7 +117,7 @@ def make_slot(backend: CpuBackend, shape: YakvShape, n_tokens: int = N_TOKENS) -
     staging = replace(
         backend.kv_rows(1, 1, N_KV_HEADS, n_tokens, shape.head_dim, shape.kind)[0], slot_bytes=0
     )
-    pools = backend.yakv_pools(1, 2, N_KV_HEADS, n_tokens, shape, BUDGET, staging)
+    pools = backend.yakv_pools(1, 2, N_KV_HEADS, n_tokens, shape, BUDGET, [staging])
     pools.set_tail_parts(0, SLOT, rng.integers(0, 5, (N_KV_HEADS, shape.group)) / 4)
     k, v = rng.standard_normal((2, n_tokens, N_KV_HEADS, shape.head_dim)).astype(np.float32)
     k += 2 * rng.standard_normal((N_KV_HEADS, shape.head_dim)).astype(np.float32)  # a mean worth subtracting

@@ -24,7 +24,7 @@ def make_pools(backend: CpuBackend, shape: YakvShape, n_places: int) -> YakvPool
     staging = replace(
         backend.kv_rows(1, 1, N_KV_HEADS, N_TOKENS, shape.head_dim, shape.kind)[0], slot_bytes=0
     )
-    pools = backend.yakv_pools(1, N_SLOTS, N_KV_HEADS, N_TOKENS, shape, BUDGET, staging, n_places)
+    pools = backend.yakv_pools(1, N_SLOTS, N_KV_HEADS, N_TOKENS, shape, BUDGET, [staging], n_places)
     for name in ("rows", "scales"):
         pools._pools[name][:] = RNG.integers(0, 256, pools._pools[name].shape, np.uint8)
     return pools

@@ -46,7 +46,7 @@ LAYERS: tuple[tuple[str, str], ...] = (
         gguf_source safetensors_source dummy_weights
         hub hub_repo package_index model_files model_names download_progress""",
     ),
-    ("ops", "ops backend cpu cuda trace_log trace_records trace_store"),
+    ("ops", "ops draw backend cpu cuda trace_log trace_records trace_store"),
     ("kernels", "kernels"),
     (
         "leaf",

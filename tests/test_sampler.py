@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from yakvrt.sampler import Sampler, SamplingParams, largest_first
+from yakvrt.draw import Drawn
+from yakvrt.sampler import Sampled, Sampler, SamplingParams, largest_first
 
 CASES = json.loads((Path(__file__).parent / "data" / "sampler_llamacpp.json").read_text())["cases"]
 RAW = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
@@ -175,3 +176,26 @@ def test_generation_config_wins_over_the_defaults() -> None:
     assert (params.top_k, params.min_p) == (40, 0.05)
     with pytest.raises(ValueError, match=r"generation_config\.json: temperature"):
         SamplingParams.from_generation_config({"temperature": "hot"})
+
+
+@pytest.mark.parametrize(
+    "more", [{"logprobs": 0}, {"repeat_penalty": 1.1}, {"logit_bias": {3: 1.0}}, {"top_k": 0}, {"top_k": 65}]
+)
+def test_what_takes_logits_is_not_drawn_where_they_lie(more: dict[str, Any]) -> None:
+    assert Sampler(SamplingParams(seed=3)).draw()
+    assert not Sampler(SamplingParams(seed=3, **more)).draw()
+    assert not Sampler(SamplingParams(seed=3, ignore_eos=True), eos_ids=[2]).draw()
+
+
+def test_asking_how_to_draw_uses_no_number_up() -> None:
+    """Who is asked and draws nothing leaves the answer as it is; what was drawn uses one up."""
+    logits = np.random.default_rng(4).standard_normal(300).astype(np.float32)
+    asked, other = (Sampler(SamplingParams(seed=9)) for _ in range(2))
+    assert asked.draw() == asked.draw()
+    assert [asked.sample(logits, []).id for _ in range(9)] == [other.sample(logits, []).id for _ in range(9)]
+    first = asked.draw()
+    assert asked.take(Drawn(7, 1.5)) == Sampled(7, None, ())
+    assert asked.draw() != first
+    for peak, told in ((math.nan, "NaN"), (math.inf, "infinite"), (-math.inf, "ruled out")):
+        with pytest.raises(ValueError, match=told):
+            asked.take(Drawn(7, peak))

@@ -7,12 +7,14 @@ import random
 import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 from test_kvcache_contract import LITTLE, MODULES, engine, ids_of
 
 import yakvrt
+from yakvrt.draw import Next
 from yakvrt.request import Request
 from yakvrt.sampler import SamplingParams
 from yakvrt.scheduler import Scheduler
@@ -75,9 +77,9 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> None:
         finally:
             steps.close()
 
-    def decode(sessions: Sequence[Session], tokens: Sequence[int]) -> np.ndarray:
+    def decode(*given: Any) -> Sequence[Next]:
         time.sleep(0.002)
-        return decode_together(sessions, tokens)
+        return decode_together(*given)
 
     monkeypatch.setattr(Session, "prefill_steps", prompt)
     monkeypatch.setattr("yakvrt.step_loop.decode_together", decode)
@@ -264,11 +266,11 @@ def test_a_failing_engine_that_cannot_forget_fails_every_request(monkeypatch: py
         def fail(*_: object) -> None:
             raise RuntimeError("the device is gone")
 
-        def decode(sessions: Sequence[Session], tokens: Sequence[int]) -> np.ndarray:
+        def decode(*given: Any) -> Sequence[Next]:
             if any(running.prompt for running in scheduler._state.running) and scheduler.n_waiting:
                 monkeypatch.setattr(Session, "truncate", fail)
                 fail()
-            return decode_together(sessions, tokens)
+            return decode_together(*given)
 
         monkeypatch.setattr("yakvrt.step_loop.decode_together", decode)
         with scheduler.lend(2) as lent:

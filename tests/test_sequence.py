@@ -53,7 +53,7 @@ class HistoryModel:
         assert len(self.ids) <= self.ctx_size
         return self.logits()
 
-    def decode(self, token: int) -> Logits:
+    def next(self, token: int, draw: object) -> Logits:
         self.calls.append(("decode", 1))
         self.ids.append(token)
         assert len(self.ids) <= self.ctx_size
@@ -229,10 +229,10 @@ def test_a_slot_that_is_not_owned_stays_open() -> None:
 
 def test_an_interruption_inside_a_step_keeps_the_text() -> None:
     class Interrupted(Reciter):
-        def decode(self, token: int) -> Logits:
+        def next(self, token: int, draw: object) -> Logits:
             if len(self.ids) == 3:
                 raise KeyboardInterrupt
-            return super().decode(token)
+            return super().next(token, draw)
 
     session = Interrupted("hello")
     sequence = running(session, [1], owns=True)

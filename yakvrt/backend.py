@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import numpy as np
 
+from .draw import Draw, Drawn
 from .kernel_build.spec import KernelSpec
 from .kernels.yakv_layout import Budget, YakvShape
 from .ops import Batch, Buffer, KvRows, Ops
@@ -23,6 +25,18 @@ class Recording(Ops, Protocol):
     def next_part(self) -> None:
         """What follows is recorded into a part of its own."""
 
+    def drawing(self, logits: Buffer) -> Drawing | None:
+        """Records into a further part that a token is drawn from each row; None where the host does that."""
+
+
+class Drawing(Protocol):
+    """Tokens that a step draws: ask(), run, drawn()."""
+
+    def ask(self, draws: Sequence[Draw | None]) -> None:
+        """One for every row of the step; None where logits are wanted."""
+
+    def drawn(self, draws: Sequence[Draw | None]) -> list[Drawn | None]: ...
+
 
 class Step(Protocol):
     """A recorded step: fill `batch`, then run its parts."""
@@ -30,7 +44,8 @@ class Step(Protocol):
     @property
     def batch(self) -> Batch: ...
 
-    def run(self, part: int = 0) -> None: ...
+    def run(self, part: int = 0, n_parts: int = 1) -> None:
+        """n_parts of them, one behind the other."""
 
 
 class HiddenStates(Protocol):
@@ -93,6 +108,18 @@ class Backend(Protocol):
     @property
     def n_threads(self) -> int: ...
 
+    @property
+    def layers_under_way(self) -> int:
+        """Of a prompt: two where one is stored while the next computes, else one."""
+
+    def beside(self) -> AbstractContextManager[None]:
+        """What is asked inside is done behind what was asked before, and may be done beside what is asked
+        afterwards, up to the next time or settle().
+        """
+
+    def settle(self) -> None:
+        """What is asked from now on is done behind all that was asked beside it."""
+
     def decode_rows(self, n: int) -> int:
         """The rows of the step that decodes n tokens at once, at least n: steps are recorded for these."""
 
@@ -119,6 +146,12 @@ class Backend(Protocol):
         Shapes: float32 [last - first, width].
         """
 
+    def copy(self, to: Buffer, at: int, source: Buffer, first: int, n: int) -> None:
+        """n rows of `source` from row `first` on become rows at, at + 1, ... of another, equally wide."""
+
+    def clear(self, x: Buffer) -> None:
+        """All of it becomes zeros."""
+
     def hidden_states(self, n_rows: int, x: Buffer) -> HiddenStates:
         """For n_rows rows as wide as those of x."""
 
@@ -141,11 +174,11 @@ class Backend(Protocol):
         n_tokens: int,
         shape: YakvShape,
         budget: Budget,
-        staging: KvRows,
+        staging: Sequence[KvRows],
         n_places: int = 0,
     ) -> Any:
-        """Pools for slots of n_tokens tokens; `staging` are the exact rows of one layer of a prompt, n_places
-        those of a head in the cache of rows.
+        """Pools for slots of n_tokens tokens; `staging` are the exact rows of a prompt's layers in turn,
+        n_places those of a head in the cache of rows.
         """
 
     def trace(self, log: TraceLog | None) -> None:

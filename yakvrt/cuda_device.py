@@ -12,6 +12,7 @@ from .chunk_size import default_chunk
 from .cuda.backend import CudaBackend
 from .cuda.device import Device
 from .cuda.device_matrix import PlaneStore
+from .cuda.drawing import drawing_bytes
 from .cuda.yakv_pools import check_cache, check_yakv
 from .device import compile_progress
 from .free_memory import available_memory
@@ -65,9 +66,11 @@ class CudaDevice:
             def gpu_bytes(n: int) -> int:
                 held = pools(n)
                 own = wanted.n_slots * sum(held.device.values()) + prompt_bytes(held, config, n)
+                own += held.next_layer
                 return own if on_host else own + host_bytes(n)
 
             work = activation_bytes(config, wanted.chunk) + GPU_FIXED_BYTES
+            work += drawing_bytes(wanted.n_slots, config.vocab_size)
             gpu = Place("GPU memory", free[0], weight_bytes, work, gpu_bytes)
             fixed = FIXED_BYTES + wanted.cache_bytes
             host = Place("host memory", free[1], 0, fixed, host_bytes if on_host else lambda n: 0)

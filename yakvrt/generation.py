@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from .sampler import Logits, Sampled, Sampler, SamplingParams
+from .draw import Draw, Drawn, Next
+from .sampler import Sampled, Sampler, SamplingParams
 
 if TYPE_CHECKING:
     from .no_tokenizer import NoTokenizer
@@ -15,7 +16,8 @@ FinishReason = Literal["stop", "length"]
 
 
 class Generation:
-    """Chooses the tokens of one answer, makes text of them and sees the end; it runs no model.
+    """Chooses the tokens of one answer, or takes those drawn elsewhere, makes text of them and sees the end;
+    it runs no model.
 
     Text ends before a stop string; .ids holds every sampled id, an end-of-text id included. Prompt and answer
     together never exceed ctx_size tokens. finish_reason is None until the end.
@@ -56,11 +58,18 @@ class Generation:
         """The seed in use, drawn when none was given."""
         return self._sampler.seed
 
-    def push(self, logits: Logits) -> str:
+    def draw(self) -> Draw | None:
+        """By what the next token may be drawn where the logits lie; None where push() wants these."""
+        return None if self._constraint else self._sampler.draw()
+
+    def push(self, known: Next) -> str:
         """Chooses the next token. Returns: the text that is certain now, with the last token all the rest."""
         constraint = self._constraint
-        allowed = constraint.allowed(len(logits)) if constraint else None
-        sampled = self._sampler.sample(logits, self._history, allowed)
+        if isinstance(known, Drawn):
+            sampled = self._sampler.take(known)
+        else:
+            allowed = constraint.allowed(len(known)) if constraint else None
+            sampled = self._sampler.sample(known, self._history, allowed)
         self.ids.append(sampled.id)
         self._history.append(sampled.id)
         if self.logprobs is not None:

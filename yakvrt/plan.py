@@ -127,7 +127,11 @@ def _record(
     args: argparse.Namespace,
     n_tokens: int,
 ) -> dict[str, Any]:
+    from yakvrt.device import gpu_number
+
     transient = {**pools.transient, "hidden states": 4 * config.hidden_dim * n_tokens}
+    if pools.next_layer and gpu_number(args.device) is not None:
+        transient["exact rows of the layer before"] = pools.next_layer
     return {
         "kv": args.kv,
         "kv_args": args.kv_args,

@@ -10,8 +10,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
+    from .draw import Draw, Next
     from .generation import FinishReason, Generation
-    from .sampler import Logits, Sampled
+    from .sampler import Sampled
 
 EndReason = Literal["stop", "length", "abort", "deadline"]
 
@@ -202,10 +203,14 @@ class Request:
         """Its prompt is taken in from now on, the first cache_n tokens of which are known."""
         self._began, self._cache_n, self.slot = time.perf_counter(), cache_n, slot
 
-    def take(self, logits: Logits) -> FinishReason | None:
+    def draw(self) -> Draw | None:
+        """By what the next token may be drawn where its logits lie."""
+        return self._generation.draw()
+
+    def take(self, known: Next) -> FinishReason | None:
         """The next token is chosen. Returns: why the answer is complete with it. Raises: ValueError."""
         generation = self._generation
-        text = generation.push(logits) if generation.finish_reason is None else ""  # no token was asked for
+        text = generation.push(known) if generation.finish_reason is None else ""  # no token was asked for
         self._first = self._first or time.perf_counter()
         if text:
             with self._changed:

@@ -15,7 +15,8 @@ from .trace_log import NO_TRACE, Trace
 from .trace_records import NO_LAYER
 
 if TYPE_CHECKING:
-    from .backend import Backend, Recording, Step
+    from .backend import Backend, Drawing, Recording, Step
+    from .draw import Draw, Next
     from .kvcache.contract import KvMethod
     from .ops import Buffer
     from .weights import Weights
@@ -44,6 +45,7 @@ class Runner:
         self._rope_factors = rope_factors
         self._inv_freq, self._rope_scale = rope_frequencies(config, rope_factors)
         self._steps: dict[tuple[str, int], tuple[Step, Buffer, Buffer]] = {}
+        self._drawings: dict[int, Drawing] = {}  # of steps that decode
         self.trace: Trace = NO_TRACE
 
     def setting(self, n_slots: int, ctx_size: int, kind: str) -> KvSetting:
@@ -136,11 +138,14 @@ class Runner:
                         done = (layer * len(chunks) + i + 1) / (n_layers * len(chunks))
                         progress(int(done * len(ids)), len(ids))
                     yield
-                with self.trace.span("store", layer, whole=True, tokens=len(ids)):
+                with self.trace.span("store", layer, whole=True, tokens=len(ids)), self._backend.beside():
                     self._kv.store(layer, slot, start, len(ids))
         finally:
-            if states:
-                states.free()
+            try:
+                self._backend.settle()
+            finally:
+                if states:
+                    states.free()
         return found[0] if len(found) == 1 else np.concatenate(found)
 
     def logits(self, hidden: np.ndarray) -> np.ndarray:
@@ -158,16 +163,46 @@ class Runner:
 
     def decode(self, slots: Sequence[int], positions: Sequence[int], tokens: Sequence[int]) -> np.ndarray:
         """One token for each of several slots. Returns: float32 logits [B, V], valid until the next call."""
-        n = len(tokens)
-        step, _, logits = self._step("decode", self._backend.decode_rows(n))
+        step, logits, _ = self._filled(slots, positions, tokens)
+        with self.trace.span("decode", position=int(positions[0]), tokens=len(tokens)):
+            step.run()
+            rows = self._rows(logits, len(tokens))
+        self.trace.sample(self._kv.stats)
+        return rows
+
+    def next(
+        self,
+        slots: Sequence[int],
+        positions: Sequence[int],
+        tokens: Sequence[int],
+        draws: Sequence[Draw | None],
+    ) -> Sequence[Next]:
+        """decode(), but in place of logits the token, where it is to be drawn and the backend does that.
+        Logits are valid until the next call.
+        """
+        step, logits, drawing = self._filled(slots, positions, tokens)
+        if drawing is None or not any(draws):
+            return list(self.decode(slots, positions, tokens))
+        drawing.ask(draws)
+        with self.trace.span("decode", position=int(positions[0]), tokens=len(tokens)):
+            step.run(0, 2)
+            found: list[Next] = [
+                self._backend.read(logits, i, i + 1)[0].copy() if drawn is None else drawn
+                for i, drawn in enumerate(drawing.drawn(draws))
+            ]
+        self.trace.sample(self._kv.stats)
+        return found
+
+    def _filled(
+        self, slots: Sequence[int], positions: Sequence[int], tokens: Sequence[int]
+    ) -> tuple[Step, Buffer, Drawing | None]:
+        """The step that decodes these tokens, its logits, and what draws from them."""
+        n, capacity = len(tokens), self._backend.decode_rows(len(tokens))
+        step, _, logits = self._step("decode", capacity)
         batch = step.batch
         batch.tokens[:n], batch.positions[:n], batch.slots[:n] = tokens, positions, slots
         batch.n_rows[0] = n
-        with self.trace.span("decode", position=int(positions[0]), tokens=n):
-            step.run()
-            rows = self._rows(logits, n)
-        self.trace.sample(self._kv.stats)
-        return rows
+        return step, logits, self._drawings.get(capacity)
 
     def _rows(self, logits: Buffer, n: int) -> np.ndarray:
         return self._backend.read(logits, 0, n)
@@ -190,6 +225,8 @@ class Runner:
         )
         if phase == "decode":
             logits = model.decode(recorder, config, self._weights, self._kv)
+            if drawing := recorder.drawing(logits):
+                self._drawings[capacity] = drawing
             return recorder, logits, logits
         if phase == "head":
             x = recorder.buffer(config.hidden_dim)

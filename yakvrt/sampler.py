@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from .draw import MOST_CANDIDATES, Draw, Drawn
 from .grammar import Grammar
 
 Logits = npt.NDArray[np.float32]
@@ -146,7 +147,7 @@ class Sampler:
     .seed is the seed in use, also when none was given, so that a run can be repeated.
     """
 
-    __slots__ = ("_biases", "_rng", "params", "seed")
+    __slots__ = ("_biases", "_number", "_rng", "params", "seed")
 
     def __init__(self, params: SamplingParams, eos_ids: Iterable[int] = ()) -> None:
         self.params = params
@@ -157,6 +158,24 @@ class Sampler:
         if params.ignore_eos:
             biases |= dict.fromkeys(eos_ids, -math.inf)
         self._biases = biases
+        self._number: float | None = None  # the random one of the next token, once it is drawn
+
+    def draw(self) -> Draw | None:
+        """By what the next token may be drawn where the logits lie; None where that takes more."""
+        p = self.params
+        if self._biases or p.logprobs is not None or self._penalises:
+            return None
+        if p.temperature == 0:
+            return Draw(1, 0, 1, 0, 0)
+        if not 0 < p.top_k <= MOST_CANDIDATES:
+            return None
+        return Draw(p.top_k, p.temperature, p.top_p, p.min_p, self._next_number())
+
+    def take(self, drawn: Drawn) -> Sampled:
+        """What was drawn as draw() told. Raises: ValueError as sample()."""
+        self._number = None
+        self._check_peak(drawn.peak)
+        return Sampled(drawn.id, None, ())
 
     def sample(self, logits: Logits, history: Sequence[int], allowed: Allowed | None = None) -> Sampled:
         """Choose the next token; history is the prompt and what was generated, for the penalties.
@@ -174,8 +193,19 @@ class Sampler:
             return self._report(best, logits)
         ids, probs = self._filtered(scores)
         cumulative = np.cumsum(probs)
-        place = int(np.searchsorted(cumulative, self._rng.random() * cumulative[-1], side="right"))
+        place = int(np.searchsorted(cumulative, self._next_number() * cumulative[-1], side="right"))
+        self._number = None
         return self._report(int(ids[min(place, len(ids) - 1)]), logits)
+
+    def _next_number(self) -> float:
+        if self._number is None:
+            self._number = self._rng.random()
+        return self._number
+
+    @property
+    def _penalises(self) -> bool:
+        p = self.params
+        return p.repeat_last_n != 0 and (p.repeat_penalty, p.presence_penalty, p.frequency_penalty) != (1, 0, 0)
 
     def distribution(self, logits: Logits, history: Sequence[int]) -> tuple[Ids, npt.NDArray[np.float64]]:
         """The ids that may be drawn and their probabilities, without drawing."""
@@ -189,8 +219,7 @@ class Sampler:
     def _adjusted(self, logits: Logits, history: Sequence[int]) -> Logits:
         """The logits after bias and penalties; the caller's own array when there are none."""
         p = self.params
-        penalised = p.repeat_penalty != 1 or p.presence_penalty != 0 or p.frequency_penalty != 0
-        penalised = penalised and p.repeat_last_n != 0 and len(history) > 0
+        penalised = self._penalises and len(history) > 0
         if not (self._biases or penalised):
             return logits
         scores = logits.copy()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from .draw import Draw, Next
 from .generation import FinishReason, Generation
 from .sampler import Logits, Sampled, SamplingParams
 from .trace_log import NO_TRACE, Trace
@@ -39,7 +40,8 @@ class SlotSession(Protocol):
 
     def prefill(self, ids: IdSequence[int], progress: Progress | None = None) -> Logits: ...
 
-    def decode(self, token: int) -> Logits: ...
+    def next(self, token: int, draw: Draw | None) -> Next:
+        """Appends a token. Returns: what was drawn, where that is asked for and done, or logits."""
 
     def truncate(self, n: int) -> None: ...
 
@@ -181,11 +183,12 @@ class Sequence:
 
     def _generate(self) -> Iterator[str]:
         self.prefill()
-        started, logits, answer = time.perf_counter(), self._logits, self._generation
+        started, answer = time.perf_counter(), self._generation
+        known: Next = self._logits
         before = 0.0
         while answer.finish_reason is None:
             with self._trace.span("sample"):
-                piece = answer.push(logits)
+                piece = answer.push(known)
             now = time.perf_counter()
             if before:
                 self._predicted_s += now - before
@@ -195,7 +198,7 @@ class Sequence:
                 yield piece
             if answer.finish_reason is None:
                 before = time.perf_counter()
-                logits = self._session.decode(answer.ids[-1])
+                known = self._session.next(answer.ids[-1], answer.draw())
 
     def _prefill(self) -> Logits:
         """Run the part of the prompt whose KV the session does not hold yet, at least its last token."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .draw import Draw, Drawn, Next
 from .kvcache.slot_state import copy_slot
 from .saved_session import open_session
 from .session_file import save_session, session_bytes
@@ -103,8 +104,14 @@ class Session:
     def decode(self, token: int) -> np.ndarray:
         """Appends one token. Returns: float32 logits [V]. Raises: as prefill()."""
         with self._turns.take(self):
-            logits: np.ndarray = decode_together([self], [token])[0].copy()
+            logits: np.ndarray = decode_together([self], [token])[0].copy()  # type: ignore[union-attr]
         return logits
+
+    def next(self, token: int, draw: Draw | None) -> Next:
+        """Appends one token. Returns: what was drawn, where the backend does that, or as decode()."""
+        with self._turns.take(self):
+            found = decode_together([self], [token], [draw])[0]
+            return found if isinstance(found, Drawn) else found.copy()
 
     def truncate(self, n: int) -> None:
         """Forgets all but the first n tokens; a KV method that cannot keep these forgets more (see `ids`).
@@ -250,21 +257,23 @@ class Session:
         check_ids(ids, self._vocab_size)
 
 
-def decode_together(sessions: IdSequence[Session], tokens: IdSequence[int]) -> np.ndarray:
+def decode_together(
+    sessions: IdSequence[Session], tokens: IdSequence[int], draws: IdSequence[Draw | None] = ()
+) -> IdSequence[Next]:
     """Appends a token to each of several sessions of one engine.
 
-    Returns: float32 logits [B, V], valid until the next call of any session. Raises: ValueError as prefill();
-    no session has changed then.
+    Returns: for each what was drawn, where it is asked for and the backend does that, or float32 logits [V],
+    valid until the next call of any session. Raises: ValueError as prefill(); no session has changed then.
     """
     runner = sessions[0]._runner
     with sessions[0]._turns.take(*sessions):
         for session, token in zip(sessions, tokens, strict=True):
             session._check([token])
         positions = [len(session._ids) for session in sessions]
-        logits = runner.decode([session.slot for session in sessions], positions, tokens)
+        found = runner.next([session.slot for session in sessions], positions, tokens, draws)
         for session, token in zip(sessions, tokens, strict=True):
             session._ids.append(int(token))
-    return logits
+    return found
 
 
 def check_ids(ids: IdSequence[int], vocab_size: int) -> None:

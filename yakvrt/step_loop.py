@@ -11,8 +11,7 @@ from .session import decode_together
 from .slot_choice import choose_slot
 
 if TYPE_CHECKING:
-    import numpy as np
-
+    from .draw import Next
     from .request import EndReason
 
 LENT_S = 0.02  # between looks while requests wait and every slot is lent
@@ -108,16 +107,16 @@ class StepLoop:
         together = [running for running in self._state.running if running.prompt is None]
         if not together:
             return
-        logits = decode_together(
-            [running.session for running in together], [running.request.ids[-1] for running in together]
-        )
+        sessions, requests = zip(*((each.session, each.request) for each in together), strict=True)
+        tokens, draws = [each.ids[-1] for each in requests], [each.draw() for each in requests]
+        found = decode_together(sessions, tokens, draws)
         self._state.counts.decode_steps += 1
-        for running, row in zip(together, logits, strict=True):
-            self._take(running, row)
+        for running, known in zip(together, found, strict=True):
+            self._take(running, known)
 
-    def _take(self, running: Running, logits: np.ndarray) -> None:
+    def _take(self, running: Running, known: Next) -> None:
         try:
-            reason = running.request.take(logits)
+            reason = running.request.take(known)
         except Exception as error:  # what chooses tokens and makes text of them is this request's own
             self._end(running, error)
             return

@@ -205,17 +205,19 @@ def kv_append(
 def argmax(n_rows: int, n_tokens: int) -> Case:
     """Logits with equal ones."""
     logits = repeated(normal(min(n_rows, 3), n_tokens).round(1), n_rows + 1)
-    ids = poisoned(n_rows + 1, dtype=np.int64)
+    ids, peaks = poisoned(n_rows + 1, dtype=np.int64), poisoned(n_rows + 1)
     launch = Launch(
         kernel("argmax", "argmax_cuda"),
         n_rows + 1,
-        [ids],
-        (ids, logits, n_tokens, count(n_rows)),
+        [ids, peaks],
+        (ids, peaks, logits, n_tokens, count(n_rows)),
         n_rows * n_tokens * 4,
     )
 
     def check() -> float:
         untouched("further rows", ids[n_rows:])
+        untouched("further peaks", peaks[n_rows:])
+        compare("peaks", peaks[:n_rows], logits[:n_rows].max(axis=1))
         return compare("ids", ids[:n_rows], argmax_ref(logits[:n_rows]))
 
     return Case([launch], check)

@@ -8,7 +8,7 @@ from yakvrt.cuda.kernel_list import HEAD_DIMS
 from yakvrt.kernel_build.spec import kernel
 from yakvrt.kernels.higgs_layout import BLOCK_TOKENS
 from yakvrt.kernels.keep_rows import keep_rows_ref
-from yakvrt.kernels.yakv_fit import STEPS, TAIL, tail_errors_ref
+from yakvrt.kernels.yakv_fit import STEPS, TAIL, best_parts, tail_errors_ref
 from yakvrt.kernels.yakv_prompt_cuda import mean_values_ref
 
 from .arrays import RNG, blocks, count, normal, poisoned, stored
@@ -118,6 +118,20 @@ def tail_errors(head_dim: int, n_heads: int, n_rows: int, n_partials: int) -> Ca
     return Case([launch], check)
 
 
+def parts(n_heads: int) -> Case:
+    """Of equal errors the first counts."""
+    errors, found = RNG.integers(0, 20, (n_heads, STEPS + 1)).astype(np.float32), poisoned(n_heads + 1)
+    launch = Launch(
+        kernel("yakv_fit", "best_parts_cuda"), 1, [found], (found, errors, n_heads), errors.nbytes
+    )
+
+    def check() -> float:
+        untouched("further heads", found[n_heads:])
+        return compare("parts", found[:n_heads], best_parts(errors))
+
+    return Case([launch], check)
+
+
 def counters(cached: bool, n_rows: int, n_heads: int) -> Case:
     """Two steps."""
     n, found = n_rows * n_heads, np.array([5, 6, 7])
@@ -139,6 +153,7 @@ def small() -> list[Sized]:
         sized("widen a prompt", widen, 64, "f16", 128, 2),
         sized("keep the last rows", keep_rows, 24, 80, [30, 7, 2]),
         sized("errors of the tail", tail_errors, 64, 3, 2, 5),
+        sized("parts of the tail", parts, 3),
         sized("count", counters, True, 3, 100),
         sized("count without a cache", counters, False, 2, 8),
     ]
@@ -152,6 +167,7 @@ def real() -> list[Sized]:
             for kind in ("f16", "bf16")
         ),
         sized("keep the last rows", keep_rows, 24, 4096, [2048]),
+        sized("parts of the tail", parts, 32),
         *(sized(f"errors of the tail {size}", tail_errors, size, 32, 1, 14) for size in HEAD_DIMS),
         sized("count", counters, True, 32, 8),
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 
 import numpy as np
@@ -33,7 +33,11 @@ class Step:
         self.batch = batch
         self._threads = team.everyone
 
-    def run(self, part: int = 0) -> None:
+    def run(self, part: int = 0, n_parts: int = 1) -> None:
+        for each in range(part, part + n_parts):
+            self._run(each)
+
+    def _run(self, part: int) -> None:
         if part == 0 and len(self.batch.tokens) == 1:  # one token: the work is shared out evenly
             self._threads = self._team.attending()  # kept to the end, as threads keep values of their own
         for piece in self._parts[part]:
@@ -88,9 +92,18 @@ class CpuBackend:
         self._progress = progress
         self.team = Team(n_threads, self._cache, progress, places)
 
+    layers_under_way = 1  # of a prompt
+
     @property
     def n_threads(self) -> int:
         return self.team.n_threads
+
+    def beside(self) -> nullcontext[None]:
+        """All is done when asked."""
+        return nullcontext()
+
+    def settle(self) -> None:
+        """Nothing is under way."""
 
     def trace(self, log: TraceLog | None) -> None:
         self.team.trace(log)
@@ -110,6 +123,12 @@ class CpuBackend:
     def read(self, x: Buffer, first: int, last: int) -> np.ndarray:
         rows: np.ndarray = x.data[first:last, : x.width]
         return rows
+
+    def copy(self, to: Buffer, at: int, source: Buffer, first: int, n: int) -> None:
+        to.data[at : at + n] = source.data[first : first + n]
+
+    def clear(self, x: Buffer) -> None:
+        x.data[:] = 0
 
     def hidden_states(self, n_rows: int, x: Buffer) -> HostStates:
         return HostStates(n_rows, x.data.shape[1])
@@ -181,14 +200,14 @@ class CpuBackend:
         n_tokens: int,
         shape: YakvShape,
         budget: Budget,
-        staging: KvRows,
+        staging: Sequence[KvRows],
         n_places: int = 0,
     ) -> YakvPools:
         """Pools for slots of n_tokens tokens; `staging` are the exact rows of one layer of a prompt, n_places
         those of a head in the cache of rows.
         """
         sizes = n_layers, n_slots, n_kv_heads, n_tokens
-        return YakvPools(self._run, self.n_threads, *sizes, shape, budget, staging, n_places)
+        return YakvPools(self._run, self.n_threads, *sizes, shape, budget, staging[0], n_places)
 
     def record(
         self,

@@ -47,8 +47,7 @@ class Recorder:
         heads: tuple[int, int, int],
     ) -> None:
         self.parts: list[list[Piece]] = []
-        self.batch = Batch.empty(capacity)
-        self.capacity = capacity
+        self.batch, self.capacity = Batch.empty(capacity), capacity
         self.n_heads, self.n_kv_heads, self.head_dim = heads
         self.prefill_pack = TILE_PACK if host_features().amx_bf16 else PREFILL_PACK
         self.memory = StepMemory(n_threads)
@@ -58,14 +57,13 @@ class Recorder:
 
     @property
     def specs(self) -> list[KernelSpec]:
-        tapes = [piece for part in self.parts for piece in part if isinstance(piece, Tape)]
-        return [spec for tape in tapes for spec in tape.specs]
+        pieces = (piece for part in self.parts for piece in part)
+        return [spec for piece in pieces if isinstance(piece, Tape) for spec in piece.specs]
 
     def next_part(self) -> None:
         """What follows is recorded into a part of its own."""
-        self.tape = Tape()
+        self.tape, self.in_stage = Tape(), Stage()
         self.parts.append([self.tape])
-        self.in_stage = Stage()
         self.tape.add(
             kernel("rope", "rope_table_cpu"),
             self._rope_table,
@@ -80,6 +78,9 @@ class Recorder:
     def stage(self, name: str, layer: int = NO_LAYER) -> None:
         self.in_stage = Stage(name, layer)
         self.tape.begin_stage(self.in_stage)
+
+    def drawing(self, logits: Buffer) -> None:
+        """The host draws from the logits where they lie."""
 
     def call(self, function: Callable[[], None]) -> None:
         self.tape = Tape()

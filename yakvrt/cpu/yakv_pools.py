@@ -12,9 +12,10 @@ from ..higgs_grids import load_grid
 from ..kernel_build.spec import kernel
 from ..kernels.higgs_layout import BLOCK_TOKENS, ROW_FORMATS, SELECTORS, pack_tables, row_bytes
 from ..kernels.yakv_fetch import directory_bytes
+from ..kernels.yakv_fit import best_parts
 from ..kernels.yakv_layout import POOL_WORDS, Budget, YakvShape, indexed_end
 from ..kernels.yakv_store import store_scratch_bytes
-from ..ops import ELEMENT_BYTES, KvRows
+from ..ops import ELEMENT_BYTES, Buffer, KvRows
 from .memory import aligned, padded, reserved
 from .tape import Tape
 
@@ -156,14 +157,19 @@ class YakvPools:
         return {name: self._pools[name][:, slot, :, :size] for name, size in sizes.items()}
 
     @contextmanager
-    def uncounted(self, layer: int) -> Iterator[None]:
-        """Steps that the layer runs meanwhile are in no statistics."""
-        table = self.layers[layer].table
-        before = table[_COUNTERS]
+    def fitting(self, layer: int, slot: int, errors: Buffer) -> Iterator[None]:
+        """Steps that run inside count all of the slot's tail, and in no statistics; behind them it counts as
+        `errors` tell (yakv_fit.py), or as before where they are interrupted.
+        """
+        table, parts = self.layers[layer].table, self._tail_parts(layer, slot)
+        counted, found = table[_COUNTERS], parts.copy()
+        parts[:] = 1
         try:
             yield
+            found = best_parts(errors.data).reshape(parts.shape)
         finally:
-            table[_COUNTERS] = before
+            parts[:] = found
+            table[_COUNTERS] = counted
 
     def counted(self) -> tuple[int, int, int]:
         """Since the start: selected rows of all heads, how many of them were cached, tokens decoded."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from .recorder import CudaRecorder
 from .stage_clock import TRACKS
 from .step import CudaStep
 from .stream import Stream
+from .streams import Streams
 from .upload_ring import UploadRing
 from .yakv_pools import YakvPools
 from .yakv_slots import YakvSlots
@@ -54,9 +55,10 @@ class DeviceStates:
 
 
 class CudaBackend:
-    """Owns a device, a stream, the loaded kernels and all memory that it hands out; close() gives it back."""
+    """Owns a device, streams, the loaded kernels and all memory that it hands out; close() gives it back."""
 
     n_threads = 1  # of the host's
+    layers_under_way = 2  # of a prompt: one is stored while the next computes
 
     def __init__(
         self,
@@ -75,7 +77,7 @@ class CudaBackend:
         self.gather_blocks = gather_blocks(device.name)
         self._kernels = built_kernels(self.device, cubins) if cubins else compiled_kernels(self.device)
         self._progress, self._pin_progress = progress, pin_progress
-        self.stream, self._side = Stream(), Stream()
+        self._streams = Streams()
         self._arrays: list[DeviceArray] = []
         self._pinned: list[PinnedMemory | PinnedPool] = []
         self._steps: list[CudaStep] = []
@@ -88,8 +90,7 @@ class CudaBackend:
         try:
             with ExitStack() as rest:  # the last one first
                 rest.callback(self.device.close)
-                for stream in (self._side, self.stream):
-                    rest.callback(stream.close)
+                rest.callback(self._streams.close)
                 rest.callback(self._kernels.close)
                 for memory in (self._pinned, self._arrays):
                     while memory:
@@ -97,11 +98,23 @@ class CudaBackend:
                 for held in (self._rings, self._steps):
                     while held:
                         rest.callback(held.pop().close)
-                for stream in (self._side, self.stream):
-                    rest.callback(stream.synchronise)
+                rest.callback(self._streams.synchronise)
         except DeviceError as error:
             if not after_loss(error):
                 raise
+
+    @property
+    def stream(self) -> Stream:
+        """The one that is asked: within beside(), another."""
+        return self._streams.now
+
+    def beside(self) -> AbstractContextManager[None]:
+        """As Streams.beside(). Raises: DeviceError."""
+        return self._streams.beside()
+
+    def settle(self) -> None:
+        """As Streams.settle(). Raises: DeviceError."""
+        self._streams.settle()
 
     @property
     def arch(self) -> str:
@@ -155,7 +168,7 @@ class CudaBackend:
 
     def upload_ring(self, target: DeviceArray) -> UploadRing:
         """A way for small arrays to the device that waits for nothing. Raises: DeviceError."""
-        ring = UploadRing(target, self.pinned, self.stream)
+        ring = UploadRing(target, self.pinned)
         self._rings.append(ring)
         return ring
 
@@ -174,6 +187,17 @@ class CudaBackend:
         held.download(first, rows, self.stream)
         self.stream.synchronise()
         return rows
+
+    def copy(self, to: Buffer, at: int, source: Buffer, first: int, n: int) -> None:
+        """Waits for nothing. Raises: DeviceError."""
+        if n:
+            held: DeviceArray = to.data
+            held.copy_rows(at, source.data, first, n, self.stream)
+
+    def clear(self, x: Buffer) -> None:
+        """Waits for nothing. Raises: DeviceError."""
+        held: DeviceArray = x.data
+        held.clear(self.stream)
 
     def hidden_states(self, n_rows: int, x: Buffer) -> DeviceStates:
         """Raises: DeviceError."""
@@ -214,11 +238,11 @@ class CudaBackend:
         n_tokens: int,
         shape: YakvShape,
         budget: Budget,
-        staging: KvRows,
+        staging: Sequence[KvRows],
         n_places: int = 0,
     ) -> YakvSlots:
-        """Pools for slots of n_tokens tokens; `staging` are the exact rows of one layer of a prompt, n_places
-        those of a head in the cache of rows that rest on the host. Raises: ValueError, DeviceError.
+        """Pools for slots of n_tokens tokens; `staging` are the exact rows of a prompt's layers in turn,
+        n_places those of a head in the cache of rows that rest on the host. Raises: ValueError, DeviceError.
         """
         sizes = n_layers, n_slots, n_kv_heads, n_tokens
         pools = YakvPools(self, *sizes, shape, budget, on_host=self.kv_on_host, n_places=n_places)
@@ -239,7 +263,7 @@ class CudaBackend:
         """Loads what was recorded. Raises: as prepare(), and as CudaStep."""
         self.prepare(recorder.specs)
         ring = self.upload_ring(recorder.device_numbers)
-        step = CudaStep(recorder, self._kernels, ring, self.stream, self._side)
+        step = CudaStep(recorder, self._kernels, ring, self._streams)
         step.log = self._log
         self._steps.append(step)
         return step

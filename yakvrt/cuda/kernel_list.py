@@ -115,6 +115,7 @@ def all_kernels(arch: str) -> list[KernelSpec]:
         ),
         kernel("keep_rows", "keep_rows_cuda"),
         *(kernel("yakv_fit", "tail_errors_cuda", size) for size in HEAD_DIMS),
+        kernel("yakv_fit", "best_parts_cuda"),
         kernel("yakv_fetch_cuda", "yakv_fetch_cuda"),
         kernel("yakv_fetch_cuda", "yakv_forget_cuda"),
         kernel("yakv_fetch_cuda", "yakv_count_cuda"),

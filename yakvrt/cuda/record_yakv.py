@@ -21,6 +21,7 @@ from .record_codes import BlockRows, pool_words, record_codes
 from .yakv_pools import RowPool, YakvRows
 
 if TYPE_CHECKING:
+    from .device_array import DeviceArray
     from .recorder import CudaRecorder
 
 
@@ -57,17 +58,16 @@ class _Step:
         self.lse = self._scratch("lse", n_queries, np.float32)
         self.ids = self._scratch("ids", self.n_segments * self.most, np.int32)
         self.counts = self._scratch("counts", self.n_segments, np.int64)
-        names = ("lengths", "budgets", "firsts", "lasts", "totals")
-        sizes = (self.n_segments, self.n_segments, self.capacity, self.capacity, 2)
-        self.lengths, self.budgets, self.firsts, self.lasts, self.totals = (
-            self._scratch(name, n, np.int64) for name, n in zip(names, sizes, strict=True)
-        )
+        self.lengths = self._scratch("lengths", self.n_segments, np.int64)
+        self.budgets = self._scratch("budgets", self.n_segments, np.int64)
+        self.firsts, self.lasts = (self._scratch(x, self.capacity, np.int64) for x in ("firsts", "lasts"))
+        self.totals = self._scratch("totals", 2, np.int64)
 
     def _scratch(self, name: str, n: int, dtype: type[np.generic]) -> Any:
         return self.recorder.scratch(f"yakv_{name}", n, dtype)
 
     def merge(self, out: Buffer, q: Buffer, k: Buffer, v: Buffer) -> None:
-        self._partials(q, k, v)
+        self._partials(q, k, v, self.rows.tail_parts, counted=True)
         self.recorder.launch(
             kernel("merge_partials", "merge_partials_cuda", self.head_dim),
             (self.n_heads, self.capacity),
@@ -75,7 +75,7 @@ class _Step:
         )
 
     def tail_errors(self, errors: Any, exact: Buffer, q: Buffer, k: Buffer, v: Buffer) -> None:
-        self._partials(q, k, v)
+        self._partials(q, k, v, self.rows.whole_tail, counted=False)
         first_tail = self.n_partials - self.n_tail_parts
         self.recorder.launch(
             kernel("yakv_fit", "tail_errors_cuda", self.head_dim),
@@ -84,7 +84,8 @@ class _Step:
             *(self.n_heads, q.n_rows),
         )
 
-    def _partials(self, q: Buffer, k: Buffer, v: Buffer) -> None:
+    def _partials(self, q: Buffer, k: Buffer, v: Buffer, parts: DeviceArray, *, counted: bool) -> None:
+        """parts: how much of the tail counts. counted: in the statistics."""
         self.recorder.stage("select", self.recorder.in_stage.layer)
         self._measure()
         self._attend_ring(q, k, v)
@@ -96,14 +97,15 @@ class _Step:
             places, n_missing = self._fetch(self.rows.cached)
             held = self.rows.cached
         self.recorder.stage("attend", self.recorder.in_stage.layer)
-        self.recorder.launch(
-            kernel("yakv_fetch_cuda", "yakv_count_cuda"),
-            (1, 1),
-            *(self.rows.counters, self.counts, n_missing, int(n_missing is not None), self.n_kv_heads),
-            q.n_rows,
-        )
+        if counted:
+            self.recorder.launch(
+                kernel("yakv_fetch_cuda", "yakv_count_cuda"),
+                (1, 1),
+                *(self.rows.counters, self.counts, n_missing, int(n_missing is not None), self.n_kv_heads),
+                q.n_rows,
+            )
         if self.n_tail_parts:
-            self._add_tail()
+            self._add_tail(parts)
         self._encode()
         self.recorder.join()
         self._attend_selected(q, places, held)
@@ -175,7 +177,7 @@ class _Step:
             *(weights, self.n_tokens, self.logits, self.n_tokens, self.lse, self.lengths),
         )
         stride = candidates_stride(self.n_tokens)
-        candidates = self._scratch("candidates", self.n_segments * stride, np.uint32)
+        candidates = self.recorder.scratch("candidates", self.n_segments * stride, np.uint32)
         self.recorder.launch(
             kernel("select_topk_cuda", "select_topk_cuda"),
             (self.n_segments, 1),
@@ -244,7 +246,7 @@ class _Step:
             *(self.group, self.scale),
         )
 
-    def _add_tail(self) -> None:
+    def _add_tail(self, parts: DeviceArray) -> None:
         rows = self.rows
         head = rows.n_blocks * self.head_dim // 2
         self.recorder.launch(
@@ -260,7 +262,7 @@ class _Step:
                 self.lse,
             ),
             *(self.lengths, self.ids, self.most, self.counts, rows.values, self.n_kv_heads * head, head),
-            *(self.batch.slots, self.n_kv_heads, rows.tail_parts, self.batch.n_rows),
+            *(self.batch.slots, self.n_kv_heads, parts, self.batch.n_rows),
         )
 
     def _encode(self) -> None:

@@ -14,6 +14,7 @@ from ..ops import Batch, Buffer, KvRows
 from ..trace_records import NO_LAYER, Stage
 from .device_array import DeviceArray
 from .device_matrix import DeviceMatrix
+from .drawing import CudaDrawing
 from .record_attention import append_rows, record_decode_attention, record_prefill_attention
 from .record_experts import record_experts
 from .record_matmul import record_matmul
@@ -82,7 +83,7 @@ class CudaRecorder:
         self.capacity = capacity
         self.arch, self.gather_blocks = backend.arch, backend.gather_blocks
         self.n_heads, self.n_kv_heads, self.head_dim = heads
-        self._backend = backend
+        self.backend = backend
         self.batch_numbers = np.zeros(Batch.length(capacity), np.int64)
         self.batch = Batch.over(self.batch_numbers, capacity)
         self.device_numbers = backend.array(self.batch_numbers.shape, np.int64)
@@ -139,27 +140,35 @@ class CudaRecorder:
     def join(self) -> None:
         self.parts[-1].append(Join())
 
+    def drawing(self, logits: Buffer) -> CudaDrawing | None:
+        """Into a part of its own; None for rows whose addresses are no multiples of 16."""
+        if logits.width % 4:
+            return None
+        self.next_part()
+        self.stage("draw")
+        return CudaDrawing(self, logits)
+
     def call(self, function: Callable[[], None]) -> None:
         self.parts[-1].append(function)
 
     def read(self, x: Buffer, n: int) -> np.ndarray:
-        return self._backend.read(x, 0, n).copy()  # the next read uses the same memory
+        return self.backend.read(x, 0, n).copy()  # the next read uses the same memory
 
     def write(self, x: Buffer, rows: np.ndarray) -> None:
-        self._backend.write(x, rows)
+        self.backend.write(x, rows)
 
     def buffer(self, width: int) -> Buffer:
         return self.rows_buffer(self.capacity, width, self.n_rows)
 
     def rows_buffer(self, n_rows: int, width: int, present: Any) -> Buffer:
         """Memory for n_rows rows, of which present[0] hold a value."""
-        return Buffer(self._backend.array((n_rows, width), np.float32), width, present)
+        return Buffer(self.backend.array((n_rows, width), np.float32), width, present)
 
     def scratch(self, name: str, n: int, dtype: type[np.generic]) -> DeviceArray:
         """At least n numbers that hold their values until the same name is asked for again."""
         held = self._scratch.get(name)
         if held is None or len(held) < n:
-            self._scratch[name] = held = self._backend.array((n,), dtype)
+            self._scratch[name] = held = self.backend.array((n,), dtype)
         return held
 
     def embed(self, out: Buffer, table: DeviceMatrix) -> None:

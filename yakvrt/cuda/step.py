@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 
@@ -16,7 +16,8 @@ from .graph import Graph
 from .loaded_kernel import LoadedKernel
 from .recorder import CudaRecorder, Join, Launch, Piece
 from .stage_clock import BESIDE, MAIN, StageClock
-from .stream import Event, Stream
+from .stream import Event
+from .streams import Streams
 from .upload_ring import UploadRing
 
 
@@ -35,88 +36,98 @@ class CudaStep:
     with a `log`, whoever asks for a part, which is noted at its end.
     """
 
-    def __init__(
-        self, recorder: CudaRecorder, kernels: Kernels, ring: UploadRing, stream: Stream, side: Stream
-    ) -> None:
-        """ring: the batch's way to the device. side: for launches beside the others. Raises: DeviceError, and
-        ValueError for a kernel that is missing.
+    def __init__(self, recorder: CudaRecorder, kernels: Kernels, ring: UploadRing, streams: Streams) -> None:
+        """ring: the batch's way to the device. Raises: DeviceError, and ValueError for a kernel that is
+        missing.
         """
         self.batch: Batch = recorder.batch
-        self._numbers, self._stream, self._side = recorder.batch_numbers, stream, side
+        self._numbers, self._streams = recorder.batch_numbers, streams
         self._ring = ring
         self._parts = [[ready(piece, kernels) for piece in part] for part in recorder.parts]
-        self._graphs: dict[int, Graph] = {}
+        # of parts in a row: the first, and how many
+        self._graphs: dict[tuple[int, int], Graph] = {}
         self.log: TraceLog | None = None
-        self._timed: dict[int, tuple[Graph, StageClock]] = {}
-        self._clocks: dict[int, StageClock] = {}  # of parts with plain Python
+        self._timed: dict[tuple[int, int], tuple[Graph, StageClock]] = {}
+        self._clocks: dict[tuple[int, int], StageClock] = {}  # of parts with plain Python
         self._forked, self._joined = Event(), Event()
 
-    def run(self, part: int = 0) -> None:
-        """Asks the stream for it; a piece of plain Python waits for what comes before it. An interrupted one
-        (Ctrl-C) leaves nothing under way.
+    def run(self, part: int = 0, n_parts: int = 1) -> None:
+        """Asks the stream for them, as one graph; a piece of plain Python waits for what comes before it. If
+        interrupted (Ctrl-C), it leaves nothing under way.
         """
         try:
-            self._run(part)
+            self._run((part, n_parts))
         except BaseException:
-            for stream in (self._side, self._stream):
+            for stream in (self._streams.side, self._streams.now):
                 with suppress(DeviceError):
                     stream.synchronise()
             raise
 
-    def _run(self, part: int) -> None:
-        self._ring.upload(self._numbers)
-        on_host = any(callable(piece) for piece in self._parts[part])
-        if self.log and self.log.shows_stages:
-            self._run_timed(part, self.log, on_host)
-        elif on_host:
-            self._ask(part)
-        else:
-            if part not in self._graphs:
-                self._graphs[part] = self._captured(part)
-            self._graphs[part].launch(self._stream)
+    def _pieces(self, parts: tuple[int, int]) -> Iterator[Ready | Join | Stage | Callable[[], None]]:
+        first, n = parts
+        for part in self._parts[first : first + n]:
+            yield from part
+            yield Join()
 
-    def _run_timed(self, part: int, log: TraceLog, on_host: bool) -> None:
+    def _run(self, parts: tuple[int, int]) -> None:
+        self._ring.upload(self._numbers, self._streams.now)
+        if self.log and self.log.shows_stages:
+            self._run_timed(parts, self.log, self._is_on_host(parts))
+        elif parts not in self._graphs and self._is_on_host(parts):
+            self._ask(parts)
+        else:
+            if parts not in self._graphs:
+                self._graphs[parts] = self._captured(parts)
+            self._graphs[parts].launch(self._streams.now)
+
+    def _is_on_host(self, parts: tuple[int, int]) -> bool:
+        """Whether there is plain Python between the launches."""
+        return any(callable(piece) for piece in self._pieces(parts))
+
+    def _run_timed(self, parts: tuple[int, int], log: TraceLog, on_host: bool) -> None:
         """The same with events between the stages, in a graph of its own."""
         if on_host:
-            clock = self._clocks.setdefault(part, StageClock(self._stream, self._side, captured=False))
+            clock = self._clocks.setdefault(
+                parts, StageClock(self._streams.now, self._streams.side, captured=False)
+            )
             try:
-                self._ask(part, clock)
-                self._stream.synchronise()
+                self._ask(parts, clock)
+                self._streams.now.synchronise()
                 clock.read(log)
             finally:
                 clock.close()
             return
-        if part not in self._timed:
-            clock = StageClock(self._stream, self._side, captured=True)
+        if parts not in self._timed:
+            clock = StageClock(self._streams.now, self._streams.side, captured=True)
             try:
-                self._timed[part] = self._captured(part, clock), clock
+                self._timed[parts] = self._captured(parts, clock), clock
             except BaseException:
                 clock.close()
                 raise
-        graph, clock = self._timed[part]
-        graph.launch(self._stream)
-        self._stream.synchronise()
+        graph, clock = self._timed[parts]
+        graph.launch(self._streams.now)
+        self._streams.now.synchronise()
         clock.read(log)
 
-    def _captured(self, part: int, clock: StageClock | None = None) -> Graph:
+    def _captured(self, parts: tuple[int, int], clock: StageClock | None = None) -> Graph:
         graph = Graph()
-        with graph.capture(self._stream):
-            self._ask(part, clock)
+        with graph.capture(self._streams.now):
+            self._ask(parts, clock)
         return graph
 
-    def _ask(self, part: int, clock: StageClock | None = None) -> None:
-        beside = False
-        for piece in [*self._parts[part], Join()]:
+    def _ask(self, parts: tuple[int, int], clock: StageClock | None = None) -> None:
+        stream, side, beside = self._streams.now, self._streams.side, False
+        for piece in self._pieces(parts):
             if isinstance(piece, Stage):
                 if clock:
                     clock.begin(piece)
             elif isinstance(piece, Ready):
                 if piece.beside and not beside:
-                    self._side.wait(self._stream.record(self._forked))
+                    side.wait(stream.record(self._forked))
                 beside |= piece.beside
                 if clock:
                     clock.launching(BESIDE if piece.beside else MAIN)
-                piece.kernel.launch(self._side if piece.beside else self._stream, piece.grid, piece.arguments)
+                piece.kernel.launch(side if piece.beside else stream, piece.grid, piece.arguments)
             elif isinstance(piece, Join):
                 if beside:
                     self._join(clock)
@@ -124,7 +135,7 @@ class CudaStep:
             else:
                 if clock:
                     clock.pause()
-                self._stream.synchronise()
+                self._streams.now.synchronise()
                 named = self.log.span(*clock.stage[:2]) if clock and self.log else nullcontext()
                 with named:
                     piece()
@@ -135,7 +146,7 @@ class CudaStep:
         if clock:
             clock.pause(BESIDE)
             since = clock.waiting()
-        self._stream.wait(self._side.record(self._joined))
+        self._streams.now.wait(self._streams.side.record(self._joined))
         if clock:
             clock.waited(since)
 

@@ -65,8 +65,9 @@ class YakvRows:
 
     Shapes: ring_k, ring_v 16-bit numbers in pairs [slots, Hk, sinks + window + 64, D], selectors uint32
     [slots, Hk, blocks of 64 tokens], values uint32 (float16 pairs) [slots, Hk, blocks, D / 2], means float32
-    [slots, Hk, D], tail_parts float32 [slots, Hk, G]; counters int64 [3], of yakv_count_cuda; k_block and
-    v_block float32 [slots, Hk, 64, D], of a block that is encoded, shared by all layers. With a cache,
+    [slots, Hk, D], tail_parts float32 [slots, Hk, G]; counters int64 [3], of yakv_count_cuda. Shared by all
+    layers: whole_tail, as tail_parts, all 1; k_block and v_block float32 [slots, Hk, 64, D], of a block that
+    is encoded. With a cache,
     `cached` are the rows on the device. most_selected: rows of a head in a step, at least 1.
     """
 
@@ -81,6 +82,7 @@ class YakvRows:
     values: DeviceArray
     means: DeviceArray
     tail_parts: DeviceArray
+    whole_tail: DeviceArray
     counters: DeviceArray
     k_block: DeviceArray
     v_block: DeviceArray
@@ -193,6 +195,7 @@ class YakvPools:
         k_grid, v_grid = (grid(ROW_FORMATS[name].grid) for name in (shape.k_format, shape.v_format))
         block = (*heads, BLOCK_TOKENS, head_dim)
         k_block, v_block = backend.array(block, np.float32), backend.array(block, np.float32)
+        whole_tail = backend.put(np.ones((*heads, shape.group), np.float32))
         directory = np.zeros((*heads, directory_words(n_places, n_rows)), np.int32)
         self.layers = [
             YakvRows(
@@ -207,6 +210,7 @@ class YakvPools:
                 values=backend.array((*heads, n_blocks, head_dim // 2), np.uint32),
                 means=backend.array((*heads, head_dim), np.float32),
                 tail_parts=backend.array((*heads, shape.group), np.float32),
+                whole_tail=whole_tail,
                 counters=backend.put(np.zeros(3, np.int64)),
                 k_block=k_block,
                 v_block=v_block,

@@ -22,56 +22,52 @@ PIECE = 16 * BLOCK_TOKENS  # rows that are encoded at once
 
 
 class YakvPrompt:
-    """One layer of one slot at a time. `staging` are the exact rows of the prompt under way."""
+    """One layer of one slot at a time. `staging` are the exact rows of a prompt's layers in turn. Nothing
+    waits, so that a layer is stored while the next one computes.
+    """
 
     def __init__(
-        self, backend: CudaBackend, layers: Sequence[YakvRows], n_kv_heads: int, staging: KvRows
+        self, backend: CudaBackend, layers: Sequence[YakvRows], n_kv_heads: int, staging: Sequence[KvRows]
     ) -> None:
         """Raises: DeviceError."""
         shape = layers[0].shape
         self._backend, self._layers, self._heads, self._shape = backend, layers, n_kv_heads, shape
         self._staging = staging
-        self._spans = backend.array((6,), np.int64)  # slot, first and last row, tokens, 0, 1
+        n_pieces = -(-layers[0].n_blocks * BLOCK_TOKENS // PIECE)
+        # of every piece: slot, first and last row, tokens, 0, 1
+        self._spans = backend.array((n_pieces, 6), np.int64)
         self._ring = backend.upload_ring(self._spans)
         rows = (n_kv_heads, PIECE, shape.head_dim)
-        k_rows, v_rows = backend.array(rows, np.float32), backend.array(rows, np.float32)
-        self._blocks = BlockRows(
-            k_rows,
-            v_rows,
-            slot_stride=0,
-            head_stride=PIECE * shape.head_dim,
-            n_rows_each=PIECE,
-            n_batch=1,
-            slots=self._spans.part(0, 1),
-            firsts=self._spans.part(1, 1),
-            lasts=self._spans.part(2, 1),
-            sources=self._spans.part(4, 1),
-            n_rows=self._spans.part(5, 1),
-        )
+        self._k, self._v = backend.array(rows, np.float32), backend.array(rows, np.float32)
 
     def store(self, layer: int, slot: int, n_held: int, n_tokens: int) -> None:
         """Takes over the exact rows at positions n_held .. n_tokens - 1, and those of the window."""
         rows, sinks = self._layers[layer], self._shape.n_sinks
         begin, end = (indexed_end(n, sinks, self._shape.window) for n in (n_held, n_tokens))
-        if begin == sinks < end and self._shape.centred:
-            self._ring.upload(np.array([slot, 0, 0, n_tokens, 0, 1]))
-            self._mean_key(rows)
-        for first in range(begin - sinks, end - sinks, PIECE):
-            last = min(first + PIECE, end - sinks)
-            self._ring.upload(np.array([slot, first, last, n_tokens, 0, 1]))
-            self._widen(rows)
-            record_codes(self._backend.launch, rows, self._heads, self._blocks)
-        if rows.directory and begin < end:
-            rows.directory.part(slot, 1).clear(self._backend.stream)
-        self._copy(rows, slot, min(n_held, sinks), min(n_tokens, sinks), to_ring=True)
-        self._copy(rows, slot, max(end, sinks), n_tokens, to_ring=True)
+        staging = self._staged(layer)
+        if begin < end:
+            firsts = range(begin - sinks, end - sinks, PIECE)
+            spans = np.zeros(self._spans.shape, np.int64)
+            for i, first in enumerate(firsts):
+                spans[i] = slot, first, min(first + PIECE, end - sinks), n_tokens, 0, 1
+            self._ring.upload(spans, self._backend.stream)
+            if begin == sinks and self._shape.centred:
+                self._mean_key(rows, staging)
+            for i in range(len(firsts)):
+                span = self._spans.part(i, 1).reshaped((6,))
+                self._widen(rows, staging, span)
+                record_codes(self._backend.launch, rows, self._heads, self._blocks_of(span))
+            if rows.directory:
+                rows.directory.part(slot, 1).clear(self._backend.stream)
+        self._copy(rows, staging, slot, min(n_held, sinks), min(n_tokens, sinks), to_ring=True)
+        self._copy(rows, staging, slot, max(end, sinks), n_tokens, to_ring=True)
 
     def restore(self, layer: int, slot: int, n_held: int) -> None:
         """Writes the first n_held rows where a prompt's exact rows lie."""
-        rows, sinks, staging = self._layers[layer], self._shape.n_sinks, self._staging
+        rows, sinks, staging = self._layers[layer], self._shape.n_sinks, self._staged(layer)
         end = indexed_end(n_held, sinks, self._shape.window)
-        self._copy(rows, slot, 0, min(n_held, sinks), to_ring=False)
-        self._copy(rows, slot, max(end, sinks), n_held, to_ring=False)
+        self._copy(rows, staging, slot, 0, min(n_held, sinks), to_ring=False)
+        self._copy(rows, staging, slot, max(end, sinks), n_held, to_ring=False)
         if sinks < end:
             never = rows.n_blocks * BLOCK_TOKENS
             self._recall(rows, slot, 0, end - sinks, staging.k, staging.v, staging.head_bytes // 4, never)
@@ -110,27 +106,47 @@ class YakvPrompt:
             *(rows.means.part(slot, 1), first, last),
         )
 
-    def _widen(self, rows: YakvRows) -> None:
-        dim, blocks = self._shape.head_dim, self._blocks
+    def _blocks_of(self, span: DeviceArray) -> BlockRows:
+        return BlockRows(
+            self._k,
+            self._v,
+            slot_stride=0,
+            head_stride=PIECE * self._shape.head_dim,
+            n_rows_each=PIECE,
+            n_batch=1,
+            slots=span.part(0, 1),
+            firsts=span.part(1, 1),
+            lasts=span.part(2, 1),
+            sources=span.part(4, 1),
+            n_rows=span.part(5, 1),
+        )
+
+    def _staged(self, layer: int) -> KvRows:
+        return self._staging[layer % len(self._staging)]
+
+    def _widen(self, rows: YakvRows, staging: KvRows, span: DeviceArray) -> None:
+        dim = self._shape.head_dim
         head = rows.n_blocks * dim // 2
         self._backend.launch(
             kernel("yakv_prompt_cuda", "yakv_widen_cuda", dim, self._shape.kind),
             (PIECE // BLOCK_TOKENS, self._heads),
-            *(blocks.k, blocks.v, blocks.head_stride, rows.values, self._heads * head, head),
-            *(self._staging.k, self._staging.v, self._staging.head_bytes // 4, self._spans),
+            *(self._k, self._v, PIECE * dim, rows.values, self._heads * head, head),
+            *(staging.k, staging.v, staging.head_bytes // 4, span),
             self._shape.n_sinks,
         )
 
-    def _mean_key(self, rows: YakvRows) -> None:
+    def _mean_key(self, rows: YakvRows, staging: KvRows) -> None:
         dim = self._shape.head_dim
         self._backend.launch(
             kernel("yakv_prompt_cuda", "yakv_mean_key_cuda", dim, self._shape.kind),
             (self._heads, 1),
-            *(rows.means, self._heads * dim, self._staging.k, self._staging.head_bytes // 4, self._spans),
+            *(rows.means, self._heads * dim, staging.k, staging.head_bytes // 4, self._spans),
             self._shape.n_sinks,
         )
 
-    def _copy(self, rows: YakvRows, slot: int, first: int, last: int, *, to_ring: bool) -> None:
+    def _copy(
+        self, rows: YakvRows, staging: KvRows, slot: int, first: int, last: int, *, to_ring: bool
+    ) -> None:
         """Exact positions between the staged rows and the ring, run by run: it wraps around."""
         shape, words = self._shape, self._shape.head_dim // 2
         ring_len = shape.window + BLOCK_TOKENS
@@ -138,9 +154,9 @@ class YakvPrompt:
             place = ring_place(first, shape.n_sinks, shape.n_sinks, ring_len)
             end = shape.n_sinks if first < shape.n_sinks else rows.ring_places
             n = min(last - first, end - place)
-            for staged, ring in ((self._staging.k, rows.ring_k), (self._staging.v, rows.ring_v)):
+            for staged, ring in ((staging.k, rows.ring_k), (staging.v, rows.ring_v)):
                 for head in range(self._heads):
-                    here = (head * self._staging.head_bytes // 4 // words) + first
+                    here = (head * staging.head_bytes // 4 // words) + first
                     there = (slot * self._heads + head) * rows.ring_places + place
                     self._copy_run(staged, ring, words, here, there, n, to_ring)
             first += n

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..kernel_build.spec import kernel
 from ..kernels.higgs_layout import BLOCK_TOKENS
 from ..kernels.yakv_layout import indexed_end
-from ..ops import KvRows
+from ..ops import Buffer, KvRows
 from .device_array import DeviceArray
 from .device_rows import DeviceValues
 from .memory import PinnedMemory
@@ -23,15 +24,18 @@ if TYPE_CHECKING:
 
 
 class YakvSlots:
-    """The slots of all layers; `staging` are the exact rows of one layer of the prompt under way. block_axis:
-    along which blocks lie in what state() gives.
+    """The slots of all layers; `staging` are the exact rows of a prompt's layers in turn. block_axis: along
+    which blocks lie in what state() gives.
     """
 
     block_axis = 1
 
-    def __init__(self, backend: CudaBackend, pools: YakvPools, n_kv_heads: int, staging: KvRows) -> None:
+    def __init__(
+        self, backend: CudaBackend, pools: YakvPools, n_kv_heads: int, staging: Sequence[KvRows]
+    ) -> None:
         """Raises: DeviceError."""
-        self.layers, self._heads, self._stream = pools.layers, n_kv_heads, backend.stream
+        self.layers, self._heads = pools.layers, n_kv_heads
+        self._backend, self._stream = backend, backend.stream
         self._shape = pools.layers[0].shape
         prompt = YakvPrompt(backend, pools.layers, n_kv_heads, staging)
         self.store, self.restore, self.refill = prompt.store, prompt.restore, prompt.refill
@@ -42,19 +46,13 @@ class YakvSlots:
         return int(each[:, 0].sum()), int(each[:, 1].sum()), int(each[0, 2])
 
     @contextmanager
-    def uncounted(self, layer: int) -> Iterator[None]:
-        """Steps that the layer runs meanwhile are in no statistics."""
-        counters = self.layers[layer].counters
-        before = counters.get(3, self._stream)
-        try:
-            yield
-        finally:
-            counters.put(before, self._stream)
-
-    def tail_parts(self, layer: int, slot: int) -> np.ndarray:
-        """How much of the tail counts for every query head. Shapes: float32 [Hk, G]."""
-        parts: np.ndarray = self.layers[layer].tail_parts.part(slot, 1).get(1, self._stream)[0]
-        return parts
+    def fitting(self, layer: int, slot: int, errors: Buffer) -> Iterator[None]:
+        """Behind what is asked inside, the slot's tail counts as `errors` tell (yakv_fit.py). Steps that
+        measure them count all of it by themselves, and in no statistics.
+        """
+        yield
+        parts = self.layers[layer].tail_parts.part(slot, 1)
+        self._backend.launch(kernel("yakv_fit", "best_parts_cuda"), (1, 1), parts, errors.data, parts.size)
 
     def set_tail_parts(self, layer: int, slot: int, parts: np.ndarray | float) -> None:
         """Shapes: [Hk, G], or one number for all."""

@@ -82,6 +82,10 @@ class DecodeSession:
         (last,) = ids
         return self.decode(last)
 
+    def next(self, token: int, draw: object) -> np.ndarray:
+        """Evaluations keep to logits."""
+        return self.decode(token)
+
     def decode(self, token: int) -> np.ndarray:
         logits: np.ndarray = self._slots.runner.decode([self._slot], [len(self._ids)], [token])[0].copy()
         self._ids.append(token)

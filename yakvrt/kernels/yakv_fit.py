@@ -112,6 +112,26 @@ def tail_errors_cuda(g: Any, head_dim: int) -> CudaKernel:
     )
 
 
+def best_parts_cuda(g: Any) -> CudaKernel:
+    """best_parts of the errors of all query heads.
+
+    Shapes: parts float32 [Hq], errors float32 [Hq, STEPS + 1].
+    Grid: one block.
+    """
+    threads, steps = 128, STEPS
+
+    def kernel(parts, errors, n_heads):  # type: ignore[no-untyped-def]
+        for head in range(g.thread(), n_heads, g.int32(threads)):
+            own = g.shifted(errors, head * (steps + 1))
+            least, best = own[0], g.int32(0)
+            for i in range(g.int32(1), g.int32(steps + 1), g.int32(1)):
+                if own[i] < least:
+                    least, best = own[i], i
+            parts[head] = g.float32(best) * g.float32(1 / steps)
+
+    return CudaKernel(kernel, "f32* f32* i32", threads, work=Work("head", 4 * STEPS + 8, STEPS))
+
+
 def tail_errors_cpu(group: int, head_dim: int) -> Any:
     """Adds a step's distances to `errors`. Threads share the heads.
 

@@ -52,12 +52,14 @@ class CodedPools:
 @dataclass(frozen=True, slots=True)
 class Pools:
     """Bytes of one slot by what they hold, on the device and on the host; and what a prompt needs while it is
-    taken in. `coded`: what some devices may have no kernels for.
+    taken in. `next_layer`: what it needs too where one of its layers is stored while the next computes.
+    `coded`: what some devices may have no kernels for.
     """
 
     device: Mapping[str, int]
     host: Mapping[str, int]
     transient: Mapping[str, int]
+    next_layer: int = 0
     coded: CodedPools | None = None
 
     @property

@@ -166,6 +166,7 @@ def pools(config: ModelConfig, parameters: Parameters, kind: str, n_tokens: int)
             "scales": heads * n_blocks * 64 * 4,
         },
         transient={"exact rows of one layer": staging_bytes(config, kind, n_tokens)},
+        next_layer=staging_bytes(config, kind, n_tokens),
         coded=CodedPools(shape, parameters.most_selected(n_tokens), places),
     )
 
@@ -192,7 +193,7 @@ class YakvKv:
         config = setting.config
         self._setting, self._parameters, self._slots = setting, parameters, SlotList(setting)
         self._shape = shape_of(config, parameters, setting.kind)
-        self._staging = Staging(setting).rows
+        self._staging = [Staging(setting).rows for _ in range(setting.backend.layers_under_way)]
         self._pools = setting.backend.yakv_pools(
             config.n_layers,
             setting.n_slots,
@@ -219,15 +220,17 @@ class YakvKv:
 
     def prefill(self, ops: Ops, layer: int, attention: AttentionInput) -> KvRows:
         if self._fit:
-            self._fit.keep(ops, attention)
-        ops.kv_append(self._staging, attention.k, attention.v)
-        return self._staging
+            self._fit.keep(ops, layer, attention)
+        rows = self._staging[layer % len(self._staging)]
+        ops.kv_append(rows, attention.k, attention.v)
+        return rows
 
     def store(self, layer: int, slot: int, n_held: int, n_new: int) -> None:
         n = n_held + n_new
         if self._fit and n_new > FIT_TOKENS and self._leaves_out(n - FIT_TOKENS):
             self._pools.store(layer, slot, n_held, n - FIT_TOKENS)
-            self._take_in_and_fit(self._fit, layer, slot, n - FIT_TOKENS)
+            with self._pools.fitting(layer, slot, self._fit.errors):
+                self._fit.take_in(layer, slot, n - FIT_TOKENS)
         else:
             self._pools.store(layer, slot, n_held, n)
         self._stored[layer][slot] = n
@@ -256,16 +259,6 @@ class YakvKv:
         for stored in self._stored:
             stored[slot] = 0
         self._slots.give_back(slot)
-
-    def _take_in_and_fit(self, fit: TailFit, layer: int, slot: int, first: int) -> None:
-        """The prompt's last tokens, from position `first` on. If interrupted, the parts stay as they were."""
-        found = self._pools.tail_parts(layer, slot)
-        self._pools.set_tail_parts(layer, slot, 1)
-        try:
-            with self._pools.uncounted(layer):
-                found = fit.take_in(layer, slot, first).reshape(found.shape)
-        finally:
-            self._pools.set_tail_parts(layer, slot, found)
 
     def _leaves_out(self, n: int) -> bool:
         """Whether a step at position n selects fewer rows than are indexed."""
