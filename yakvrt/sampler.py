@@ -184,10 +184,9 @@ class Sampler:
 
         Raises: ValueError when a logit is NaN or +infinity or when every token is ruled out.
         """
-        params = self.params
         possible = logits if allowed is None else np.where(allowed, logits, np.float32(-math.inf))
         scores = self._adjusted(possible, history)
-        if params.temperature == 0:
+        if self.params.temperature == 0:
             best = int(scores.argmax())  # argmax returns the first NaN when there is one
             self._check_peak(float(scores[best]))
             return self._report(best, logits)
@@ -205,7 +204,8 @@ class Sampler:
     @property
     def _penalises(self) -> bool:
         p = self.params
-        return p.repeat_last_n != 0 and (p.repeat_penalty, p.presence_penalty, p.frequency_penalty) != (1, 0, 0)
+        changed = (p.repeat_penalty, p.presence_penalty, p.frequency_penalty) != (1, 0, 0)
+        return changed and p.repeat_last_n != 0
 
     def distribution(self, logits: Logits, history: Sequence[int]) -> tuple[Ids, npt.NDArray[np.float64]]:
         """The ids that may be drawn and their probabilities, without drawing."""
