@@ -5,6 +5,7 @@ reading a dict is much faster than reading numpy's memory.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -56,4 +57,9 @@ def local_array(number: type[np.generic]) -> Callable[[int], _Local]:
     """What makes arrays of n such numbers, full of poison."""
     kind, (poisonous,) = _KINDS[number], poison(np.empty(1, number))
     value = poisonous if number is np.float32 else int(poisonous)
-    return lambda n: kind(dict.fromkeys(range(n), value))
+
+    @cache
+    def poisoned(n: int) -> dict[int, Any]:
+        return dict.fromkeys(range(n), value)
+
+    return lambda n: kind(poisoned(n))

@@ -76,22 +76,24 @@ class Memory:
         self.guard: Callable[[int, bool], None] | None = None
 
     def note_read(self, first: int, n: int = 1) -> None:
-        assert self.written is not None
+        written, read, guard = self.written, self.read, self.guard
+        assert written is not None
         now = Running.thread.stamp
+        barriers, number, warp, passed, _ = now
         for i in range(first, first + n):
-            if self.guard is not None:
-                self.guard(i, False)
-            old = self.written[i]
-            if old is not None and old[0] == now[0] and unordered(old, now):
+            if guard is not None:
+                guard(i, False)
+            old = written[i]
+            if old is not None and old[0] == barriers and unordered(old, now):
                 raise Running.thread.error(
                     f"reads {self.name}[{i}], which another thread wrote since the barrier"
                 )
-            old = self.read[i]
-            if old is not None and old[0] == now[0] and old[1] != now[1]:
-                warp, passed = (now[2], now[3]) if old[2] == now[2] else (-1, -1)
-                self.read[i] = (now[0], SEVERAL, warp, passed, 0)
-            else:
-                self.read[i] = now
+            old = read[i]
+            if old is None or old[0] != barriers or old[1] == number:
+                read[i] = now
+            elif old[1] != SEVERAL or (old[2] >= 0 and (old[2], old[3]) != (warp, passed)):
+                same = (warp, passed) if old[2] == warp else (-1, -1)
+                read[i] = (barriers, SEVERAL, *same, 0)
 
     def note_write(self, i: int, changes: bool = True) -> None:
         """Several threads may write the same value."""
@@ -163,12 +165,12 @@ class Pointer:
         return at, n
 
     def read16(self, index: Any, n_bytes: int = 16) -> np.ndarray:
-        """A copy of 16 bytes at a multiple of 16, or of as many as `n_bytes` says."""
+        """The 16 bytes at a multiple of 16, or as many as `n_bytes` says: copy what is to stay as it is."""
         memory = self.memory
         at, n = self.wide(index, n_bytes)
         if memory.written is not None:
             memory.note_read(at, n)
-        return memory.array[at : at + n].copy()
+        return memory.array[at : at + n]
 
     def write16(self, index: Any, data: np.ndarray) -> None:
         at, n = self.wide(index)

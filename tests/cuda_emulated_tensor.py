@@ -107,7 +107,7 @@ def _load_matrix(n: int, transposed: bool) -> Callable[[Pointer, int], Any]:
         return [tuple(words[:, lane // 4, lane % 4].tolist()) for lane in range(32)]
 
     def load(pointer: Pointer, index: int) -> Any:
-        row = pointer.read16(index) if Running.thread.lane < 8 * n else None
+        row = pointer.read16(index).copy() if Running.thread.lane < 8 * n else None
         return Running.thread.wait(f"load_matrix_x{n}", row, combine)
 
     return load

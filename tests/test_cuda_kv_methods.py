@@ -62,11 +62,11 @@ def test_yakv_is_that_of_the_cpu(open_backend: Callable[..., CudaBackend], k_bit
         with KvSlots("yakv", args, heads=HEADS, ctx_size=CTX, kind="f16", backend=backend) as slots:
             slots.kv.open(CTX)
             slot = slots.kv.open(CTX)
-            slots.prefill(slot, 0, *part(0, 258))
-            outs = [decoded(slots, slot, 258, 2)]
-            slots.prefill(slot, 260, *part(260, 300))
-            outs.append(decoded(slots, slot, 300, 1))
-            for held, n in ((301, 230), (231, 150)):
+            slots.prefill(slot, 0, *part(0, 194))
+            outs = [decoded(slots, slot, 194, 2)]
+            slots.prefill(slot, 196, *part(196, 236))
+            outs.append(decoded(slots, slot, 236, 1))
+            for held, n in ((237, 166), (167, 86)):
                 assert slots.kv.truncate(slot, held, n) == n
                 outs.append(decoded(slots, slot, n, 1))
             stats = slots.kv.stats()

@@ -6,12 +6,14 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from yakvrt.cpu.kernel_cache import KernelCache, default_directory
 from yakvrt.kernel_build.directory import NEWEST_KEPT, hold, prune
+from yakvrt.kernel_build.files import making, read_object
 from yakvrt.kernel_build.spec import kernel
 
 DAY = 86400
@@ -102,3 +104,30 @@ def test_a_cache_keeps_its_directory_while_it_lives(tmp_path: Path, monkeypatch:
     os.utime(own, (then, then))
     prune(tmp_path / "kernels" / "another")
     assert left(tmp_path / "kernels") == []
+
+
+def test_what_one_process_makes_others_find_made(tmp_path: Path) -> None:
+    path = tmp_path / "kernel.o"
+    code = f"""
+import sys
+from pathlib import Path
+from yakvrt.kernel_build.files import making, write_object
+with making(Path({str(path)!r})):
+    print("making", flush=True)
+    sys.stdin.read()
+    write_object(Path({str(path)!r}), b"code")
+"""
+    child = subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1, text=True)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "making\n"
+
+    def found() -> bytes | None:
+        with making(path):
+            return read_object(path)
+
+    with making(tmp_path / "another.o"), ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(found)
+        time.sleep(0.05)
+        assert not waiting.done()
+        child.communicate("")
+        assert waiting.result() == b"code"
