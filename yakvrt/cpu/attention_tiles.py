@@ -8,6 +8,7 @@ several query rows at once, which share every key and value they load.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from numba.core import cgutils, types
@@ -37,6 +38,7 @@ def _groups(n: int, size: int) -> list[range]:
     return [range(start, min(start + size, n)) for start in range(0, n, size)]
 
 
+@cache
 def make_scores(n_rows: int, head_dim: int, kind: str, *, prefetch: bool = False) -> Any:
     """An intrinsic f(keys, n_tiles, queries, scores, row_bytes): scores[row][position] = queries[row] .
     keys[position]. With `prefetch` it asks for the keys behind, as one pass over a long history pays.
@@ -87,6 +89,7 @@ def _emit_dot_products(
     return [row[0] if chains == 1 else builder.fadd(*row) for row in sums]
 
 
+@cache
 def make_weighted_sum(n_rows: int, head_dim: int, kind: str, *, prefetch: bool = False) -> Any:
     """An intrinsic f(values, n_positions, weights, row_bytes, out): out[row] += sum of weights[row][p] *
     values[p].

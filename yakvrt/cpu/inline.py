@@ -26,14 +26,20 @@ def inline(function: Any) -> Any:
     Builders define theirs anew for every kernel: one with the same code over the same values is the one made
     before, which need not be compiled again.
     """
+    key = _key(function)
+    made = _made.get(key)
+    if key is None or made is None or _key(made.py_func) != key:  # a name may have got another value since
+        made = _made[key] = njit(**_OPTIONS)(function)
+    return made
+
+
+def _key(function: Any) -> Any:
+    """None where a value is still to come."""
     try:
         values = [cell.cell_contents for cell in function.__closure__ or ()]
-    except ValueError:  # one is still to come
-        return njit(**_OPTIONS)(function)
-    key = (function.__module__, function.__code__, *map(_identity, values))
-    if key not in _made:
-        _made[key] = njit(**_OPTIONS)(function)
-    return _made[key]
+    except ValueError:
+        return None
+    return function.__module__, function.__code__, *map(_identity, values)
 
 
 def _identity(value: Any) -> Any:

@@ -5,6 +5,7 @@ The lanes of 16 vectors are summed by adding pairs of vectors: far fewer steps t
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from llvmlite import ir
@@ -22,6 +23,7 @@ def _fold(builder: Any, a: Any, b: Any, half: int) -> Any:
     return builder.fadd(builder.shuffle_vector(a, b, low), builder.shuffle_vector(a, b, high))
 
 
+@cache
 def make_row_scores(head_dim: int) -> Any:
     """An intrinsic f(rows, query) -> the dot products of the query with 16 rows.
 

@@ -6,6 +6,7 @@ dot product with the row itself exact (for scoring); "least_squares" makes it cl
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -138,6 +139,7 @@ def make_normalise(head_dim: int) -> Any:
     return normalise
 
 
+@cache
 def make_find_codes(head_dim: int, dim: int, n_points: int, scale_rule: str) -> Any:
     """An inline find_codes(n_tokens, tables, y, codes, scores, scales): codes of up to 16 normalised rows.
 

@@ -6,6 +6,7 @@ Source: HIGGS, arXiv 2411.17525; Q_m is the orthonormal DCT-II.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,7 @@ def rotation(head_dim: int, signs: bool = False) -> np.ndarray:
     return matrix.astype(np.float32)
 
 
+@cache
 def make_rotate(head_dim: int, inverse: bool = False, signs: bool = False) -> Any:
     """An inline rotate(target, source) of float32 [D]: y = R u, or u = R^T y. Works in place."""
     from ..cpu.hadamard import make_rotation
