@@ -30,6 +30,7 @@ def compile_object(spec: KernelSpec) -> bytes:
     # error_model numpy: a division by zero must not raise, a kernel has nobody to tell
     options: Any = {"error_model": "numpy", "fastmath": FASTMATH, "boundscheck": False}
     compiled: Any = cfunc(signature, **options)(spec.build())
+    compiled._library.optimise()
     text = _with_plain_entry(compiled._library.get_llvm_str(), compiled.native_name, spec.symbol)
     bodies = "\n".join(line for line in text.splitlines() if not line.startswith(("declare", "@")))
     if leaked := sorted(set(re.findall(r"@(numba_\w+|NRT_\w+|Py\w+)", bodies))):

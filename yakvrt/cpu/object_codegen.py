@@ -1,5 +1,7 @@
-"""Has Numba write object files only: as it is, it also makes each function it compiles runnable in its own
-process, which here nobody calls, and that takes as long as the object file.
+"""Has Numba write object files only, and optimise a function once, within the kernel that calls it.
+
+As it is, Numba optimises every function for itself before it links it into those that call it, and makes each
+runnable in its own process, where nobody calls it: together more work than the kernel is.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from numba.core.registry import cpu_target
 
 
 class _Library(CPUCodeLibrary):
-    """One function and those it calls, as optimised LLVM IR."""
+    """A function and those it calls, as LLVM IR, not optimised until optimise()."""
 
     def get_pointer_to_function(self, name: str) -> int:
         self._ensure_finalized()  # type: ignore[no-untyped-call]
@@ -19,6 +21,12 @@ class _Library(CPUCodeLibrary):
 
     def _finalize_specific(self) -> None:
         pass
+
+    def _optimize_final_module(self) -> None:
+        pass
+
+    def optimise(self) -> None:
+        super()._optimize_final_module()  # type: ignore[no-untyped-call]
 
 
 class _Codegen(JITCPUCodegen):
