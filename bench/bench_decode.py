@@ -54,6 +54,7 @@ from yakvrt.weights import Weights
 
 MARGIN_BYTES = 1 << 30  # of memory, left for what a prompt needs while it is taken in
 CHUNK = 256
+LAYER_ROUNDS = 3  # for a round of steps: how a layer grows with its depth is multiplied by layers and slots
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,8 @@ def rows_of(
         quiet_rounds, before = dict.fromkeys(batches, 0), held.method.stats()
         for _ in range(args.rounds):  # in turn, since the machine's speed drifts
             settle()
-            layers.round()
+            for _ in range(LAYER_ROUNDS):
+                layers.round()
             settle()
             for n_slots, steps in batches.items():
                 with Meter() as meter:
