@@ -6,9 +6,13 @@ import numpy as np
 
 from yakvrt.cpu.kernel_cache import KernelCache
 from yakvrt.cpu.memory import aligned_array
+from yakvrt.cpu.query_record import scores_by_tables
 from yakvrt.cpu.tape import Tape
 from yakvrt.cpu.team import Team
 from yakvrt.kernel_build.spec import KernelSpec, kernel
+
+# how this CPU rounds what it scores with: see higgs_score.score_ref
+SCORE_ROUNDING = "tables" if scores_by_tables() else "int8"
 
 
 class KernelTeam:

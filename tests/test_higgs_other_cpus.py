@@ -1,5 +1,5 @@
 """The HIGGS kernels as other CPUs would run them: AVX2 without AVX-512, AVX-512 without VBMI, all of AVX-512
-without matrix registers, and SSE2.
+without matrix registers, Zen 4, and SSE2.
 """
 
 from __future__ import annotations
@@ -17,11 +17,16 @@ SELECTION = (
 )
 
 
-@pytest.mark.skipif(not host_features().avx512_vbmi, reason="this CPU has no AVX-512 VBMI to run it")
-def test_scores_without_matrix_registers() -> None:
-    run_as(
-        "icelake-server", f"{AVX512},+avx512vbmi,+avx512vnni", "2t and test_score", ["kernel_higgs_score"], 10
-    )
+@pytest.mark.skipif(
+    not (host_features().avx512_vbmi and host_features().avx512_gfni),
+    reason="this CPU has no AVX-512 VBMI and GFNI to run it",
+)
+@pytest.mark.parametrize("cpu", ["icelake-server", "znver4"])
+def test_scores_without_matrix_registers(cpu: str) -> None:
+    if cpu == "znver4" and host_features().fast_permutations:
+        pytest.skip("the tests of this CPU run it")
+    flags = f"{AVX512},+avx512vbmi,+avx512vnni,+gfni"
+    run_as(cpu, f"{flags},-sse4a", "2t and test_score", ["kernel_higgs_score"], 10)
 
 
 @pytest.mark.parametrize(

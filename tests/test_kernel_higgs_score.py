@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from kernel_team import KernelTeam, count, number, poisoned
+from kernel_team import SCORE_ROUNDING, KernelTeam, count, number, poisoned
 
 from yakvrt.cpu.memory import aligned
 from yakvrt.higgs_grids import load_grid
@@ -80,12 +80,14 @@ def test_score(team: KernelTeam, case: tuple[str, int, int, bool]) -> None:
         for head in range(n_heads):
             got = logits[head * group : (head + 1) * group, :n_logits]
             facts = (kind, q[head], blocks[head, :n_blocks], n, factor, grid, mean_grid, means[head])
-            rounded = score_ref(*facts, signs=signs, as_int8=True)
+            rounded = score_ref(*facts, signs=signs, rounding=SCORE_ROUNDING)
             exact = score_ref(*facts, signs=signs)
             assert (got[:, n:] == -np.inf).all()
-            np.testing.assert_allclose(got[:, :n], rounded[:, :n], rtol=1e-5, atol=1e-4)
             if not n:
                 assert (maxima[head] == -np.inf).all()
                 continue
+            agreed = np.isclose(got[:, :n], rounded[:, :n], rtol=1e-5, atol=1e-4)
+            # a product half-way between two bytes may become either
+            assert agreed.mean() >= {"int8": 1, "tables": 0.9}[SCORE_ROUNDING]
             assert np.abs(got[:, :n] - exact[:, :n]).max() < 0.08 * 6  # logits have a deviation of 6
             np.testing.assert_array_equal(maxima[head].max(axis=0), got.max(axis=1))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
+from kernel_team import SCORE_ROUNDING
 
 from yakvrt.cpu.backend import CpuBackend
 from yakvrt.cpu.memory import aligned_array
@@ -153,7 +154,9 @@ def indexed_truth(slot: Slot, head: int, mean: np.ndarray | None, end: int, q: n
     assert grids[0] is not None
     blocks = encode_selector_ref(shape.selector, k, grids[0], grids[1], mean, "norm")
     factor = shape.head_dim**-0.5
-    logits = score_ref(shape.selector, q, blocks, len(k), factor, grids[0], grids[1], mean, as_int8=True)
+    logits = score_ref(
+        shape.selector, q, blocks, len(k), factor, grids[0], grids[1], mean, rounding=SCORE_ROUNDING
+    )
     decoded = []
     for rows, name, centre in ((k, shape.k_format, mean), (v, shape.v_format, None)):
         row_format = ROW_FORMATS[name]

@@ -74,7 +74,7 @@ class Head:
         exact = exact_positions(self.n, self.shape.n_sinks, self.shape.window)
         n_indexed = self.end - self.shape.n_sinks
         scale = self.shape.head_dim**-0.5
-        logits = score_ref("2bit", q, self.blocks, n_indexed, scale, GRID, None, self.mean, as_int8=True)
+        logits = score_ref("2bit", q, self.blocks, n_indexed, scale, GRID, None, self.mean, rounding="int8")
         k_format = self.shape.k_format
         k = decode_rows_ref(k_format, self.k_codes, self.k_scales, K_GRIDS[k_format], rotated=False)
         v = decode_rows_ref("q4", self.v_codes, self.v_scales, V_GRID, rotated=False)

@@ -96,7 +96,7 @@ def score(
         found, mean = logits[segment, :, :n_all], means[slot, head] if centred else None
         n_distinct = min(n, distinct.shape[2] * BLOCK_TOKENS)
         truth = score_ref(
-            kind, own, distinct[slot, head], n_distinct, factor, grid, mean=mean, signs=signs, as_int8=True
+            kind, own, distinct[slot, head], n_distinct, factor, grid, mean=mean, signs=signs, rounding="int8"
         )
         expected = truth[:, np.arange(n) % max(n_distinct, 1)] if n else truth[:, :0]
         untouched("further logits", logits[segment, :, n_all:])

@@ -43,7 +43,7 @@ MAX_QUERIES = 8  # accumulators beside the tables
 REGISTERS = 27  # for accumulators and tables
 
 
-def _look_up(builder: Any, plane: list[Any], codes: Any, mirrored: Any) -> Any:
+def look_up(builder: Any, plane: list[Any], codes: Any, mirrored: Any) -> Any:
     """The bytes of 64 codes; `mirrored` is 255 where a code is a mirror image: its byte is 255 - b."""
     fn = declare(builder, "llvm.x86.avx512.vpermi2var.qi.512", V64I8, [V64I8, V64I8, V64I8])
     return builder.xor(builder.call(fn, [plane[0], codes, plane[1]]), mirrored)
@@ -109,7 +109,7 @@ def _add_by_planes(
         start = builder.mul(loop.index, const_i64(word_bytes * table.layout.dim))
         parts = [builder.add(query, start) for query in queries]
         for d, plane in enumerate(table.planes):
-            found = _look_up(builder, plane, vector, mirrored)
+            found = look_up(builder, plane, vector, mirrored)
             for g, part in enumerate(parts):
                 sums.add(g, d, found, _in_every_lane(builder, part, word_bytes * d, word))
 

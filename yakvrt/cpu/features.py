@@ -36,6 +36,14 @@ class CpuFeatures:
         """
         return self.avx512_bf16 and self.cpu_name.startswith("znver")
 
+    @property
+    def fast_permutations(self) -> bool:
+        """Whether a permutation of 128 bytes is as fast as a dot product of bytes: a cycle each on Zen 4
+        (measured). Intel's cores take two on the one port that permutes.
+        """
+        complete = self.avx512_vbmi and self.avx512_vnni and self.avx512_gfni
+        return complete and self.cpu_name.startswith("znver")
+
 
 def host_features() -> CpuFeatures:
     """The features of this CPU, or those NUMBA_CPU_NAME and NUMBA_CPU_FEATURES force.

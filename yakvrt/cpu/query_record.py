@@ -1,8 +1,12 @@
-"""One int8 query as the scoring kernels read it: a header, its codes, and its codes for mean rows.
+"""One query as the scoring kernels read it: a header, what scores codes, and its codes for mean rows.
 
 Header: float32 factor, float32 offset, int32 -127 * sum of codes, float32 -0.5 * sum of codes, float32
--127.5 * sum of codes. Codes follow the look-ups of selector codes (codeword_dots.py): with AVX-512 VBMI those
-of four sub-vectors for one dimension, then for the next; elsewhere they are in their own order.
+-127.5 * sum of codes, float32 factor of table sums.
+
+int8 codes follow the look-ups of selector codes (codeword_dots.py): with AVX-512 VBMI those of four
+sub-vectors for one dimension, then for the next; elsewhere they are in their own order. Where a permutation
+costs as little as a dot product there are tables instead: for every position of a code a byte for each point
+of the grid's first half (codeword_tables.py).
 """
 
 from __future__ import annotations
@@ -15,11 +19,17 @@ if TYPE_CHECKING:
     from ..kernels.higgs_layout import Selector
 
 HEADER = 64
+TABLE_BYTES = 128  # of one position: 255 - b mirrors a byte b
 MOST_ON_REGISTERS = 256  # dimensions: four matrix registers of queries
 
 
 def padded_to_vector(n: int) -> int:
     return -(-n // 64) * 64
+
+
+def scores_by_tables() -> bool:
+    """Whether codes are looked up in tables of the query (codeword_tables.py)."""
+    return host_features().fast_permutations
 
 
 def scores_on_registers(head_dim: int, group: int) -> bool:
@@ -30,7 +40,8 @@ def scores_on_registers(head_dim: int, group: int) -> bool:
 
 
 def query_layout(selector: Selector, head_dim: int) -> tuple[int, int, int]:
-    """Offset of the codes, offset of the codes for mean rows, and bytes of one query record."""
-    means = HEADER + padded_to_vector(selector.tile_vectors(head_dim) * 4 * selector.dim)
+    """Offset of the codes or tables, offset of the codes for mean rows, and bytes of one query record."""
+    bytes_each = TABLE_BYTES if scores_by_tables() else selector.dim
+    means = HEADER + padded_to_vector(selector.tile_vectors(head_dim) * 4 * bytes_each)
     mean_bytes = head_dim * (1 if host_features().avx512_vbmi else 2) if selector.mean_grid else 0
     return HEADER, means, means + padded_to_vector(mean_bytes)

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from .higgs_encode import decode_ref
 from .higgs_layout import BLOCK_TOKENS, SELECTORS, rounded_grid
-from .higgs_selector import decode_selector_ref
+from .higgs_selector import mean_rows_ref, selector_codes_ref
 from .rotate import make_rotate, rotation
 
 
@@ -27,25 +28,44 @@ def score_ref(
     mean: np.ndarray | None = None,
     *,
     signs: bool = False,
-    as_int8: bool = False,
+    rounding: str | None = None,
 ) -> np.ndarray:
     """Logits factor * q . (key + mean) of the keys that blocks stand for; -inf beyond n_tokens. In float64.
 
-    Shapes: q [G, D], blocks uint8 [B, bytes], mean [D] -> [G, 64 B]. With `as_int8` queries and grids are
-    rounded as the kernel rounds them.
+    Shapes: q [G, D], blocks uint8 [B, bytes], mean [D] -> [G, 64 B]. `rounding`: as kernels round, "int8"
+    queries and grids to bytes, "tables" grids and a query's products with their points.
     """
     head_dim = q.shape[1]
     rotated = q.astype(np.float64) @ rotation(head_dim, signs).T.astype(np.float64)
-    if as_int8:
-        step = np.abs(rotated).max(axis=1, keepdims=True) / 127
-        rotated = np.rint(rotated / np.where(step > 0, step, 1)) * step
-        grid = rounded_grid(grid)
-        mean_grid = None if mean_grid is None else rounded_grid(mean_grid)
-    keys = decode_selector_ref(kind, blocks, n_tokens, head_dim, grid, mean_grid)
+    step = np.abs(rotated).max(axis=1, keepdims=True) / 127
+    as_int8 = np.rint(rotated / np.where(step > 0, step, 1)) * step if rounding else rotated
+    if rounding:
+        grid, mean_grid = rounded_grid(grid), None if mean_grid is None else rounded_grid(mean_grid)
+    codes, scales = selector_codes_ref(kind, blocks, head_dim)
+    if rounding == "tables":
+        products = rounded_products(rotated, grid)
+        dots = sum(products[:, i, codes[:, i]] for i in range(codes.shape[1])) * scales.astype(np.float64)
+    else:
+        dots = as_int8 @ decode_ref(codes, scales, grid, rotated=True).T
+    if mean_grid is not None:
+        dots = dots + as_int8 @ mean_rows_ref(kind, blocks, head_dim, mean_grid).T
     logits = np.full((len(q), len(blocks) * BLOCK_TOKENS), -np.inf)
     offset = 0 if mean is None else (q.astype(np.float64) @ mean.astype(np.float64))[:, None]
-    logits[:, :n_tokens] = (rotated @ keys.T + offset) * factor
+    logits[:, :n_tokens] = (dots[:, :n_tokens] + offset) * factor
     return logits
+
+
+def rounded_products(rotated: np.ndarray, grid: np.ndarray) -> np.ndarray:
+    """The products of a query's parts with the points of a grid as bytes hold them, float64.
+
+    step * (b - 127.5), the step 1 / 127.5 of a query's largest; the grid's second half mirrors the first.
+
+    Shapes: rotated [G, D], grid [256, dim] -> [G, D / dim, 256].
+    """
+    products = rotated.reshape(len(rotated), -1, grid.shape[1]) @ grid[: len(grid) // 2].T
+    step = np.abs(products).max(axis=(1, 2), keepdims=True) / 127.5
+    products = (np.rint(products / np.where(step > 0, step, 1) - 0.5) + 0.5) * step
+    return np.concatenate([products, -products], axis=2)
 
 
 def query_bytes(kind: str, head_dim: int) -> int:
@@ -56,45 +76,71 @@ def query_bytes(kind: str, head_dim: int) -> int:
 
 
 def make_quantise_query(kind: str, head_dim: int, signs: bool = False) -> Any:
-    """An inline quantise_query(record, q, mean, factor, scratch): float32 [D] -> one query record.
+    """An inline quantise_query(record, q, mean, factor, tables, scratch): float32 [D] -> one query record.
 
-    Logits will be factor * q . (key + mean); mean 0: none. `scratch`: 8 D bytes. The G queries of a head lie
-    query_bytes(kind, head_dim) apart.
+    Logits will be factor * q . (key + mean); mean 0: none. `tables`: of the grid. `scratch`: 8 D bytes. The G
+    queries of a head lie query_bytes(kind, head_dim) apart.
     """
     from ..cpu import vector_ops as v
-    from ..cpu.query_record import query_layout
-    from ..cpu.simd import FEATURES
+    from ..cpu.query_record import query_layout, scores_by_tables
+    from ..cpu.query_tables import STEP, make_put_tables
 
-    selector = SELECTORS[kind]
-    at_codes, at_means, record_bytes = query_layout(selector, head_dim)
-    rotate, dim, has_means = make_rotate(head_dim, False, signs), selector.dim, selector.mean_grid is not None
-    planes = FEATURES.avx512_vbmi
-    n_subvectors = head_dim // dim
+    at_tables, _, record_bytes = query_layout(SELECTORS[kind], head_dim)
+    rotate, by_tables = make_rotate(head_dim, False, signs), scores_by_tables()
+    needs_int8 = not by_tables or SELECTORS[kind].mean_grid is not None
+    put_tables, step = make_put_tables(kind, head_dim), np.float32(STEP)
+    put_int8 = _make_put_int8(kind, head_dim)
 
     @v.inline
-    def quantise_query(record: int, q: int, mean: int, factor: float, scratch: int) -> None:
+    def quantise_query(record: int, q: int, mean: int, factor: float, tables: int, scratch: int) -> None:
         offset = v.zero()
         if mean:
             for i in range(0, head_dim * 4, 64):
                 offset = v.fma(v.load_f32(q + i), v.load_f32(mean + i), offset)
         rotate(scratch, q)
+        if needs_int8:
+            for i in range(0, record_bytes, 64):
+                v.store_f32(record + i, v.zero())
+            put_int8(record, factor, scratch)
+        if by_tables:
+            v.put_f32(record + 20, put_tables(record + at_tables, scratch, tables) * step * factor)
+        v.put_f32(record + 4, v.hsum(offset) * factor)
+
+    return quantise_query
+
+
+def _make_put_int8(kind: str, head_dim: int) -> Any:
+    """An inline put_int8(record, factor, rotated): the codes of a query, and what a header says of them.
+
+    `rotated`: float32 [D], and room for D bytes behind.
+    """
+    from ..cpu import vector_ops as v
+    from ..cpu.query_record import query_layout, scores_by_tables
+    from ..cpu.simd import FEATURES
+
+    selector = SELECTORS[kind]
+    at_codes, at_means, _ = query_layout(selector, head_dim)
+    dim, has_means, has_codes = selector.dim, selector.mean_grid is not None, not scores_by_tables()
+    planes, n_subvectors = FEATURES.avx512_vbmi, head_dim // dim
+
+    @v.inline
+    def put_int8(record: int, factor: float, rotated: int) -> None:
         largest = v.zero()
         for i in range(0, head_dim * 4, 64):
-            largest = v.vmax(v.vabs(v.load_f32(scratch + i)), largest)
+            largest = v.vmax(v.vabs(v.load_f32(rotated + i)), largest)
         step = v.hmax(largest) * np.float32(1 / 127)
         inverse = v.splat(np.float32(1) / step if step > np.float32(1e-30) else np.float32(0))
-        codes = scratch + head_dim * 4
+        codes = rotated + head_dim * 4
         for i in range(0, head_dim, 16):
-            v.store_i8(codes + i, v.mul(v.load_f32(scratch + i * 4), inverse))
-        for i in range(0, record_bytes, 64):
-            v.store_f32(record + i, v.zero())
+            v.store_i8(codes + i, v.mul(v.load_f32(rotated + i * 4), inverse))
         total = 0
         for s in range(n_subvectors):
             for d in range(dim):
                 code = v.get_u8(codes + s * dim + d)
                 total += code - 256 if code > 127 else code
                 place = (s // 4 * dim + d) * 4 + s % 4 if planes else s * dim + d
-                v.put_u8(record + at_codes + place, code)
+                if has_codes:
+                    v.put_u8(record + at_codes + place, code)
         if has_means:
             for s in range(head_dim // 2):
                 for d in range(2):
@@ -102,12 +148,11 @@ def make_quantise_query(kind: str, head_dim: int, signs: bool = False) -> Any:
                     place = (vector * 2 + d) * 8 + j if planes else (vector * 4 + j % 4) * 8 + j // 4 * 4 + d
                     v.put_u8(record + at_means + place, v.get_u8(codes + s * 2 + d))
         v.put_f32(record, step * factor)
-        v.put_f32(record + 4, v.hsum(offset) * factor)
         v.put_i32(record + 8, -127 * total)
         v.put_f32(record + 12, np.float32(-0.5) * np.float32(total))
         v.put_f32(record + 16, np.float32(-127.5) * np.float32(total))
 
-    return quantise_query
+    return put_int8
 
 
 def make_score_blocks(kind: str, head_dim: int, group: int) -> Any:
@@ -118,10 +163,11 @@ def make_score_blocks(kind: str, head_dim: int, group: int) -> Any:
     last_block - 1 of one head (whose block 0 lies at `blocks`); from n_tokens on they are -inf. maxima[g]
     becomes the largest of them. `queries`: G records of quantise_query.
     """
-    from ..cpu import codeword_dots, codeword_tiles
-    from ..cpu.query_record import scores_on_registers
+    from ..cpu import codeword_dots, codeword_tables, codeword_tiles
+    from ..cpu.query_record import scores_by_tables, scores_on_registers
 
-    unit = codeword_tiles if scores_on_registers(head_dim, group) else codeword_dots
+    on_vectors = codeword_tables if scores_by_tables() else codeword_dots
+    unit = codeword_tiles if scores_on_registers(head_dim, group) else on_vectors
     return unit.make_block_scores(kind, head_dim, group)
 
 
@@ -153,7 +199,7 @@ def higgs_score_cpu(kind: str, head_dim: int, group: int, signs: bool) -> Any:
             mean = means + head * head_dim * 4 if means else 0
             for g in range(group):
                 source = q + (head * group + g) * head_dim * 4
-                quantise_query(queries + g * record_bytes, source, mean, factor, scratch)
+                quantise_query(queries + g * record_bytes, source, mean, factor, tables, scratch)
             score_blocks(
                 queries,
                 blocks + head * head_stride,

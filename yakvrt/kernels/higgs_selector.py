@@ -57,6 +57,33 @@ def encode_selector_ref(
     return blocks
 
 
+def selector_codes_ref(kind: str, blocks: np.ndarray, head_dim: int) -> tuple[np.ndarray, np.ndarray]:
+    """Codes and scales of every token of blocks.
+
+    Shapes: blocks uint8 [B, bytes] -> uint8 [64 B, D / dim], float16 [64 B].
+    """
+    selector = SELECTORS[kind]
+    tiles = np.ascontiguousarray(blocks[:, : selector.scales(head_dim)])
+    n_vectors = selector.tile_vectors(head_dim)
+    tiles = tiles.reshape(len(blocks), 4, n_vectors, TILE_TOKENS, 4).transpose(0, 1, 3, 2, 4)
+    codes = tiles.reshape(len(blocks) * BLOCK_TOKENS, 4 * n_vectors)[:, : head_dim // selector.dim]
+    area = np.ascontiguousarray(blocks[:, selector.scales(head_dim) :][:, : 2 * BLOCK_TOKENS])
+    return codes, area.view(np.float16).reshape(-1)
+
+
+def mean_rows_ref(kind: str, blocks: np.ndarray, head_dim: int, mean_grid: np.ndarray) -> np.ndarray:
+    """The mean row of every token of blocks, rotated, float64.
+
+    Shapes: blocks uint8 [B, bytes] -> [64 B, D].
+    """
+    selector = SELECTORS[kind]
+    area = blocks[:, selector.mean_codes(head_dim) : selector.mean_scales(head_dim)]
+    area = np.ascontiguousarray(area).reshape(len(blocks), head_dim // 16, 8, 8).transpose(0, 2, 1, 3)
+    scales = np.ascontiguousarray(blocks[:, selector.mean_scales(head_dim) :][:, :16]).view(np.float16)
+    codes = area.reshape(len(blocks) * 8, head_dim // 2)
+    return np.repeat(decode_ref(codes, scales.reshape(-1), mean_grid, rotated=True), META_TOKENS, axis=0)
+
+
 def decode_selector_ref(
     kind: str,
     blocks: np.ndarray,
@@ -69,22 +96,9 @@ def decode_selector_ref(
 
     Shapes: blocks uint8 [B, bytes] -> [n, D].
     """
-    selector = SELECTORS[kind]
-    n_codes = head_dim // selector.dim
-    tiles = np.ascontiguousarray(blocks[:, : selector.scales(head_dim)])
-    n_vectors = selector.tile_vectors(head_dim)
-    tiles = tiles.reshape(len(blocks), 4, n_vectors, TILE_TOKENS, 4).transpose(0, 1, 3, 2, 4)
-    codes = tiles.reshape(len(blocks) * BLOCK_TOKENS, 4 * n_vectors)[:, :n_codes]
-    area = np.ascontiguousarray(blocks[:, selector.scales(head_dim) :][:, : 2 * BLOCK_TOKENS])
-    keys = decode_ref(codes, area.view(np.float16).reshape(-1), grid, rotated=True)
+    keys = decode_ref(*selector_codes_ref(kind, blocks, head_dim), grid, rotated=True)
     if mean_grid is not None:
-        area = blocks[:, selector.mean_codes(head_dim) : selector.mean_scales(head_dim)]
-        area = np.ascontiguousarray(area).reshape(len(blocks), head_dim // 16, 8, 8).transpose(0, 2, 1, 3)
-        scales = np.ascontiguousarray(blocks[:, selector.mean_scales(head_dim) :][:, :16]).view(np.float16)
-        means = decode_ref(
-            area.reshape(len(blocks) * 8, head_dim // 2), scales.reshape(-1), mean_grid, rotated=True
-        )
-        keys = keys + np.repeat(means, META_TOKENS, axis=0)
+        keys = keys + mean_rows_ref(kind, blocks, head_dim, mean_grid)
     return keys[:n]
 
 

@@ -217,7 +217,8 @@ def yakv_score_cpu(*parameters: Any) -> Any:
                         mean = mean_of(pools, slot, head) if centred else 0
                         for g in range(group):
                             record = scratch + g * record_bytes
-                            quantise_query(record, queries + g * head_bytes, mean, scale, scratch + at_row)
+                            source = queries + g * head_bytes
+                            quantise_query(record, source, mean, scale, tables, scratch + at_row)
                         quantised = head
                     out = weights + (row * n_heads + head) * weight_rows * weights_stride
                     begin, end = run * BLOCKS_PER_RUN, min((run + 1) * BLOCKS_PER_RUN, n_blocks)

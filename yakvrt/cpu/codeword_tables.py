@@ -1,0 +1,225 @@
+"""Dot products of queries with keys held as HIGGS codes, looked up in tables of the query, as LLVM IR.
+
+A query has a byte for every position of a code and every point of the grid's first half (query_tables.py). 64
+tokens are looked up at once: a permutation of 128 bytes, mirrored where a code is a mirror image. So a query
+takes one permutation and four simple operations for 64 codes, where codeword_dots.py takes a dot product for
+every dimension of a sub-vector.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+from ..kernels.higgs_layout import BLOCK_TOKENS, SELECTORS, TILE_TOKENS
+from . import simd
+from .codeword_dots import Scorer, Table, look_up, mean_of_tile
+from .query_record import TABLE_BYTES, query_layout
+from .simd import (
+    F32,
+    I8,
+    I32,
+    I64,
+    V16F32,
+    V16I16,
+    V16I32,
+    V32I16,
+    V64I8,
+    const,
+    const_i64,
+    declare,
+    emit_prefetch,
+    fmadd,
+    load,
+    splat,
+    store,
+    vmax,
+)
+
+TILES = BLOCK_TOKENS // TILE_TOKENS
+TILE_ORDER = (0, 2, 1, 3)  # in the bytes of a lane: of the even sums, of the odd, of the even, of the odd
+MAX_QUERIES = 8  # two accumulators each
+PREFETCH_AHEAD = 4096  # bytes
+
+
+def _opaque(builder: Any, value: Any) -> Any:
+    """A constant that LLVM cannot see: it would replace one permutation by three other instructions."""
+    return builder.asm(ir.FunctionType(value.type, [value.type]), "", "=v,0", [value], False)
+
+
+def _transposed(builder: Any, tiles: list[Any]) -> list[Any]:
+    """Vectors of the codes of four positions of 16 tokens -> vectors of one position of 64 tokens.
+
+    Byte 4 t + i of a result is token t of tile TILE_ORDER[i].
+    """
+    permute = declare(builder, "llvm.x86.avx512.vpermi2var.qi.512", V64I8, [V64I8, V64I8, V64I8])
+    first, second, third, fourth = (tiles[k] for k in TILE_ORDER)
+    results = []
+    for positions in ((0, 1), (2, 3)):
+        # in every 16 bytes: pairs of two tiles, of four tokens, for one position and for the other
+        lanes = [
+            64 * k + 16 * L + 4 * t + p for L in range(4) for p in positions for t in range(4) for k in (0, 1)
+        ]
+        chosen = _opaque(builder, ir.Constant(V64I8, lanes))
+        pairs = [
+            builder.bitcast(builder.call(permute, [a, chosen, b]), V32I16)
+            for a, b in ((first, second), (third, fourth))
+        ]
+        for odd in (0, 4):
+            joined = [8 * L + odd + t + 32 * k for L in range(4) for t in range(4) for k in (0, 1)]
+            both = builder.shuffle_vector(*pairs, ir.Constant(ir.VectorType(I32, 32), joined))
+            results.append(builder.bitcast(both, V64I8))
+    return results
+
+
+class _TableScorer:
+    """Emits the scores of one block for a few queries."""
+
+    def __init__(self, builder: Any, kind: str, head_dim: int, queries: Any, members: range) -> None:
+        self.builder, self.members = builder, members
+        self.selector, self.head_dim = SELECTORS[kind], head_dim
+        self.n_vectors, self.tile_bytes = (
+            self.selector.tile_vectors(head_dim),
+            self.selector.tile_bytes(head_dim),
+        )
+        at_tables, _, query_bytes = query_layout(self.selector, head_dim)
+        self.records = [builder.add(queries, const_i64(g * query_bytes)) for g in members]
+        self.tables = [builder.add(record, const_i64(at_tables)) for record in self.records]
+        start = -255 * (head_dim // self.selector.dim) // 2
+        self.starts = [const(V32I16, value % 65536) for value in (start + 256 * start, start)]
+        self.cells = [[cgutils.alloca_once(builder, V32I16) for _ in self.starts] for _ in members]
+
+    def sums(self, block: Any) -> list[tuple[Any, Any]]:
+        """Per query the sums of tokens, int16 [32]: of the even bytes of transposed codes, of the odd."""
+        builder = self.builder
+        spread = declare(builder, "llvm.x86.vgf2p8affineqb.512", V64I8, [V64I8, V64I8, I8])
+        top_bits = const(V64I8, 128)  # each of the eight bits made is the top bit of the code
+        for cells in self.cells:
+            for cell, value in zip(cells, self.starts, strict=True):
+                builder.store(value, cell)
+        with cgutils.for_range(builder, const_i64(self.n_vectors)) as loop:
+            at = builder.add(block, builder.mul(loop.index, const_i64(64)))
+            tiles = [load(builder, at, V64I8, k * self.tile_bytes) for k in range(TILES)]
+            ahead = builder.add(block, builder.mul(loop.index, const_i64(256)))
+            emit_prefetch(builder, ahead, PREFETCH_AHEAD, 256)
+            first = builder.mul(loop.index, const_i64(4 * TABLE_BYTES))
+            own = [builder.add(table, first) for table in self.tables]
+            for j, codes in enumerate(_transposed(builder, tiles)):
+                mirrored = builder.call(spread, [codes, top_bits, ir.Constant(I8, 0)])
+                for table, (every, odd) in zip(own, self.cells, strict=True):
+                    halves = [load(builder, table, V64I8, j * TABLE_BYTES + i) for i in (0, 64)]
+                    found = builder.bitcast(look_up(builder, halves, codes, mirrored), V32I16)
+                    builder.store(builder.add(builder.load(every), found), every)
+                    upper = builder.lshr(found, const(V32I16, 8))
+                    builder.store(builder.add(builder.load(odd), upper), odd)
+        found = []
+        for cells in self.cells:
+            every, odd = (builder.load(cell) for cell in cells)
+            found.append((builder.sub(every, builder.shl(odd, const(V32I16, 8))), odd))
+        return found
+
+    def put_scores(
+        self,
+        block: Any,
+        token: Any,
+        count: Any,
+        table: Table,
+        rows: list[Any],
+        largest: list[Any],
+        terms: Any,
+    ) -> None:
+        """The logits of a block whose first token is `token`, -inf from `count` on."""
+        builder = self.builder
+        sums = self.sums(block)
+        scales = builder.add(block, const_i64(self.selector.scales(self.head_dim)))
+        lowest = const(V16F32, float("-inf"))
+        left = splat(builder, builder.trunc(builder.sub(count, token), I32))
+        present, key_scales = [], []
+        for k in range(TILES):
+            halves = load(builder, scales, V16I16, 2 * TILE_TOKENS * k)
+            key_scales.append(builder.fmul(simd.half_to_float(builder, halves), table.step(builder)))
+            tokens = ir.Constant(V16I32, [16 * k + i for i in range(16)])
+            present.append(builder.icmp_signed("<", tokens, left))
+        for g, (record, found) in enumerate(zip(self.records, sums, strict=True)):
+            step = splat(builder, load(builder, record, F32, 20))
+            offset = splat(builder, load(builder, record, F32, 4))
+            row, most = builder.add(rows[g], builder.mul(token, const_i64(4))), builder.load(largest[g])
+            for k in range(TILES):
+                total = builder.bitcast(found[k // 2], V16I32)
+                if k % 2:
+                    total = builder.and_(total, const(V16I32, 0xFFFF0000))
+                else:
+                    total = builder.shl(total, const(V16I32, 16))
+                shift = offset
+                if terms is not None:
+                    term = builder.ptrtoint(terms[g], I64)
+                    shift = builder.fadd(offset, mean_of_tile(builder, term, const_i64(k)))
+                factor = builder.fmul(key_scales[k], step)
+                score = fmadd(builder, builder.sitofp(total, V16F32), factor, shift)
+                score = builder.select(present[k], score, lowest)
+                store(builder, score, row, 64 * k)
+                most = vmax(builder, score, most)
+            builder.store(most, largest[g])
+
+
+def make_block_scores(kind: str, head_dim: int, group: int) -> Any:
+    """As codeword_dots.make_block_scores."""
+    selector = SELECTORS[kind]
+    block_bytes = selector.block_bytes(head_dim)
+    lowest = const(V16F32, float("-inf"))
+
+    @intrinsic
+    def block_scores(
+        typing_context: Any,
+        queries: Any,
+        blocks: Any,
+        first: Any,
+        last: Any,
+        n_tokens: Any,
+        logits: Any,
+        logits_stride: Any,
+        maxima: Any,
+        tables: Any,
+        mean_tables: Any,
+    ) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            queries, blocks, first, last, n_tokens, logits, logits_stride, maxima, tables, mean_tables = (
+                values
+            )
+            table = Table(builder, selector.dim, tables)
+            for start in range(0, group, MAX_QUERIES):
+                members = range(start, min(start + MAX_QUERIES, group))
+                scorer = _TableScorer(builder, kind, head_dim, queries, members)
+                means = Scorer(kind, head_dim, members)
+                largest = [cgutils.alloca_once_value(builder, lowest) for _ in members]
+                terms = (
+                    [cgutils.alloca_once(builder, V16F32) for _ in members] if selector.mean_grid else None
+                )
+                rows = [builder.add(logits, builder.mul(logits_stride, const_i64(g))) for g in members]
+                for cell in largest:
+                    builder.store(lowest, cell)
+                with cgutils.for_range(builder, builder.sub(last, first)) as loop:
+                    index = builder.add(first, loop.index)
+                    block = builder.add(blocks, builder.mul(index, const_i64(block_bytes)))
+                    behind = selector.scales(head_dim)
+                    emit_prefetch(
+                        builder, builder.add(block, const_i64(behind)), PREFETCH_AHEAD, block_bytes - behind
+                    )
+                    if terms is not None:
+                        mean_table = Table(builder, 2, mean_tables)
+                        found = means.mean_terms(builder, block, scorer.records, mean_table)
+                        for cell, term in zip(terms, found, strict=True):
+                            builder.store(term, cell)
+                    token = builder.mul(index, const_i64(BLOCK_TOKENS))
+                    scorer.put_scores(block, token, n_tokens, table, rows, largest, terms)
+                reduce = declare(builder, "llvm.vector.reduce.fmax.v16f32", F32, [V16F32])
+                for g, cell in zip(members, largest, strict=True):
+                    store(builder, builder.call(reduce, [builder.load(cell)]), maxima, 4 * g)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 10), codegen
+
+    return block_scores
