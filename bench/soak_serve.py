@@ -165,12 +165,14 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=12)
     parser.add_argument("--slots", type=int, default=4)
     parser.add_argument("--kv", default="full")
+    parser.add_argument("--cache-ram", type=int, default=0, help="MiB for what slots held before")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     port = free_port()
-    command = ours(args.model, port, args.slots, 1024, args.threads, "--kv", args.kv)
+    flags = ("--kv", args.kv, "--cache-ram", str(args.cache_ram))
+    command = ours(args.model, port, args.slots, 1024, args.threads, *flags)
     with tempfile.TemporaryDirectory() as logs:
         log = Path(logs, "log")
         with serving(command, port, log) as process:
