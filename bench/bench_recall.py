@@ -43,8 +43,9 @@ from teacher_tokens import TeacherTokens, of_gold, of_text
 
 import yakvrt
 from yakvrt.engine import Engine
-from yakvrt.eval.fidelity import log_probs, logit_scores
+from yakvrt.eval.fidelity import logit_scores
 from yakvrt.eval.time_left import TimeLeft
+from yakvrt.kl_divergence import log_softmax
 from yakvrt.kvcache import open_method
 from yakvrt.kvcache.budget import budget_tokens
 from yakvrt.kvcache.contract import KvMethod
@@ -126,7 +127,8 @@ class Recall:
         runner = self._engine.runner.over(observed(method))
         found = []
         for i, token in enumerate(tokens.fed):
-            found.append(log_probs(runner.decode([slot], [len(tokens.prompt) + i], [token])[0]))
+            logits = runner.decode([slot], [len(tokens.prompt) + i], [token])[0]
+            found.append(log_softmax(logits.astype(np.float64)))
             progress((i + 1) / len(tokens.fed))
         self._full = found if self._full is None else self._full
         stats = method.stats()

@@ -125,18 +125,18 @@ def test_an_interruption_keeps_what_is_whole(
 ) -> None:
     place = tmp_path / "slot"
     flags = ("--prompt-cache", str(place), "--prompt-cache-all")
-    decode = Session.decode
+    next_token = Session.next
 
-    def stop(self: Session, token: int) -> Any:
+    def stop(self: Session, *given: Any) -> Any:
         if len(self.ids) == 95:
             raise KeyboardInterrupt
-        return decode(self, token)
+        return next_token(self, *given)
 
     def stop_at_once(self: Session, *_: Any) -> Any:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Session, "decode", stop)
+        patch.setattr(Session, "next", stop)
         found = run(PROMPT[:90], *flags)
     assert (found.code, found.record["finish_reason"]) == (130, None)
     assert tokens_in(place) == PROMPT[:90] + found.record["ids"][:5]

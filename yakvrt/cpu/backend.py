@@ -125,7 +125,7 @@ class CpuBackend:
         return rows
 
     def copy(self, to: Buffer, at: int, source: Buffer, first: int, n: int) -> None:
-        to.data[at : at + n] = source.data[first : first + n]
+        to.data[at : at + n, : to.width] = source.data[first : first + n, : to.width]
 
     def clear(self, x: Buffer) -> None:
         x.data[:] = 0
