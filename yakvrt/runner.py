@@ -164,11 +164,7 @@ class Runner:
     def decode(self, slots: Sequence[int], positions: Sequence[int], tokens: Sequence[int]) -> np.ndarray:
         """One token for each of several slots. Returns: float32 logits [B, V], valid until the next call."""
         step, logits, _ = self._filled(slots, positions, tokens)
-        with self.trace.span("decode", position=int(positions[0]), tokens=len(tokens)):
-            step.run()
-            rows = self._rows(logits, len(tokens))
-        self.trace.sample(self._kv.stats)
-        return rows
+        return self._decoded(step, logits, positions)
 
     def next(
         self,
@@ -182,7 +178,7 @@ class Runner:
         """
         step, logits, drawing = self._filled(slots, positions, tokens)
         if drawing is None or not any(draws):
-            return list(self.decode(slots, positions, tokens))
+            return list(self._decoded(step, logits, positions))
         drawing.ask(draws)
         with self.trace.span("decode", position=int(positions[0]), tokens=len(tokens)):
             step.run(0, 2)
@@ -203,6 +199,13 @@ class Runner:
         batch.tokens[:n], batch.positions[:n], batch.slots[:n] = tokens, positions, slots
         batch.n_rows[0] = n
         return step, logits, self._drawings.get(capacity)
+
+    def _decoded(self, step: Step, logits: Buffer, positions: Sequence[int]) -> np.ndarray:
+        with self.trace.span("decode", position=int(positions[0]), tokens=len(positions)):
+            step.run()
+            rows = self._rows(logits, len(positions))
+        self.trace.sample(self._kv.stats)
+        return rows
 
     def _rows(self, logits: Buffer, n: int) -> np.ndarray:
         return self._backend.read(logits, 0, n)

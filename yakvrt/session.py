@@ -103,8 +103,8 @@ class Session:
 
     def decode(self, token: int) -> np.ndarray:
         """Appends one token. Returns: float32 logits [V]. Raises: as prefill()."""
-        with self._turns.take(self):
-            logits: np.ndarray = decode_together([self], [token])[0].copy()  # type: ignore[union-attr]
+        logits = self.next(token, None)
+        assert not isinstance(logits, Drawn)
         return logits
 
     def next(self, token: int, draw: Draw | None) -> Next:

@@ -17,8 +17,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from .trace_records import HOST as HOST
-from .trace_records import JOB, NO_LAYER, PACKED, RECORD, Job, Label, Stage
+from .trace_records import HOST, JOB, NO_LAYER, PACKED, RECORD, Job, Label, Stage
 from .trace_store import TraceStore
 
 BUFFER_WORDS = 1 << 17
