@@ -41,8 +41,10 @@ from .simd import (
 
 TILES = BLOCK_TOKENS // TILE_TOKENS
 TILE_ORDER = (0, 2, 1, 3)  # in the bytes of a lane: of the even sums, of the odd, of the even, of the odd
-MAX_QUERIES = 8  # two accumulators each
-PREFETCH_AHEAD = 4096  # bytes
+MAX_QUERIES = 8  # at once: two accumulators each
+MAX_TABLES = 16384  # bytes of their tables: half of a first cache
+CHUNK = 4  # blocks that come from there again for further queries
+PREFETCH_BLOCKS, PREFETCH_BYTES = 8, 8192  # how far ahead at most
 
 
 def _opaque(builder: Any, value: Any) -> Any:
@@ -81,10 +83,9 @@ class _TableScorer:
     def __init__(self, builder: Any, kind: str, head_dim: int, queries: Any, members: range) -> None:
         self.builder, self.members = builder, members
         self.selector, self.head_dim = SELECTORS[kind], head_dim
-        self.n_vectors, self.tile_bytes = (
-            self.selector.tile_vectors(head_dim),
-            self.selector.tile_bytes(head_dim),
-        )
+        self.n_vectors = self.selector.tile_vectors(head_dim)
+        self.tile_bytes = self.selector.tile_bytes(head_dim)
+        self.ahead = min(PREFETCH_BYTES, PREFETCH_BLOCKS * self.selector.block_bytes(head_dim))
         at_tables, _, query_bytes = query_layout(self.selector, head_dim)
         self.records = [builder.add(queries, const_i64(g * query_bytes)) for g in members]
         self.tables = [builder.add(record, const_i64(at_tables)) for record in self.records]
@@ -104,7 +105,8 @@ class _TableScorer:
             at = builder.add(block, builder.mul(loop.index, const_i64(64)))
             tiles = [load(builder, at, V64I8, k * self.tile_bytes) for k in range(TILES)]
             ahead = builder.add(block, builder.mul(loop.index, const_i64(256)))
-            emit_prefetch(builder, ahead, PREFETCH_AHEAD, 256)
+            if self.members.start == 0:
+                emit_prefetch(builder, ahead, self.ahead, 256)
             first = builder.mul(loop.index, const_i64(4 * TABLE_BYTES))
             own = [builder.add(table, first) for table in self.tables]
             for j, codes in enumerate(_transposed(builder, tiles)):
@@ -168,7 +170,10 @@ class _TableScorer:
 def make_block_scores(kind: str, head_dim: int, group: int) -> Any:
     """As codeword_dots.make_block_scores."""
     selector = SELECTORS[kind]
-    block_bytes = selector.block_bytes(head_dim)
+    block_bytes, behind = selector.block_bytes(head_dim), selector.scales(head_dim)
+    query_tables = 4 * selector.tile_vectors(head_dim) * TABLE_BYTES
+    n_parts = -(-group // max(1, min(MAX_QUERIES, MAX_TABLES // query_tables)))
+    parts = [range(group * i // n_parts, group * (i + 1) // n_parts) for i in range(n_parts)]
     lowest = const(V16F32, float("-inf"))
 
     @intrinsic
@@ -190,34 +195,38 @@ def make_block_scores(kind: str, head_dim: int, group: int) -> Any:
                 values
             )
             table = Table(builder, selector.dim, tables)
-            for start in range(0, group, MAX_QUERIES):
-                members = range(start, min(start + MAX_QUERIES, group))
-                scorer = _TableScorer(builder, kind, head_dim, queries, members)
-                means = Scorer(kind, head_dim, members)
-                largest = [cgutils.alloca_once_value(builder, lowest) for _ in members]
-                terms = (
-                    [cgutils.alloca_once(builder, V16F32) for _ in members] if selector.mean_grid else None
-                )
-                rows = [builder.add(logits, builder.mul(logits_stride, const_i64(g))) for g in members]
-                for cell in largest:
-                    builder.store(lowest, cell)
-                with cgutils.for_range(builder, builder.sub(last, first)) as loop:
-                    index = builder.add(first, loop.index)
-                    block = builder.add(blocks, builder.mul(index, const_i64(block_bytes)))
-                    behind = selector.scales(head_dim)
-                    emit_prefetch(
-                        builder, builder.add(block, const_i64(behind)), PREFETCH_AHEAD, block_bytes - behind
-                    )
-                    if terms is not None:
-                        mean_table = Table(builder, 2, mean_tables)
-                        found = means.mean_terms(builder, block, scorer.records, mean_table)
-                        for cell, term in zip(terms, found, strict=True):
-                            builder.store(term, cell)
-                    token = builder.mul(index, const_i64(BLOCK_TOKENS))
-                    scorer.put_scores(block, token, n_tokens, table, rows, largest, terms)
-                reduce = declare(builder, "llvm.vector.reduce.fmax.v16f32", F32, [V16F32])
-                for g, cell in zip(members, largest, strict=True):
-                    store(builder, builder.call(reduce, [builder.load(cell)]), maxima, 4 * g)
+            largest = [cgutils.alloca_once_value(builder, lowest) for _ in range(group)]
+            terms = [cgutils.alloca_once(builder, V16F32) for _ in range(group)]
+            rows = [builder.add(logits, builder.mul(logits_stride, const_i64(g))) for g in range(group)]
+            for cell in largest:
+                builder.store(lowest, cell)
+
+            def score_block(index: Any, members: range, scorer: _TableScorer) -> None:
+                block = builder.add(blocks, builder.mul(index, const_i64(block_bytes)))
+                if members.start == 0:
+                    scales = builder.add(block, const_i64(behind))
+                    emit_prefetch(builder, scales, scorer.ahead, block_bytes - behind)
+                own, shifts = slice(members.start, members.stop), None
+                if selector.mean_grid:
+                    means, shifts = Scorer(kind, head_dim, members), terms[own]
+                    mean_table = Table(builder, 2, mean_tables)
+                    found = means.mean_terms(builder, block, scorer.records, mean_table)
+                    for cell, term in zip(shifts, found, strict=True):
+                        builder.store(term, cell)
+                token = builder.mul(index, const_i64(BLOCK_TOKENS))
+                scorer.put_scores(block, token, n_tokens, table, rows[own], largest[own], shifts)
+
+            scorers = [_TableScorer(builder, kind, head_dim, queries, members) for members in parts]
+            with cgutils.for_range_slice(builder, first, last, const_i64(CHUNK)) as (start, _):
+                left = builder.sub(last, start)
+                most = const_i64(CHUNK)
+                n_blocks = builder.select(builder.icmp_signed("<", left, most), left, most)
+                for members, scorer in zip(parts, scorers, strict=True):
+                    with cgutils.for_range(builder, n_blocks) as loop:
+                        score_block(builder.add(start, loop.index), members, scorer)
+            reduce = declare(builder, "llvm.vector.reduce.fmax.v16f32", F32, [V16F32])
+            for g, cell in enumerate(largest):
+                store(builder, builder.call(reduce, [builder.load(cell)]), maxima, 4 * g)
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 10), codegen
