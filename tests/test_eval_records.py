@@ -303,7 +303,6 @@ def test_the_verb_from_task_to_report(
         (["--task", "niah", "--task", "niah", "-o", "x"], "is there twice"),
         (["--task", "niah", "--data", "ruler=x", "-o", "x"], "add --task ruler"),
         (["--task", "text2json-synth", "--kv", "yakw", "-o", "x"], "'yakw' is not known"),
-        (["--task", "text2json-synth", "-o", "x", "--device", "cuda"], "runs on the CPU so far"),
         (["--report", "nowhere"], "holds no records.jsonl"),
     ],
 )

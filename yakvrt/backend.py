@@ -120,6 +120,9 @@ class Backend(Protocol):
     def settle(self) -> None:
         """What is asked from now on is done behind all that was asked beside it."""
 
+    def scope(self) -> AbstractContextManager[None]:
+        """Memory and steps that are asked for inside are given back at its end, and no longer of use."""
+
     def decode_rows(self, n: int) -> int:
         """The rows of the step that decodes n tokens at once, at least n: steps are recorded for these."""
 

@@ -85,7 +85,8 @@ class CudaDevice:
         return plan(on_host=True) if self._kv_on_host else chosen
 
     def free_bytes(self) -> int:
-        return self._device.free_bytes()
+        """The lesser of both memories: some KV methods rest in the one, some in the other."""
+        return min(self._device.free_bytes(), available_memory())
 
     def open(self, progress: LoadProgress | None) -> CudaBackend:
         """Raises: as CudaBackend."""

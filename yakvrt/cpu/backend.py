@@ -98,6 +98,10 @@ class CpuBackend:
     def n_threads(self) -> int:
         return self.team.n_threads
 
+    def scope(self) -> nullcontext[None]:
+        """Python gives back what nobody refers to."""
+        return nullcontext()
+
     def beside(self) -> nullcontext[None]:
         """All is done when asked."""
         return nullcontext()

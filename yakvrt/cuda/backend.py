@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -78,10 +78,8 @@ class CudaBackend:
         self._kernels = built_kernels(self.device, cubins) if cubins else compiled_kernels(self.device)
         self._progress, self._pin_progress = progress, pin_progress
         self._streams = Streams()
-        self._arrays: list[DeviceArray] = []
-        self._pinned: list[PinnedMemory | PinnedPool] = []
+        self._held = ExitStack()  # gives back what was handed out
         self._steps: list[CudaStep] = []
-        self._rings: list[UploadRing] = []
         self._fetched: PinnedMemory | None = None
         self._log: TraceLog | None = None
 
@@ -92,16 +90,24 @@ class CudaBackend:
                 rest.callback(self.device.close)
                 rest.callback(self._streams.close)
                 rest.callback(self._kernels.close)
-                for memory in (self._pinned, self._arrays):
-                    while memory:
-                        rest.callback(memory.pop().free)
-                for held in (self._rings, self._steps):
-                    while held:
-                        rest.callback(held.pop().close)
+                rest.callback(self._held.close)
                 rest.callback(self._streams.synchronise)
         except DeviceError as error:
             if not after_loss(error):
                 raise
+
+    @contextmanager
+    def scope(self) -> Iterator[None]:
+        """As Backend.scope(). Raises: DeviceError."""
+        outer = self._held, self._steps, self._fetched
+        self._held, self._steps = ExitStack(), list(self._steps)
+        try:
+            yield
+        finally:
+            inner = self._held
+            self._held, self._steps, self._fetched = outer
+            with inner:
+                self._streams.synchronise()
 
     @property
     def stream(self) -> Stream:
@@ -133,21 +139,21 @@ class CudaBackend:
         """Device memory that holds anything at first. Raises: DeviceError."""
         self.stream.enter()
         array = DeviceArray(shape, dtype)
-        self._arrays.append(array)
+        self._held.callback(array.free)
         return array
 
     def pinned(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> PinnedMemory:
         """Host memory for numbers, which kernels read and write where it lies. Raises: DeviceError."""
         self.stream.enter()
         memory = PinnedMemory(math.prod(shape) * np.dtype(dtype).itemsize)
-        self._pinned.append(memory)
+        self._held.callback(memory.free)
         return memory
 
     def pinned_pool(self, n_bytes: int) -> PinnedPool:
         """The same in one piece that may be large. Raises: DeviceError."""
         self.stream.enter()
         pool = PinnedPool(self.device, n_bytes, self._pin_progress)
-        self._pinned.append(pool)
+        self._held.callback(pool.free)
         return pool
 
     def put(self, values: np.ndarray) -> DeviceArray:
@@ -169,7 +175,7 @@ class CudaBackend:
     def upload_ring(self, target: DeviceArray) -> UploadRing:
         """A way for small arrays to the device that waits for nothing. Raises: DeviceError."""
         ring = UploadRing(target, self.pinned)
-        self._rings.append(ring)
+        self._held.callback(ring.close)
         return ring
 
     def write(self, x: Buffer, rows: np.ndarray) -> None:
@@ -266,6 +272,7 @@ class CudaBackend:
         step = CudaStep(recorder, self._kernels, ring, self._streams)
         step.log = self._log
         self._steps.append(step)
+        self._held.callback(step.close)
         return step
 
     def trace(self, log: TraceLog | None) -> None:

@@ -138,32 +138,35 @@ class OwnEngine:
         started = time.monotonic()
         runner = self._engine.runner
         setting = runner.setting(N_SLOTS, tokens.ctx_size, self._kind)
-        members = [MethodSlots.build(spec, setting, runner, tokens.n_held) for spec in specs]
-        shared = SharedPrompt([member.method for member in members])
-        slot = shared.open(tokens.ctx_size)
-        runner.over(shared).prefill(slot, 0, tokens.prompt[:-1], lambda done, n: progress("prompt", done / n))
-        del shared
-        prefill_s = time.monotonic() - started
-        for i in range(len(members)):
-            member = members.pop(0)
-            started = time.monotonic()
-            progress(member.spec.title, i / len(specs))
-            found = self._fidelity(member, slot, tokens, full)
-            if tokens.max_tokens:
-                found |= self._answer(member, slot, tokens)
-            yield (
-                member.spec,
-                {
-                    "parameters": dict(member.parameters),
-                    "prompt_tokens": len(tokens.prompt),
-                    **found,
-                    **member.costs(tokens.ctx_size),
-                    "seconds": round(time.monotonic() - started, 3),
-                    "prefill_seconds": round(prefill_s, 3),
-                },
+        with setting.backend.scope():
+            members = [MethodSlots.build(spec, setting, runner, tokens.n_held) for spec in specs]
+            shared = SharedPrompt([member.method for member in members])
+            slot = shared.open(tokens.ctx_size)
+            runner.over(shared).prefill(
+                slot, 0, tokens.prompt[:-1], lambda done, n: progress("prompt", done / n)
             )
-            del member  # and its memory, which a method that refers to itself would keep for a while
-            gc.collect()
+            del shared
+            prefill_s = time.monotonic() - started
+            for i in range(len(members)):
+                member = members.pop(0)
+                started = time.monotonic()
+                progress(member.spec.title, i / len(specs))
+                found = self._fidelity(member, slot, tokens, full)
+                if tokens.max_tokens:
+                    found |= self._answer(member, slot, tokens)
+                yield (
+                    member.spec,
+                    {
+                        "parameters": dict(member.parameters),
+                        "prompt_tokens": len(tokens.prompt),
+                        **found,
+                        **member.costs(tokens.ctx_size),
+                        "seconds": round(time.monotonic() - started, 3),
+                        "prefill_seconds": round(prefill_s, 3),
+                    },
+                )
+                del member  # and its memory, which a method that refers to itself would keep for a while
+                gc.collect()
 
     def _fidelity(
         self, member: MethodSlots, slot: int, tokens: SampleTokens, full: list[np.ndarray]

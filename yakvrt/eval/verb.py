@@ -173,14 +173,9 @@ def open_tasks(labels: Sequence[str], data: Sequence[str]) -> list[Task]:
 
 
 def _on_engine(args: argparse.Namespace, tasks: list[Task], specs: list[MethodSpec]) -> int:
-    from yakvrt.device import gpu_number
     from yakvrt.eval.evaluation import questions
     from yakvrt.eval.own_engine import OwnEngine
 
-    if gpu_number(args.device) is not None:
-        raise UsageError(
-            "a GPU would keep the memory of every method and sample; eval runs on the CPU so far"
-        )
     # the engine's own cache is not used
     engine_args = argparse.Namespace(**{**vars(args), "kv": "full", "kv_args": {}, "ctx_size": 16})
     with load_engine(engine_args) as engine:
