@@ -103,8 +103,8 @@ def _quality_against_bytes(findings: Findings) -> Any:
 
 
 def _plain_log(panel: Any, name: str) -> None:
-    """An axis, x or y, made logarithmic, with ticks at 1, 2 and 5 in plain numbers; as it is where all values
-    are 0, as a divergence may be.
+    """An axis, x or y, made logarithmic, with ticks in plain numbers, also at 2 and 5 along fewer than three
+    decades; as it is where all values are 0, as a divergence may be.
     """
     from matplotlib.ticker import LogLocator, NullFormatter
 
@@ -112,7 +112,8 @@ def _plain_log(panel: Any, name: str) -> None:
         return
     getattr(panel, f"set_{name}scale")("log")
     axis = getattr(panel, f"{name}axis")
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    first, last = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if last < 1000 * first else (1,)))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter(NullFormatter())
 
