@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cuda_cases.higgs import encode, residuals
+from cuda_cases.higgs import encode, mean_rows, residuals
 from cuda_emulated_ops import emulated
 from cuda_kernel import emulated_kernel, run_kernel, solve
 
@@ -41,7 +41,7 @@ def test_equally_near_points_give_the_lowest_code() -> None:
     points = np.zeros((n_points // 2, stride), np.float32)
     points[:, :dim], points[:, dim] = half, 0.5 * (half**2).sum(axis=1)
     y = RNG.integers(-3, 4, (32, TOGETHER[dim], dim)).astype(np.float32)
-    search = make_search(emulated, dim, n_points, stride)
+    search = make_search(emulated, dim, n_points, stride, TOGETHER[dim])
 
     def kernel(out: Any, y: Any, points: Any) -> None:
         own, codes, scores = emulated.local_f32(8), emulated.local_i32(4), emulated.local_f32(4)
@@ -75,6 +75,20 @@ def test_what_cannot_be_encoded_is_refused(
         )
 
 
-@pytest.mark.parametrize(("head_dim", "centred"), [(64, True), (128, False), (192, True), (256, True)])
-def test_residuals(head_dim: int, centred: bool) -> None:
-    solve(residuals(head_dim, centred, n_heads=1))
+@pytest.mark.parametrize(
+    ("kind", "head_dim", "centred"),
+    [
+        *(("2bit", size, centred) for size, centred in ((64, True), (128, False), (192, True), (256, True))),
+        *(("1.5bit", size, centred) for size, centred in ((64, False), (96, True), (128, True), (192, True))),
+    ],
+)
+def test_residuals(kind: str, head_dim: int, centred: bool) -> None:
+    solve(residuals(kind, head_dim, centred, n_heads=1))
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "centred", "n_blocks"),
+    [(64, True, 1), (128, False, 2), (48, True, 1), (192, True, 1), (256, True, 1)],
+)
+def test_mean_rows(head_dim: int, centred: bool, n_blocks: int) -> None:
+    solve(mean_rows(head_dim, centred, n_blocks))

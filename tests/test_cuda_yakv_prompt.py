@@ -42,21 +42,31 @@ R3, Q4 = ("r3", "q4"), ("q4", "q4")
 
 
 @pytest.mark.parametrize(
-    ("head_dim", "kind", "formats", "centred", "first", "n", "ring_len"),
+    ("head_dim", "kind", "selector", "formats", "centred", "first", "n", "ring_len"),
     [
-        (64, "bf16", R3, True, 0, 1, 4096),
-        (64, "f16", Q4, True, 64, 65, 128),  # wraps around
-        (128, "f16", R3, False, 128, 63, 192),
-        (128, "bf16", Q4, False, 0, 64, 4096),
-        (96, "f16", R3, True, 0, 5, 4096),
-        (48, "bf16", R3, True, 64, 9, 128),  # values begin within a word
-        (256, "bf16", R3, True, 0, 66, 4096),
+        (64, "bf16", "2bit", R3, True, 0, 1, 4096),
+        (64, "f16", "2bit", Q4, True, 64, 65, 128),  # wraps around
+        (128, "f16", "2bit", R3, False, 128, 63, 192),
+        (128, "bf16", "2bit", Q4, False, 0, 64, 4096),
+        (96, "f16", "2bit", R3, True, 0, 5, 4096),
+        (48, "bf16", "2bit", R3, True, 64, 9, 128),  # values begin within a word
+        (256, "bf16", "2bit", R3, True, 0, 66, 4096),
+        (64, "bf16", "1.5bit", R3, True, 64, 63, 4096),
+        (96, "f16", "1.5bit", R3, False, 0, 65, 4096),
+        (128, "f16", "1.5bit", Q4, True, 0, 9, 4096),
     ],
 )
 def test_recall(
-    head_dim: int, kind: str, formats: tuple[str, str], centred: bool, first: int, n: int, ring_len: int
+    head_dim: int,
+    kind: str,
+    selector: str,
+    formats: tuple[str, str],
+    centred: bool,
+    first: int,
+    n: int,
+    ring_len: int,
 ) -> None:
-    solve(recall(head_dim, kind, formats, centred, first, n, ring_len))
+    solve(recall(head_dim, kind, selector, formats, centred, first, n, ring_len))
 
 
 def test_rows_of_other_formats_are_not_recalled() -> None:

@@ -6,6 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from yakvrt.higgs_grids import load_grid
+from yakvrt.kernels.higgs_layout import GridTables, Selector, byte_grid, pack_tables
+
 from .case import poison_of
 
 RNG = np.random.default_rng(23)
@@ -20,6 +23,23 @@ def poisoned(*shape: int, dtype: Any = np.float32) -> np.ndarray:
     """An array that shows what is not written: NaN, or unlikely integers."""
     dtype = np.dtype(dtype)
     return np.full(shape, np.nan if dtype.kind == "f" else poison_of(dtype), dtype)
+
+
+def selector_grids(selector: Selector) -> tuple[np.ndarray, np.ndarray | None]:
+    """The grid of a selector's codes and that of its mean rows."""
+    return load_grid(selector.grid), load_grid(selector.mean_grid) if selector.mean_grid else None
+
+
+def selector_words(selector: Selector) -> tuple[np.ndarray, float, np.ndarray | None, float]:
+    """Words of bytes of these grids, and their steps, as kernels take them."""
+    grid, mean_grid = selector_grids(selector)
+    return *_words(grid), *(_words(mean_grid) if mean_grid is not None else (None, 0.0))
+
+
+def _words(grid: np.ndarray) -> tuple[np.ndarray, float]:
+    return pack_tables(grid)[GridTables(grid.shape[1], 256).words8 :].view(np.uint32), float(
+        byte_grid(grid)[1]
+    )
 
 
 def count(n: int) -> np.ndarray:

@@ -6,19 +6,19 @@ from typing import Any
 
 import numpy as np
 
-from yakvrt.cuda.kernel_list import HEAD_DIMS, ROTATIONS
+from yakvrt.cuda.kernel_list import BLOCK_CODES, GPU_SELECTORS, HEAD_DIMS, ROTATIONS
 from yakvrt.higgs_grids import load_grid
 from yakvrt.kernel_build.spec import kernel
-from yakvrt.kernels.higgs_encode import encode_ref
+from yakvrt.kernels.higgs_encode import decode_ref, encode_ref
 from yakvrt.kernels.higgs_encode_cuda import rows_of_a_block
-from yakvrt.kernels.higgs_layout import BLOCK_TOKENS, SELECTORS, Selector, byte_grid, pack_tables
+from yakvrt.kernels.higgs_layout import BLOCK_TOKENS, META_TOKENS, SELECTORS, Selector, pack_tables
 from yakvrt.kernels.higgs_residual import encode_residuals_ref, estimate_ref
 from yakvrt.kernels.higgs_residual_cuda import subtract_estimates_ref
 from yakvrt.kernels.higgs_rows import unpack_sixes_ref
 from yakvrt.kernels.higgs_selector import encode_selector_ref
 from yakvrt.kernels.rotate import rotation, rotation_lanes
 
-from .arrays import RNG, blocks, count, normal, poisoned, sample
+from .arrays import RNG, blocks, count, normal, poisoned, sample, selector_grids, selector_words
 from .case import Case, Launch, Mismatch, Sized, compare, sized, untouched
 
 
@@ -57,7 +57,8 @@ class Written:
             self.selector = next(s for s in SELECTORS.values() if s.dim == dim and not s.mean_grid)
             n_bytes = blocks(n_tokens, BLOCK_TOKENS) * self.selector.block_bytes(head_dim)
             self.held = np.full((*shape, n_bytes), 0xCD, np.uint8)
-            self.scales, self.row_words, self.step = self.held.view(np.uint16), 0, 0
+            self.row_words, self.step = self.selector.block_bytes(head_dim) // 4, 0
+            self.scales = self.held.view(np.uint16)
         else:
             self.row_words, self.step = self.per_row // 4 + 3, 2
             self.held = np.full((*shape, n_tokens, self.row_words * 4), 0xCD, np.uint8)
@@ -155,14 +156,71 @@ def _compare_codes(found: np.ndarray, expected: np.ndarray, y: np.ndarray, grid:
     return compare("distances of codes that differ", off[0], off[1], rtol=1e-4, atol=1e-5)
 
 
-def residuals(head_dim: int, centred: bool, n_blocks: int = 1, n_heads: int = 2) -> Case:
+def mean_rows(head_dim: int, centred: bool, n_blocks: int, n_heads: int = 2) -> Case:
+    """Blocks of slot 1 behind its first one, from place 2 on, none of slot 0; a row too many. A block's first
+    mean row is zero.
+    """
+    selector, n = SELECTORS["1.5bit"], n_blocks * BLOCK_TOKENS
+    _, grid = selector_grids(selector)
+    assert grid is not None
+    means, first = normal(2, n_heads, head_dim), BLOCK_TOKENS
+    x = normal(2, n_heads, 2 + n, head_dim)
+    x[1, :, 2 : 2 + META_TOKENS] = means[1, :, None] if centred else 0
+    rest, held = (
+        poisoned(*x.shape),
+        np.full((2, n_heads, 2 + n_blocks, selector.block_bytes(head_dim)), 0xCD, np.uint8),
+    )
+    spans = np.array([[1, 0, 0], [first, 2, 2], [first + n, 1, n], [2, 1, 1]])
+    slots, firsts, lasts, sources = (np.ascontiguousarray(part) for part in spans)
+    numbers = held.view(np.uint16)
+    launch = Launch(
+        kernel("higgs_means_cuda", "higgs_means_cuda", "1.5bit", head_dim, centred),
+        (blocks(n // META_TOKENS, 128 // rotation_lanes(head_dim)), 3 * n_heads),
+        [rest, held],
+        (
+            *(rest, numbers, numbers.strides[0] // 2, numbers.strides[1] // 2),
+            *(x, x.strides[0] // 4, x.strides[1] // 4, means, means.strides[0] // 4, search_table(grid)),
+            *(slots, n_heads, firsts, lasts, sources, count(2)),
+        ),
+        n_heads * n * 8 * head_dim,
+        n_heads * n // META_TOKENS * (head_dim // 2) * 128 * 5,
+    )
+
+    def check() -> float:
+        worst = 0.0
+        for head in range(n_heads):
+            own = held[1, head, 1 : 1 + n_blocks]
+            mean = means[1, head].astype(float) if centred else 0
+            groups = x[1, head, 2:].astype(float).reshape(-1, META_TOKENS, head_dim) - mean
+            expected, scales = encode_ref(groups.mean(axis=1), grid)
+            area = own[:, selector.mean_codes(head_dim) :][:, : 4 * head_dim].reshape(n_blocks, -1, 8, 8)
+            found = area.transpose(0, 2, 1, 3).reshape(expected.shape).copy()
+            behind = np.ascontiguousarray(own[:, selector.mean_scales(head_dim) :]).view(np.float16)
+            found_scales = behind[:, :8].reshape(-1).copy()
+            if behind[:, 8:].any():
+                raise Mismatch("what fills up a block is not zero")
+            compare("scales", found_scales, scales.astype(float), rtol=2e-3, atol=1e-6)
+            y = groups.mean(axis=1) @ rotation(head_dim).T.astype(float)
+            worst = max(worst, _compare_codes(found, expected, y, grid))
+            truth = groups - decode_ref(found, found_scales, grid)[:, None]
+            worst = max(worst, compare("rest", rest[1, head, 2:], truth, atol=5e-6))
+            own[:, selector.mean_codes(head_dim) :] = 0xCD
+            rest[1, head, 2:] = np.nan
+        untouched("other rows", rest)
+        untouched("what lies around", held)
+        return worst
+
+    return Case([launch], check)
+
+
+def residuals(kind: str, head_dim: int, centred: bool, n_blocks: int = 1, n_heads: int = 2) -> Case:
     """Keys of slot 1 behind its first block become residuals, then codes; none of slot 0; a row too many."""
-    grid, row_grid, first = load_grid("d4n256"), load_grid("d2n64"), BLOCK_TOKENS
+    grids, row_grid, first = selector_grids(SELECTORS[kind]), load_grid("d2n64"), BLOCK_TOKENS
     n = n_blocks * BLOCK_TOKENS
     means = normal(2, n_heads, head_dim)
     keys = normal(2, n_heads, n, head_dim) + means[:, :, None]
     blocks_of_heads = [
-        encode_selector_ref("2bit", head, grid, None, mean if centred else None, "norm")
+        encode_selector_ref(kind, head, *grids, mean if centred else None, "norm")
         for head, mean in zip(keys[1], means[1], strict=True)
     ]
     selectors = RNG.integers(0, 256, (2, n_heads, 1 + n_blocks, blocks_of_heads[0].shape[1]), np.uint8)
@@ -170,14 +228,13 @@ def residuals(head_dim: int, centred: bool, n_blocks: int = 1, n_heads: int = 2)
     x, spans = keys.copy(), np.array([[1, 0, 0], [first, 2, 0], [first + n, 2, n], [0, 0, 0]])
     slots, firsts, lasts, sources = (np.ascontiguousarray(part) for part in spans)
     given = (x, x.strides[0] // 4, x.strides[1] // 4)
-    table, step = byte_grid(grid)
     residual = Launch(
-        kernel("higgs_residual_cuda", "higgs_residual_cuda", "2bit", head_dim, centred),
+        kernel("higgs_residual_cuda", "higgs_residual_cuda", kind, head_dim, centred),
         (blocks(n, 128 // rotation_lanes(head_dim)), 3 * n_heads),
         [x],
         (
             *(*given, selectors.view(np.uint32), selectors.strides[0] // 4, selectors.strides[1] // 4),
-            *(table.view(np.uint32).reshape(-1), float(step), means if centred else None),
+            *(*selector_words(SELECTORS[kind]), means if centred else None),
             *(n_heads * head_dim, slots, n_heads, firsts, lasts, sources, count(2)),
         ),
         n_heads * n * (8 * head_dim + head_dim // 4 + 2),
@@ -200,7 +257,7 @@ def residuals(head_dim: int, centred: bool, n_blocks: int = 1, n_heads: int = 2)
         some = np.array(sample(n, 2000))
         for head in range(n_heads):
             mean = means[1, head] if centred else None
-            estimates = estimate_ref("2bit", blocks_of_heads[head], n, head_dim, grid, None)[some]
+            estimates = estimate_ref(kind, blocks_of_heads[head], n, head_dim, *grids)[some]
             rest = subtract_estimates_ref(keys[1, head, some], estimates, mean)
             worst = max(worst, compare("residuals", x[1, head, some], rest, atol=5e-6))
             codes, scales = encode_residuals_ref(keys[1, head, some], estimates, row_grid, mean)
@@ -220,7 +277,8 @@ def small() -> list[Sized]:
         sized("rotate", rotate, 64, False, False, 9),
         sized("encode rows", encode, 2, 256, "bytes", 64, "norm", False, False, 6),
         sized("encode blocks", encode, 4, 256, "blocks", 64, "norm", True, False, 6),
-        sized("residuals of keys", residuals, 64, True),
+        sized("mean rows", mean_rows, 64, True, 1),
+        *(sized(f"residuals of keys, {kind}", residuals, kind, 64, True) for kind in GPU_SELECTORS),
     ]
 
 
@@ -235,7 +293,12 @@ def real() -> list[Sized]:
         for centred in (False, True):
             what = f"encode rows {size}, centred {centred}"
             made.append(sized(what, encode, 2, 256, "bytes", size, "norm", centred, False, 8192, 8))
-        what = f"encode blocks {size}"
-        made.append(sized(what, encode, 4, 256, "blocks", size, "norm", True, False, 8192, 8))
-        made.append(sized(f"residuals of keys {size}", residuals, size, True, 32, 8))
+        for dim, centred in BLOCK_CODES:
+            what = f"encode blocks {size} by {dim}"
+            made.append(sized(what, encode, dim, 256, "blocks", size, "norm", centred, False, 8192, 8))
+        made.append(sized(f"mean rows {size}", mean_rows, size, True, 128, 8))
+        made += [
+            sized(f"residuals of keys {kind} {size}", residuals, kind, size, True, 32, 8)
+            for kind in GPU_SELECTORS
+        ]
     return made

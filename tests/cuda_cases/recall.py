@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 
-from yakvrt.cuda.kernel_list import FORMATS, HEAD_DIMS
+from yakvrt.cuda.kernel_list import FORMATS, GPU_SELECTORS, HEAD_DIMS
 from yakvrt.higgs_grids import load_grid
 from yakvrt.kernel_build.spec import kernel
-from yakvrt.kernels.higgs_layout import (
-    BLOCK_TOKENS,
-    ROW_FORMATS,
-    SELECTORS,
-    byte_grid,
-    row_bytes,
-)
+from yakvrt.kernels.higgs_layout import BLOCK_TOKENS, ROW_FORMATS, SELECTORS, row_bytes
 from yakvrt.kernels.higgs_residual import estimate_ref
 from yakvrt.kernels.yakv_recall_cuda import recall_ref
 
-from .arrays import RNG, blocks, from_bf16, normal, poisoned, sample
+from .arrays import RNG, blocks, from_bf16, normal, poisoned, sample, selector_grids, selector_words
 from .case import LINK, Case, Launch, Sized, compare, sized, untouched
 
 
 def recall(
     head_dim: int,
     kind: str,
+    selector_name: str,
     formats: tuple[str, str],
     centred: bool,
     first: int,
@@ -34,7 +29,7 @@ def recall(
     """n rows from `first` on, behind some sinks; the codes of others are NaN."""
     n_sinks, last = 5, first + n
     n_blocks, n_places = blocks(last, BLOCK_TOKENS) + 1, n_sinks + min(ring_len, last) + 3
-    selector, row_formats = SELECTORS["2bit"], [ROW_FORMATS[name] for name in formats]
+    selector, row_formats = SELECTORS[selector_name], [ROW_FORMATS[name] for name in formats]
     codes = RNG.integers(0, 256, (n_heads, n_blocks * BLOCK_TOKENS, row_bytes(head_dim, *formats)), np.uint8)
     scales = np.full((*codes.shape[:2], 2), np.nan, np.float16)
     scales[:, first:last] = RNG.uniform(0.02, 3, (n_heads, n, 2))
@@ -42,20 +37,22 @@ def recall(
     at = selector.scales(head_dim)
     own = RNG.uniform(0.02, 3, (n_heads, n_blocks, BLOCK_TOKENS)).astype(np.float16)
     selectors[:, :, at : at + 2 * BLOCK_TOKENS] = own.view(np.uint8)
-    means, selector_grid = normal(n_heads, head_dim), load_grid(selector.grid)
+    if selector.mean_grid:
+        own = RNG.uniform(0.02, 3, (n_heads, n_blocks, 8)).astype(np.float16)
+        selectors[:, :, selector.mean_scales(head_dim) :][:, :, :16] = own.view(np.uint8)
+    means = normal(n_heads, head_dim)
     grids = [load_grid(row_format.grid or "") for row_format in row_formats]
     books = [grid.astype(np.float16).reshape(-1).view(np.uint32) for grid in grids]
-    table, step = byte_grid(selector_grid)
     k, v = (poisoned(n_heads, n_places, head_dim // 2, dtype=np.uint32) for _ in range(2))
     launch = Launch(
-        kernel("yakv_recall_cuda", "yakv_recall_cuda", head_dim, kind, "2bit", *formats, centred),
+        kernel("yakv_recall_cuda", "yakv_recall_cuda", head_dim, kind, selector_name, *formats, centred),
         (blocks(n, BLOCK_TOKENS), n_heads),
         [k, v],
         (
             *(k, v, n_places * head_dim // 2, n_sinks, ring_len),
             *(codes.view(np.uint32), codes.strides[0] // 4, scales.view(np.uint32), scales.strides[0] // 4),
             *(*books, selectors.view(np.uint32), selectors.strides[0] // 4),
-            *(table.view(np.uint32).reshape(-1), float(step), means if centred else None, first, last),
+            *(*selector_words(selector), means if centred else None, first, last),
         ),
         n_heads * n * (codes.shape[2] + 4),
         limit=LINK,
@@ -66,7 +63,7 @@ def recall(
         some = np.array(sample(n, 4000))
         for head in range(n_heads):
             estimates = estimate_ref(
-                "2bit", selectors[head], n_blocks * BLOCK_TOKENS, head_dim, selector_grid, None
+                selector_name, selectors[head], n_blocks * BLOCK_TOKENS, head_dim, *selector_grids(selector)
             )
             rows = first + some
             expected = recall_ref(
@@ -92,14 +89,21 @@ def recall(
 
 
 def small() -> list[Sized]:
-    return [sized("recall", recall, 64, "f16", ("r3", "q4"), True, 64, 70, 1 << 20, 1)]
+    return [
+        sized(f"recall {selector}", recall, 64, "f16", selector, ("r3", "q4"), True, 64, 70, 1 << 20, 1)
+        for selector in GPU_SELECTORS
+    ]
 
 
 def real() -> list[Sized]:
     """A context of 32k tokens of 8 KV heads."""
     return [
-        sized(f"recall {size} {kind} {formats[0]}", recall, size, kind, formats, True, 0, 32768, 1 << 20, 8)
+        sized(
+            f"recall {size} {kind} {selector} {formats[0]}",
+            *(recall, size, kind, selector, formats, True, 0, 32768, 1 << 20, 8),
+        )
         for size in HEAD_DIMS
         for kind in ("f16", "bf16")
+        for selector in GPU_SELECTORS
         for formats in FORMATS
     ]

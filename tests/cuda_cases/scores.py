@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 
-from yakvrt.cuda.kernel_list import HEADS
-from yakvrt.higgs_grids import load_grid
+from yakvrt.cuda.kernel_list import GPU_SELECTORS, HEADS
 from yakvrt.kernel_build.spec import kernel
-from yakvrt.kernels.higgs_layout import BLOCK_TOKENS, SELECTORS, byte_grid
+from yakvrt.kernels.higgs_layout import BLOCK_TOKENS, SELECTORS
 from yakvrt.kernels.higgs_query_cuda import query_words
 from yakvrt.kernels.higgs_score import score_ref
 from yakvrt.kernels.higgs_selector import encode_selector_ref
 from yakvrt.kernels.rotate import rotation, rotation_lanes
 
-from .arrays import blocks, count, normal, poisoned, repeated, sample
+from .arrays import blocks, count, normal, poisoned, repeated, sample, selector_grids, selector_words
 from .case import Case, Launch, Mismatch, Sized, compare, sized, untouched
 
+UNUSED_BYTES = 48  # of a selector block with mean rows
 DISTINCT = 31  # selector blocks of a long history, which repeats them
 
 
@@ -42,16 +42,18 @@ def score(
     n_heads: int = 2,
 ) -> Case:
     """Queries and their logits; `lengths` of every KV head of rows, the last row's beyond the batch."""
-    grid, n_rows, factor = load_grid(SELECTORS[kind].grid), len(lengths) // n_heads - 1, 0.37
+    grids, n_rows, factor = selector_grids(SELECTORS[kind]), len(lengths) // n_heads - 1, 0.37
     n_slots, n_blocks, n_query_heads = n_rows + 1, blocks(max(lengths), BLOCK_TOKENS) + 1, n_heads * group
     slots = np.array([*range(n_slots - 1, 0, -1), 0, 1])
     keys = normal(n_slots, n_heads, min(n_blocks, DISTINCT) * BLOCK_TOKENS, head_dim)
-    codes = [[encode_selector_ref(kind, head, grid, signs=signs) for head in slot] for slot in keys]
+    codes = [[encode_selector_ref(kind, head, *grids, signs=signs) for head in slot] for slot in keys]
     distinct = np.ascontiguousarray(codes)
+    if SELECTORS[kind].mean_grid:
+        distinct[..., -UNUSED_BYTES:] = 0xCD
     held = repeated(distinct, n_blocks, 2)
     means, q = normal(n_slots, n_heads, head_dim), clear_queries((n_rows + 1, n_query_heads, head_dim), signs)
     q[0, 0] = 0
-    table, step = byte_grid(grid)
+    words, step, mean_words, mean_step = selector_words(SELECTORS[kind])
     queries = poisoned(n_rows + 1, n_query_heads, query_words(kind, head_dim), dtype=np.uint32)
     records = poisoned(n_rows + 1, n_query_heads, 4)
     query = Launch(
@@ -60,14 +62,14 @@ def score(
         [queries, records],
         (
             *(queries, records, q, n_query_heads * head_dim, means if centred else None, n_heads * head_dim),
-            *(slots, n_query_heads, group, factor, float(step), count(n_rows)),
+            *(slots, n_query_heads, group, factor, step, count(n_rows)),
         ),
         n_rows * n_query_heads * (head_dim * 4 + queries.shape[2] * 4 + 16),
     )
     n_segments, n_own = (n_rows + 1) * n_heads, n_rows * n_heads
     logits = poisoned(n_segments, group, n_blocks * BLOCK_TOKENS)
     stats = poisoned(n_segments, group, n_shares + 2, 2)
-    words, strides = table.view(np.uint32).reshape(-1), [stride // 4 for stride in held.strides[:2]]
+    strides = [stride // 4 for stride in held.strides[:2]]
     per_token = SELECTORS[kind].block_bytes(head_dim) // BLOCK_TOKENS + 4 * group
     launch = Launch(
         kernel("higgs_score_cuda", "higgs_score_cuda", kind, head_dim, group),
@@ -75,7 +77,8 @@ def score(
         [logits, stats],
         (
             *(logits, logits.shape[2], stats, n_shares + 2, 1, queries, records),
-            *(held.view(np.uint32), *strides, slots, n_heads, np.array(lengths), words, count(n_rows)),
+            *(held.view(np.uint32), *strides, slots, n_heads, np.array(lengths), words, mean_words),
+            *(mean_step / step, count(n_rows)),
         ),
         sum(lengths[:n_own]) * per_token,
     )
@@ -96,7 +99,7 @@ def score(
         found, mean = logits[segment, :, :n_all], means[slot, head] if centred else None
         n_distinct = min(n, distinct.shape[2] * BLOCK_TOKENS)
         truth = score_ref(
-            kind, own, distinct[slot, head], n_distinct, factor, grid, mean=mean, signs=signs, rounding="int8"
+            kind, own, distinct[slot, head], n_distinct, factor, *grids, mean, signs=signs, rounding="int8"
         )
         expected = truth[:, np.arange(n) % max(n_distinct, 1)] if n else truth[:, :0]
         untouched("further logits", logits[segment, :, n_all:])
@@ -113,13 +116,17 @@ def score(
 
 
 def small() -> list[Sized]:
-    return [sized("score 2bit", score, "2bit", 64, 4, True, False, [70, 64, 1, 0, 99, 99])]
+    return [
+        sized(f"score {kind}", score, kind, 64, 4, True, False, [70, 64, 1, 0, 99, 99])
+        for kind in GPU_SELECTORS
+    ]
 
 
 def real() -> list[Sized]:
     """Contexts of 128k tokens of 8 KV heads, two at a time."""
     lengths = [131072] * 16 + [99] * 8
     return [
-        sized(f"score 2bit {size} x {group}", score, "2bit", size, group, True, False, lengths, 33, 8)
+        sized(f"score {kind} {size} x {group}", score, kind, size, group, True, False, lengths, 33, 8)
+        for kind in GPU_SELECTORS
         for size, group in HEADS
     ]

@@ -29,6 +29,9 @@ PLAIN_ATTENTION = (
 # head dimensions of the KV kernels, and query heads that share a KV head
 HEADS = ((64, 4), (128, 6), (128, 8), (256, 16))
 HEAD_DIMS = (64, 128, 256)
+GPU_SELECTORS = ("2bit", "1.5bit")
+# dimension of codes in selector blocks, and whether the mean key is still to be subtracted
+BLOCK_CODES = ((4, True), (8, False))
 # sizes of YAKV's rows in bytes, and attention to them: with 256 numbers a head sm_80 runs out of registers
 ROW_SIZES = sorted({row_bytes(size, *formats) for formats in FORMATS for size in HEAD_DIMS})
 YAKV_ATTENTION = tuple((size, *formats) for formats in FORMATS for size in (64, 128))
@@ -75,9 +78,17 @@ def all_kernels(arch: str) -> list[KernelSpec]:
         ),
         *(kernel("select_topk_cuda", "rank_cuda", "sum", group) for _, group in HEADS),
         kernel("select_topk_cuda", "select_topk_cuda"),
-        *(kernel("higgs_query_cuda", "higgs_query_cuda", "2bit", size, True, False) for size in HEAD_DIMS),
+        *(
+            kernel("higgs_query_cuda", "higgs_query_cuda", selector, size, True, False)
+            for selector in GPU_SELECTORS
+            for size in HEAD_DIMS
+        ),
         kernel("higgs_query_cuda", "higgs_query_cuda", "1bit", 128, True, False),
-        *(kernel("higgs_score_cuda", "higgs_score_cuda", "2bit", size, group) for size, group in HEADS),
+        *(
+            kernel("higgs_score_cuda", "higgs_score_cuda", selector, size, group)
+            for selector in GPU_SELECTORS
+            for size, group in HEADS
+        ),
         kernel("higgs_score_cuda", "higgs_score_cuda", "1bit", 128, 8),
         *(
             kernel("higgs_encode_cuda", "higgs_encode_cuda", 2, 256, "bytes", size, "norm", centred, False)
@@ -89,10 +100,16 @@ def all_kernels(arch: str) -> list[KernelSpec]:
             for size in HEAD_DIMS
         ),
         *(
-            kernel("higgs_encode_cuda", "higgs_encode_cuda", 4, 256, "blocks", size, "norm", True, False)
+            kernel("higgs_encode_cuda", "higgs_encode_cuda", dim, 256, "blocks", size, "norm", centred, False)
+            for dim, centred in BLOCK_CODES
             for size in HEAD_DIMS
         ),
-        *(kernel("higgs_residual_cuda", "higgs_residual_cuda", "2bit", size, True) for size in HEAD_DIMS),
+        *(kernel("higgs_means_cuda", "higgs_means_cuda", "1.5bit", size, True) for size in HEAD_DIMS),
+        *(
+            kernel("higgs_residual_cuda", "higgs_residual_cuda", selector, size, True)
+            for selector in GPU_SELECTORS
+            for size in HEAD_DIMS
+        ),
         kernel("yakv_tail_cuda", "log_sum_exp_cuda"),
         *(kernel("yakv_tail_cuda", "yakv_tail_cuda", group, size) for size, group in HEADS),
         *(kernel("sample_cuda", "sample_cuda", most) for most in (64, 1024)),
@@ -108,9 +125,10 @@ def all_kernels(arch: str) -> list[KernelSpec]:
             for kind in ("f16", "bf16")
         ),
         *(
-            kernel("yakv_recall_cuda", "yakv_recall_cuda", size, kind, "2bit", *formats, True)
+            kernel("yakv_recall_cuda", "yakv_recall_cuda", size, kind, selector, *formats, True)
             for size in HEAD_DIMS
             for kind in ("f16", "bf16")
+            for selector in GPU_SELECTORS
             for formats in FORMATS
         ),
         kernel("keep_rows", "keep_rows_cuda"),

@@ -55,6 +55,11 @@ class Grid:
 
     byte_step: float
 
+    @property
+    def words(self) -> tuple[int, float]:
+        """Points as words of bytes, and their step."""
+        return self.address("words8"), self.byte_step
+
     def address(self, table: str) -> int:
         return self.memory.address + int(getattr(GridTables(self.dim, self.n_points), table))
 
@@ -90,8 +95,15 @@ class YakvRows:
     cached: RowPool | None
     directory: DeviceArray | None
     selector_grid: Grid
+    mean_grid: Grid | None
     k_grid: Grid
     v_grid: Grid
+
+    @property
+    def selector_words(self) -> tuple[int, float, int | None, float]:
+        """Of the selector's grid, then of that of its mean rows."""
+        means = self.mean_grid.words if self.mean_grid else (None, 0.0)
+        return *self.selector_grid.words, *means
 
     @property
     def rows_shape(self) -> tuple[int, int, int, int]:
@@ -122,8 +134,6 @@ def check_yakv(shape: YakvShape) -> None:
         raise ValueError(
             "on a GPU, YAKV's rows hold r3 or 4 bits of a key, 4 of a value: take k_bits=r3 or 4, v_bits=4"
         )
-    if shape.selector != "2bit":
-        raise ValueError("on a GPU, YAKV's selector has 2 bits: take selector=2bit")
     if shape.kind == "f32":
         raise ValueError("on a GPU, YAKV's exact rows are f16 or bf16: take -ctk f16 or bf16")
     if shape.rule != "sum":
@@ -191,7 +201,9 @@ class YakvPools:
             codes, scales = (pinned.take(n) for n in sizes)
             return RowPool(codes, scales, n_rows)
 
-        selector_grid = grid(SELECTORS[shape.selector].grid)
+        selector = SELECTORS[shape.selector]
+        selector_grid = grid(selector.grid)
+        mean_grid = grid(selector.mean_grid) if selector.mean_grid else None
         k_grid, v_grid = (grid(ROW_FORMATS[name].grid) for name in (shape.k_format, shape.v_format))
         block = (*heads, BLOCK_TOKENS, head_dim)
         k_block, v_block = backend.array(block, np.float32), backend.array(block, np.float32)
@@ -218,6 +230,7 @@ class YakvPools:
                 cached=rows_on_device(n_places) if on_host else None,
                 directory=backend.put(directory) if on_host else None,
                 selector_grid=selector_grid,
+                mean_grid=mean_grid,
                 k_grid=k_grid,
                 v_grid=v_grid,
             )

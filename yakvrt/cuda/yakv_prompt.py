@@ -102,8 +102,7 @@ class YakvPrompt:
             *(scales.address + 4 * slot * scales_slot, scales_head),
             *(rows.k_grid.address("halves"), rows.v_grid.address("halves")),
             *(rows.selectors.part(slot, 1), rows.selectors.nbytes // 4 // rows.n_slots // heads),
-            *(rows.selector_grid.address("words8"), rows.selector_grid.byte_step),
-            *(rows.means.part(slot, 1), first, last),
+            *(*rows.selector_words, rows.means.part(slot, 1), first, last),
         )
 
     def _blocks_of(self, span: DeviceArray) -> BlockRows:

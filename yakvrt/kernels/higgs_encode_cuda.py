@@ -37,14 +37,14 @@ def _check(dim: int, n_points: int, layout: str, head_dim: int) -> None:
         raise ValueError(f"rows of {head_dim // dim} codes are no whole words: use another grid")
 
 
-def make_search(g: Any, dim: int, n_points: int, points_stride: int) -> Any:
-    """An inline search(y, points, codes, scores) of TOGETHER[dim] sub-vectors.
+def make_search(g: Any, dim: int, n_points: int, points_stride: int, n_together: int) -> Any:
+    """An inline search(y, points, codes, scores) of n_together sub-vectors.
 
     A code is the point with the largest y.g - |g|^2 / 2, the lowest of equal ones; that value is the score.
     Since -g is a point too, the larger of the two is |y.g| - |g|^2 / 2; a point equal to one mirrored before
     comes before that, too. `points` [n / 2][points_stride]: a point of the first half, then |point|^2 / 2.
     """
-    n_together, half, lowest = TOGETHER[dim], n_points // 2, float("-inf")
+    half, lowest = n_points // 2, float("-inf")
 
     @g.inline
     def search(y, points, codes, scores):  # type: ignore[no-untyped-def]
@@ -82,7 +82,7 @@ def higgs_encode_cuda(
     firsts[b] lies at sources[b]. Rows of "blocks" are tokens; others of their block stay as they are.
 
     Grid: x, blocks of rows_of_a_block(head_dim) rows; y, batch rows times KV heads.
-    Shapes: codes uint32, strides in words, rows of row_words (not read for blocks); scales uint16 (float16),
+    Shapes: codes uint32, strides in words, rows (or blocks) of row_words; scales uint16 (float16),
     strides of 16 bits, a row's scale scale_step after the one before (for blocks: the blocks' memory again);
     x float32 with rows of head_dim, strides multiples of 4; means float32 [slots][means_slot_stride] of
     [Hk, D]; search: GridTables, float32 [n / 2][d + 1].
@@ -100,10 +100,11 @@ def higgs_encode_cuda(
     unbiased, corrected, largest = scale_rule == "unbiased", scale_rule != "norm", LARGEST_SCALE
     as_blocks, as_sixes, part, width = layout == "blocks", layout == "sixes", 1 / head_dim, float(head_dim)
     words_of_row = {"blocks": -(-per_row // 4), "bytes": per_row // 4, "sixes": per_row // 16 * 3}[layout]
-    selector = next((s for s in SELECTORS.values() if s.dim == dim and not s.mean_grid), SELECTORS["2bit"])
-    block_words, tile_words = selector.block_bytes(head_dim) // 4, selector.tile_bytes(head_dim) // 4
-    scales_at, block_tokens, tile_tokens = selector.scales(head_dim) // 2, BLOCK_TOKENS, TILE_TOKENS
-    rotate, search = make_rotate_registers(g, head_dim, False, signs), make_search(g, dim, n_points, stride)
+    selector = next((s for s in SELECTORS.values() if s.dim == dim), SELECTORS["2bit"])
+    tile_words, scales_at = selector.tile_bytes(head_dim) // 4, selector.scales(head_dim) // 2
+    block_tokens, tile_tokens = BLOCK_TOKENS, TILE_TOKENS
+    rotate = make_rotate_registers(g, head_dim, False, signs)
+    search = make_search(g, dim, n_points, stride, n_together)
 
     @g.inline
     def word_of(codes, row, word):  # type: ignore[no-untyped-def]
@@ -229,14 +230,14 @@ def higgs_encode_cuda(
             if thread % 32 == 0:
                 at = token * scale_step
                 if as_blocks:
-                    at = token // block_tokens * (block_words * 2) + scales_at + token % block_tokens
+                    at = token // block_tokens * (row_words * 2) + scales_at + token % block_tokens
                 scales[at] = g.f16_from_f32(min(size, g.float32(largest)))
         for i in range(thread, g.int32(n_valid * words_of_row), g.int32(threads)):
             if as_blocks:  # neighbouring threads write neighbouring tokens
                 word = g.int32(g.uint32(i) // g.uint32(n_valid))
                 row = g.int32(i - word * n_valid)
                 token = start + row
-                at = token // block_tokens * block_words + word * tile_tokens + token % tile_tokens
+                at = token // block_tokens * row_words + word * tile_tokens + token % tile_tokens
                 at += token % block_tokens // tile_tokens * tile_words
             else:
                 row, word = g.int32(i // words_of_row), g.int32(i % words_of_row)

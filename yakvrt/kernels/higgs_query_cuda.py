@@ -5,22 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from .cuda_kernel import CudaKernel, Work
-from .higgs_layout import SELECTORS, Selector
+from .higgs_layout import SELECTORS
 from .rotate import make_rotate_registers, rotation_factors, rotation_lanes
-
-KINDS = ("2bit", "1bit")
-
-
-def scored_selector(kind: str) -> Selector:
-    """Raises: ValueError."""
-    if kind not in KINDS:
-        raise ValueError(f"selector {kind!r} has no CUDA kernel: choose one of {', '.join(KINDS)}")
-    return SELECTORS[kind]
 
 
 def query_words(kind: str, head_dim: int) -> int:
     """Words of the bytes of one query, zero behind its own."""
-    selector = scored_selector(kind)
+    selector = SELECTORS[kind]
     return selector.tile_vectors(head_dim) * selector.dim
 
 
@@ -31,7 +22,7 @@ def higgs_query_cuda(g: Any, kind: str, head_dim: int, centred: bool, signs: boo
     Shapes: queries uint32 [B, Hq, query_words], records float32 [B, Hq, 4]: what scores are multiplied by,
     what is added behind and before; q float32 [B][q_stride], means float32 [slots][means_slot_stride] of
     [Hk, D]. `grid_step`: of byte_grid. Strides in numbers, multiples of 4.
-    Raises: ValueError for a size without a rotation, or a selector without a kernel.
+    Raises: ValueError for a size without a rotation.
     """
     n_words = query_words(kind, head_dim)
     m, power = rotation_factors(head_dim)

@@ -5,7 +5,7 @@ A codeword of bytes is one or two words of a tensor core's fragment as it lies i
 codewords up in shared memory, where every lane has a copy of the grid in its own bank, and multiplies tiles
 of 16 tokens with up to 8 queries. For each code that is one byte permutation, which makes the address, and
 one or two loads without conflicts. Lanes of a quad take every fourth vector of codes, whichever dimensions
-those are: the query bytes follow the same order.
+those are: the query bytes follow the same order. Mean rows are a sum of their own (higgs_mean_score_cuda.py).
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from __future__ import annotations
 from typing import Any
 
 from .cuda_kernel import CudaKernel, Work
-from .higgs_layout import BLOCK_TOKENS
-from .higgs_query_cuda import query_words, scored_selector
+from .higgs_layout import BLOCK_TOKENS, SELECTORS
+from .higgs_mean_score_cuda import TABLE_BYTES, make_add_means, make_fill_means
+from .higgs_query_cuda import query_words
 
 LOG2_E = 1.4426950408889634
 LEAST = -1e30  # the largest logit of no tokens
+BOOK_BYTES = 1 << 16
 
 
 def higgs_score_cuda(g: Any, kind: str, head_dim: int, group: int) -> CudaKernel:
@@ -28,10 +30,12 @@ def higgs_score_cuda(g: Any, kind: str, head_dim: int, group: int) -> CudaKernel
     Grid: x, as many blocks as share a segment, whatever its length; y, segments: rows times KV heads.
     Shapes: logits float32 [segments][G][logits_stride], stats float32 [segments][G][n_slots][2], of which the
     grid's blocks fill those from first_slot on; queries and records of higgs_query_cuda, blocks uint32 with
-    strides in words, lengths int64 [segments], words uint32 [256][d / 4]: GridTables.words8.
-    Raises: ValueError for a selector without a kernel, or a group of more than 16 queries.
+    strides in words, lengths int64 [segments], words uint32 [256][d / 4]: GridTables.words8. Where the
+    selector has mean rows, mean_words uint32 [256]: that of their grid, and mean_step: its step, in steps of
+    the other grid.
+    Raises: ValueError for a group of more than 16 queries.
     """
-    selector = scored_selector(kind)
+    selector = SELECTORS[kind]
     if not 1 <= group <= 16:
         raise ValueError(f"a group of {group} queries has no CUDA kernel: 1 to 16 are supported")
     dim, n_vectors, n_words = selector.dim, selector.tile_vectors(head_dim), query_words(kind, head_dim)
@@ -41,7 +45,9 @@ def higgs_score_cuda(g: Any, kind: str, head_dim: int, group: int) -> CudaKernel
     scale_words, n_halves, whole = selector.scales(head_dim) // 4, dim // 4, n_vectors % 4 == 0
     n_fragments, n_held, n_columns = n_steps * dim * n_tiles, 4 * n_steps, 2 * n_tiles
     n_sums, n_logits, n_shared = 4 * n_tiles, 8 * n_tiles, warps * 16
-    log2_e, least, lowest = LOG2_E, LEAST, float("-inf")
+    log2_e, least, lowest, book_bytes = LOG2_E, LEAST, float("-inf"), BOOK_BYTES
+    has_means = selector.mean_grid is not None
+    fill_means, add_means = make_fill_means(g, threads), make_add_means(g, kind, head_dim, group)
 
     @g.inline
     def look_up(table, word, byte, bank):  # type: ignore[no-untyped-def]
@@ -69,6 +75,8 @@ def higgs_score_cuda(g: Any, kind: str, head_dim: int, group: int) -> CudaKernel
         n_heads,
         lengths,
         words,
+        mean_words,
+        mean_step,
         n_rows,
     ):
         segment, thread = g.block_y(), g.thread()
@@ -76,10 +84,12 @@ def higgs_score_cuda(g: Any, kind: str, head_dim: int, group: int) -> CudaKernel
         row = g.int32(g.uint32(segment) // g.uint32(n_heads))
         if row >= n_rows[0]:
             return
-        table = g.dynamic_u32(0)
+        table, mean_table = g.dynamic_u32(0), g.dynamic_u32(book_bytes)
         for i in range(warp, g.int32(256), g.int32(warps)):
             for half in range(n_halves):
                 table[i * 64 + half * 32 + lane] = words[i * n_halves + half]
+        if has_means:
+            fill_means(mean_table, mean_words, thread)
         n = g.int32(lengths[segment])
         n_all = g.int32((n + block_tokens - 1) // block_tokens * block_tokens)
         blocks = g.shifted(blocks, slots[row] * slot_stride + (segment - row * n_heads) * head_stride)
@@ -122,7 +132,12 @@ def higgs_score_cuda(g: Any, kind: str, head_dim: int, group: int) -> CudaKernel
             token = g.int32(unlimited + quad * 4)
             scales_at = g.int32(scale_words + (start % block_tokens + quad * 4) // 2)
             pair, next_pair = own[scales_at], own[scales_at + 1]
-            scores = g.local_f32(n_logits)
+            scores, offsets = g.local_f32(n_logits), g.local_f32(n_columns)
+            for i in range(n_columns):
+                offsets[i] = after[i]
+            if has_means:
+                first = g.int32(start % block_tokens)
+                add_means(offsets, own, first, mean_table, fragments, factors, before, mean_step, lane)
             for rows in range(2):
                 sums = g.local_i32(n_sums)
                 for i in range(n_sums):
@@ -155,7 +170,7 @@ def higgs_score_cuda(g: Any, kind: str, head_dim: int, group: int) -> CudaKernel
                     column_at = i // 4 * 2 + i % 2
                     scale = g.low_f16(word) if i % 4 < 2 else g.high_f16(word)
                     score = (g.float32(sums[i]) + before[column_at]) * (factors[column_at] * scale)
-                    score += after[column_at]
+                    score += offsets[column_at]
                     if g.int32(token + rows * 2 + i % 4 // 2) >= n:
                         score = g.float32(lowest)
                     scores[column_at * 4 + rows * 2 + i % 4 // 2] = score
@@ -168,9 +183,9 @@ def higgs_score_cuda(g: Any, kind: str, head_dim: int, group: int) -> CudaKernel
                 new = max(max(largest[i], max(a, b)), max(c, d))
                 offset, factor = -new * g.float32(log2_e), g.float32(log2_e)
                 shrunk = totals[i] * g.exp2((largest[i] - new) * factor)
-                first = g.exp2(g.fma(a, factor, offset)) + g.exp2(g.fma(b, factor, offset))
-                second = g.exp2(g.fma(c, factor, offset)) + g.exp2(g.fma(d, factor, offset))
-                totals[i], largest[i] = shrunk + (first + second), new
+                two = g.exp2(g.fma(a, factor, offset)) + g.exp2(g.fma(b, factor, offset))
+                further = g.exp2(g.fma(c, factor, offset)) + g.exp2(g.fma(d, factor, offset))
+                totals[i], largest[i] = shrunk + (two + further), new
         maxima, sums_of_warps = g.shared_f32(n_shared), g.shared_f32(n_shared)
         for i in range(n_columns):
             for mask in (4, 8, 16):
@@ -192,9 +207,9 @@ def higgs_score_cuda(g: Any, kind: str, head_dim: int, group: int) -> CudaKernel
 
     return CudaKernel(
         kernel,
-        "f32* i64 f32* i32 i32 u32* f32* u32* i64 i64 i64* i32 i64* u32* i64*",
+        "f32* i64 f32* i32 i32 u32* f32* u32* i64 i64 i64* i32 i64* u32* u32* f32 i64*",
         threads,
-        shared_bytes=1 << 16,
+        shared_bytes=BOOK_BYTES + (TABLE_BYTES if has_means else 0),
         opcodes=("LDG.E.128", "STG.E.128", "IMMA", "LDS"),
         work=Work("token of a head", selector.block_bytes(head_dim) // BLOCK_TOKENS + 4 * group, 0),
     )

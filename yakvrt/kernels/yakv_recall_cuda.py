@@ -51,7 +51,7 @@ def yakv_recall_cuda(
     Shapes, of the slot: k_out and v_out pairs of 16-bit numbers with rows of head_dim, heads out_head words
     apart; codes uint32, scales uint32 (float16 of K, then V), heads codes_head and scales_head words apart;
     blocks uint32, those of the selector, heads blocks_head apart; means float32 [Hk, D], read where
-    `centred`. words and grid_step as in make_add_estimate; k_book and v_book: the grids' points, pairs of
+    `centred`. words to mean_step as in make_add_estimate; k_book and v_book: the grids' points, pairs of
     float16 (`halves` of GridTables).
     Grid: x, blocks of 64 rows; y, KV heads.
     Raises: ValueError for a size without a rotation, or formats without a kernel.
@@ -120,7 +120,7 @@ def yakv_recall_cuda(
 
     def kernel(  # type: ignore[no-untyped-def]
         k_out, v_out, out_head, first_place, ring_len, codes, codes_head, scales, scales_head, k_book, v_book,
-        blocks, blocks_head, words, grid_step, means, first, last,
+        blocks, blocks_head, words, grid_step, mean_words, mean_step, means, first, last,
     ):  # fmt: skip
         thread, head = g.thread(), g.block_y()
         row = g.int64(first) + g.block() * block_tokens
@@ -153,7 +153,7 @@ def yakv_recall_cuda(
             pair = held_scales[index]
             decode_key(keys, own, k_points, g.low_f16(pair), lane)
             if residual:
-                add_estimate(keys, block, index, words, grid_step, lane, True)
+                add_estimate(keys, block, index, words, grid_step, mean_words, mean_step, lane, True)
             unrotate(keys, lane)
             if centred:
                 add_mean(keys, mean, lane)
@@ -163,7 +163,7 @@ def yakv_recall_cuda(
 
     return CudaKernel(
         kernel,
-        "u32* u32* i64 i64 i64 u32* i64 u32* i64 u32* u32* u32* i64 u32* f32 f32* i64 i64",
+        "u32* u32* i64 i64 i64 u32* i64 u32* i64 u32* u32* u32* i64 u32* f32 u32* f32 f32* i64 i64",
         threads,
         opcodes=("LDG.E.128", "STS.128", "STG.E.128"),
         work=Work("row", row_words * 4 + 4 + 4 * head_dim, head_dim * 16),
