@@ -13,8 +13,15 @@ from yakvrt.cuda.device import Device
 # family, and rows of a step of a prompt in bfloat16, for tensor cores; 0: exact
 MODELS = (("llama3", 0), ("qwen3-moe", 0), ("llama3", 12), ("qwen3-moe", 12), ("llama3", 48))
 
-# YAKV's key rows, whether rows rest in pinned host memory, and whether there is a tail
-YAKV_STEPS = (("r3", False, True), ("r3", True, True), ("q4", False, True), ("q4", True, False))
+# YAKV's selector, key rows, whether rows rest in pinned host memory, and whether there is a tail
+YAKV_STEPS = (
+    ("2bit", "r3", False, True),
+    ("2bit", "r3", True, True),
+    ("2bit", "q4", False, True),
+    ("2bit", "q4", True, False),
+    ("1.5bit", "r3", False, True),
+    ("1.5bit", "q4", True, True),
+)
 
 
 def name_of(family: str, rounded_rows: int) -> str:
@@ -41,12 +48,13 @@ def examine_model(family: str, rounded_rows: int, device: Device, run: GpuRun) -
     return {"of_allowed": round(error, 4)}
 
 
-def yakv_name_of(k_format: str, on_host: bool, tail: bool) -> str:
-    return f"yakv step {k_format}, rows {'pinned' if on_host else 'on the device'}{', tail' if tail else ''}"
+def yakv_name_of(selector: str, k_format: str, on_host: bool, tail: bool) -> str:
+    rows = "pinned" if on_host else "on the device"
+    return f"yakv step {selector} {k_format}, rows {rows}{', tail' if tail else ''}"
 
 
 def examine_yakv_step(
-    k_format: str, on_host: bool, tail: bool, device: Device, run: GpuRun
+    selector: str, k_format: str, on_host: bool, tail: bool, device: Device, run: GpuRun
 ) -> dict[str, Any]:
     """Raises: Mismatch, DeviceError."""
     from yakv_device_step import yakv_step
@@ -55,7 +63,7 @@ def examine_yakv_step(
 
     backend = CudaBackend(Device(device.number), run.kernels.directory)
     try:
-        error = yakv_step(backend, k_format, on_host, tail)
+        error = yakv_step(backend, selector, k_format, on_host, tail)
     finally:
         backend.close()
     return {"of_allowed": round(error, 4)}

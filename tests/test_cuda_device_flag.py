@@ -140,9 +140,8 @@ def test_a_slot_too_short_for_codes(gpu: FakeGpu, compiled_on_demand: None, wide
     ("model", "flags", "told"),
     [
         ("qwen3-moe", [], "takes heads of 64, 128, 192, 256 numbers, and the model's have 32: take another"),
-        ("wide", ["--kv-args", "selector=1bit"], "YAKV's selector has 2 bits"),
+        ("wide", ["--kv-args", "selector=1bit"], "YAKV's selector has 2 or 1.5 bits"),
         ("wide", ["-ctk", "f32"], "YAKV's exact rows are f16 or bf16"),
-        ("wide", ["--kv", "yakv-1.5bit"], "YAKV's selector has 2 bits"),
         (
             "wide",
             ["--kv-device", "cpu", "--kv-args", "slot_cache=0"],
@@ -216,16 +215,23 @@ def test_an_unknown_device(capsys: pytest.CaptureFixture[str]) -> None:
 MOE = {"model_type": "qwen3_moe", "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 
 
-@pytest.mark.parametrize("more", [{}, MOE], ids=["llama", "qwen3_moe"])
+@pytest.mark.parametrize(
+    ("more", "kv", "budget"),
+    [({}, "yakv", "0.1"), (MOE, "yakv", "0.1"), ({}, "yakv-1.5bit", "1")],
+    ids=["llama", "qwen3_moe", "llama-1.5bit"],
+)
 def test_yakv_on_the_gpu_is_that_of_the_cpu(
     more: dict[str, Any],
+    kv: str,
+    budget: str,
     gpu: FakeGpu,
     compiled_on_demand: None,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A prompt in chunks, of which a block leaves the window and whose tail is fitted; then four slots decode
-    together, three, two and one: some steps are captured, one is replayed. Rows rest in pinned memory.
+    together, three, two and one: some steps are captured, one is replayed. Rows rest in pinned memory. With
+    1.5 bits all rows are selected: what bfloat16 leaves of a prompt's keys decides which is a selection's last.
     """
     for module in (tail_fit, yakv):
         monkeypatch.setattr(module, "FIT_TOKENS", 1)
@@ -233,8 +239,8 @@ def test_yakv_on_the_gpu_is_that_of_the_cpu(
     prompt = [i * 37 % 64 for i in range(134)]
     how: dict[str, Any] = {
         "load_format": "dummy",
-        "kv": "yakv",
-        "kv_args": {"min_seqlen_to_prune": "0", "sparse_budget": "0.1"},
+        "kv": kv,
+        "kv_args": {"min_seqlen_to_prune": "0", "sparse_budget": budget},
         "ctx_size": 192,
         "ubatch_size": 80,
         "n_slots": 4,

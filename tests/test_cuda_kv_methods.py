@@ -51,15 +51,17 @@ def error(found: np.ndarray, truth: np.ndarray) -> float:
     return float(np.linalg.norm(found - truth) / np.linalg.norm(truth))
 
 
-@pytest.mark.parametrize("k_bits", ["r3", "4"])
-def test_yakv_is_that_of_the_cpu(open_backend: Callable[..., CudaBackend], k_bits: str) -> None:
+@pytest.mark.parametrize(("selector", "k_bits"), [("2bit", "r3"), ("2bit", "4"), ("1.5bit", "r3")])
+def test_yakv_is_that_of_the_cpu(
+    open_backend: Callable[..., CudaBackend], selector: str, k_bits: str
+) -> None:
     """A prompt, tokens behind it, one of which completes a block, a further prompt, a cut into the
     window, one into a block, and more tokens; with rows on the device and on the host the same bits.
     """
     found = []
     for how in ("cpu", "gpu", "host"):
         backend = None if how == "cpu" else open_backend(kv_on_host=how == "host")
-        args = {**YAKV, "k_bits": k_bits, "tail": "0.25", "slot_cache": "1.5"}
+        args = {**YAKV, "selector": selector, "k_bits": k_bits, "tail": "0.25", "slot_cache": "1.5"}
         with KvSlots("yakv", args, heads=HEADS, ctx_size=CTX, kind="f16", backend=backend) as slots:
             slots.kv.open(CTX)
             slot = slots.kv.open(CTX)

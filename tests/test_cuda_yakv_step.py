@@ -33,18 +33,21 @@ def backend(gpu: FakeGpu, fake_cubins: Path) -> Iterator[CudaBackend]:
 
 
 @pytest.mark.parametrize(
-    ("k_format", "on_host", "tail", "eager"),
+    ("selector", "k_format", "on_host", "tail", "eager"),
     [
-        ("r3", False, True, False),
-        ("r3", True, True, False),
-        ("r3", True, False, True),
-        ("q4", False, True, False),
-        ("q4", True, False, False),
+        ("2bit", "r3", False, True, False),
+        ("2bit", "r3", True, True, False),
+        ("2bit", "r3", True, False, True),
+        ("2bit", "q4", False, True, False),
+        ("2bit", "q4", True, False, False),
+        ("1.5bit", "r3", False, True, False),
+        ("1.5bit", "q4", True, True, False),
     ],
 )
 def test_step(
     gpu: FakeGpu,
     backend: CudaBackend,
+    selector: str,
     k_format: str,
     on_host: bool,
     tail: bool,
@@ -56,7 +59,7 @@ def test_step(
     log = TraceLog(tmp_path)
     log.begin_process("a step")
     backend.trace(log if tail else None)
-    assert yakv_step(backend, k_format, on_host, tail) <= 1
+    assert yakv_step(backend, selector, k_format, on_host, tail) <= 1
     records = np.concatenate([np.zeros(0, RECORD), *log.records()])
     log.close()
     names = {MAIN: set[str](), BESIDE: set[str]()}
@@ -88,7 +91,7 @@ def test_a_wait_that_is_left_out_shows(
 
         monkeypatch.setattr(Stream, "record", at_the_beginning)
     with pytest.raises((Mismatch, DeviceError)):
-        yakv_step(backend, "r3", on_host=True, tail=False)
+        yakv_step(backend, "2bit", "r3", on_host=True, tail=False)
     gpu.failures.clear()
 
 
@@ -134,7 +137,7 @@ def test_rows_are_read_by_as_many_blocks_as_were_measured(
     [
         ({"k_format": "q3"}, "take k_bits=r3 or 4, v_bits=4"),
         ({"v_format": "q8"}, "take k_bits=r3 or 4, v_bits=4"),
-        ({"selector": "1.5bit"}, "take selector=2bit"),
+        ({"selector": "1bit"}, "take selector=2bit or 1.5bit"),
         ({"rule": "max"}, "take rule=sum"),
         ({"kind": "f32"}, "take -ctk f16 or bf16"),
     ],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from cuda_cases.arrays import stored
+from cuda_cases.arrays import selector_grids, stored
 from cuda_cases.attention import exact_positions
 from cuda_cases.case import Mismatch, compare
 
@@ -37,7 +37,6 @@ SHAPE = YakvShape(
     tail=True,
 )
 BUDGET = Budget(ratio=round(0.1 * 2**RATIO_BITS), at_least=5, min_len=0)
-GRID = load_grid(SELECTORS["2bit"].grid)
 K_GRIDS, V_GRID = {"r3": load_grid("d2n64"), "q4": load_grid("d2n256")}, load_grid("d2n256")
 
 
@@ -45,7 +44,7 @@ class Head:
     """One head of a slot of n tokens, the last of them new: its rows, and what the indexed become."""
 
     def __init__(self, shape: YakvShape, n: int) -> None:
-        self.shape, self.n = shape, n
+        self.shape, self.n, self.grids = shape, n, selector_grids(SELECTORS[shape.selector])
         size = (n, shape.head_dim)
         shift = RNG.standard_normal(shape.head_dim)
         self.k, self.v = (
@@ -62,10 +61,10 @@ class Head:
 
     def encode_keys(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Selector blocks, codes and scales of rows."""
-        blocks = encode_selector_ref("2bit", keys, GRID, None, self.mean, "norm")
+        blocks = encode_selector_ref(self.shape.selector, keys, *self.grids, self.mean, "norm")
         k_format = self.shape.k_format
         if k_format == "r3":
-            estimates = estimate_ref("2bit", blocks, *keys.shape, GRID, None)
+            estimates = estimate_ref(self.shape.selector, blocks, *keys.shape, *self.grids)
             return blocks, *encode_residuals_ref(keys, estimates, K_GRIDS[k_format], self.mean)
         return blocks, *encode_rows_ref(k_format, keys, K_GRIDS[k_format], self.mean)
 
@@ -74,7 +73,8 @@ class Head:
         exact = exact_positions(self.n, self.shape.n_sinks, self.shape.window)
         n_indexed = self.end - self.shape.n_sinks
         scale = self.shape.head_dim**-0.5
-        logits = score_ref("2bit", q, self.blocks, n_indexed, scale, GRID, None, self.mean, rounding="int8")
+        given = (self.shape.selector, q, self.blocks, n_indexed, scale, *self.grids, self.mean)
+        logits = score_ref(*given, rounding="int8")
         k_format = self.shape.k_format
         k = decode_rows_ref(k_format, self.k_codes, self.k_scales, K_GRIDS[k_format], rotated=False)
         v = decode_rows_ref("q4", self.v_codes, self.v_scales, V_GRID, rotated=False)
@@ -83,8 +83,8 @@ class Head:
             k += self.mean
         selected = budget_of(self.n, n_indexed, budget.ratio, budget.at_least, budget.min_len)
         rows, tail = (self.k[exact], self.v[exact]), self.parts if self.shape.tail else 0.0
-        given = (q, rows, logits, (k, v), self.values, selected, "sum", tail)
-        return attend_yakv_ref(*given, residual=residual)[0]
+        indexed = ((k, v), self.values, selected, "sum", tail)
+        return attend_yakv_ref(q, rows, logits, *indexed, residual=residual)[0]
 
 
 def put_slots(backend: CudaBackend, rows: YakvRows, heads: dict[int, list[Head]]) -> None:
@@ -132,12 +132,12 @@ def pool_codes(backend: CudaBackend, pool: RowPool) -> np.ndarray:
     return pool.codes.get(N_SLOTS, backend.stream)  # type: ignore[attr-defined,no-any-return]
 
 
-def yakv_step(backend: CudaBackend, k_format: str, on_host: bool, tail: bool) -> float:
+def yakv_step(backend: CudaBackend, selector: str, k_format: str, on_host: bool, tail: bool) -> float:
     """Slots whose block leaves in this step, the first or a later one, and one that is still exact.
 
     Returns the error as a part of what is allowed. Raises: Mismatch.
     """
-    shape = replace(SHAPE, k_format=k_format, tail=tail)
+    shape = replace(SHAPE, selector=selector, k_format=k_format, tail=tail)
     lengths = {2: 4 + 64 * 4, 0: 40, 1: 4 + 64 * 2}
     heads = {slot: [Head(shape, n) for _ in range(N_KV_HEADS)] for slot, n in lengths.items()}
     sizes = (1, N_SLOTS, N_KV_HEADS, 4 + 64 * 5)

@@ -24,6 +24,7 @@ from ..kernels.yakv_fetch_cuda import directory_words
 from ..kernels.yakv_layout import Budget, YakvShape
 from ..ops import ELEMENT_BYTES
 from .device_array import DeviceArray
+from .kernel_list import GPU_SELECTORS
 from .memory import PinnedMemory
 from .pinned_pool import padded_bytes
 
@@ -72,8 +73,8 @@ class YakvRows:
     [slots, Hk, blocks of 64 tokens], values uint32 (float16 pairs) [slots, Hk, blocks, D / 2], means float32
     [slots, Hk, D], tail_parts float32 [slots, Hk, G]; counters int64 [3], of yakv_count_cuda. Shared by all
     layers: whole_tail, as tail_parts, all 1; k_block and v_block float32 [slots, Hk, 64, D], of a block that
-    is encoded. With a cache,
-    `cached` are the rows on the device. most_selected: rows of a head in a step, at least 1.
+    is encoded. With a cache, `cached` are the rows on the device. mean_grid: of the selector's mean rows, if
+    it has any. most_selected: rows of a head in a step, at least 1.
     """
 
     shape: YakvShape
@@ -134,6 +135,8 @@ def check_yakv(shape: YakvShape) -> None:
         raise ValueError(
             "on a GPU, YAKV's rows hold r3 or 4 bits of a key, 4 of a value: take k_bits=r3 or 4, v_bits=4"
         )
+    if shape.selector not in GPU_SELECTORS:
+        raise ValueError("on a GPU, YAKV's selector has 2 or 1.5 bits: take selector=2bit or 1.5bit")
     if shape.kind == "f32":
         raise ValueError("on a GPU, YAKV's exact rows are f16 or bf16: take -ctk f16 or bf16")
     if shape.rule != "sum":

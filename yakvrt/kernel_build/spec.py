@@ -21,8 +21,11 @@ class KernelSpec:
 
     @property
     def symbol(self) -> str:
-        """The kernel's linker symbol, its file name in the cache and its name in progress lines."""
-        return "_".join([self.builder.rpartition("_")[0], *(str(p) for p in self.parameters)])
+        """The kernel's linker symbol, its file name in the cache and its name in progress lines. PTX takes no
+        point in a name.
+        """
+        parts = [self.builder.rpartition("_")[0], *(str(p) for p in self.parameters)]
+        return "_".join(parts).replace(".", "_")
 
     def build(self, *context: Any) -> Any:
         return getattr(import_module(self.module), self.builder)(*context, *self.parameters)
