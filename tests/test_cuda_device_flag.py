@@ -231,7 +231,7 @@ def test_yakv_on_the_gpu_is_that_of_the_cpu(
 ) -> None:
     """A prompt in chunks, of which a block leaves the window and whose tail is fitted; then four slots decode
     together, three, two and one: some steps are captured, one is replayed. Rows rest in pinned memory. With
-    1.5 bits all rows are selected: what bfloat16 leaves of a prompt's keys decides which is a selection's last.
+    1.5 bits all rows are selected: how a prompt's keys are rounded decides which is a selection's last.
     """
     for module in (tail_fit, yakv):
         monkeypatch.setattr(module, "FIT_TOKENS", 1)
