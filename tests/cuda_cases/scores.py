@@ -53,7 +53,7 @@ def score(
     held = repeated(distinct, n_blocks, 2)
     means, q = normal(n_slots, n_heads, head_dim), clear_queries((n_rows + 1, n_query_heads, head_dim), signs)
     q[0, 0] = 0
-    words, step, mean_words, mean_step = selector_words(SELECTORS[kind])
+    words = selector_words(SELECTORS[kind])
     queries = poisoned(n_rows + 1, n_query_heads, query_words(kind, head_dim), dtype=np.uint32)
     records = poisoned(n_rows + 1, n_query_heads, 4)
     query = Launch(
@@ -62,7 +62,7 @@ def score(
         [queries, records],
         (
             *(queries, records, q, n_query_heads * head_dim, means if centred else None, n_heads * head_dim),
-            *(slots, n_query_heads, group, factor, step, count(n_rows)),
+            *(slots, n_query_heads, group, factor, words[1], count(n_rows)),
         ),
         n_rows * n_query_heads * (head_dim * 4 + queries.shape[2] * 4 + 16),
     )
@@ -77,8 +77,7 @@ def score(
         [logits, stats],
         (
             *(logits, logits.shape[2], stats, n_shares + 2, 1, queries, records),
-            *(held.view(np.uint32), *strides, slots, n_heads, np.array(lengths), words, mean_words),
-            *(mean_step / step, count(n_rows)),
+            *(held.view(np.uint32), *strides, slots, n_heads, np.array(lengths), *words, count(n_rows)),
         ),
         sum(lengths[:n_own]) * per_token,
     )

@@ -153,7 +153,6 @@ class _Step:
             *(queries, records, q.data, q.width, rows.means, self.n_kv_heads * head_dim, self.batch.slots),
             *(self.n_heads, self.group, self.scale, rows.selector_grid.byte_step, q.n_rows),
         )
-        words, step, mean_words, mean_step = rows.selector_words
         n_shares = -(-self.n_tokens // SCORE_TOKENS)
         parts = self._scratch("parts", n_queries * n_shares * 2, np.float32)
         head = rows.n_blocks * SELECTORS[kind].block_bytes(head_dim) // 4
@@ -162,7 +161,7 @@ class _Step:
             (n_shares, self.n_segments),
             *(self.logits, self.n_tokens, parts, n_shares, 0, queries, records, rows.selectors),
             *(self.n_kv_heads * head, head, self.batch.slots, self.n_kv_heads, self.lengths),
-            *(words, mean_words, mean_step / step, q.n_rows),
+            *(*rows.selector_words, q.n_rows),
         )
         self.recorder.launch(
             kernel("yakv_tail_cuda", "log_sum_exp_cuda"),

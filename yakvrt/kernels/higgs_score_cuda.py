@@ -30,9 +30,8 @@ def higgs_score_cuda(g: Any, kind: str, head_dim: int, group: int) -> CudaKernel
     Grid: x, as many blocks as share a segment, whatever its length; y, segments: rows times KV heads.
     Shapes: logits float32 [segments][G][logits_stride], stats float32 [segments][G][n_slots][2], of which the
     grid's blocks fill those from first_slot on; queries and records of higgs_query_cuda, blocks uint32 with
-    strides in words, lengths int64 [segments], words uint32 [256][d / 4]: GridTables.words8. Where the
-    selector has mean rows, mean_words uint32 [256]: that of their grid, and mean_step: its step, in steps of
-    the other grid.
+    strides in words, lengths int64 [segments], words to mean_step as in make_add_estimate
+    (higgs_residual_cuda.py).
     Raises: ValueError for a group of more than 16 queries.
     """
     selector = SELECTORS[kind]
@@ -75,6 +74,7 @@ def higgs_score_cuda(g: Any, kind: str, head_dim: int, group: int) -> CudaKernel
         n_heads,
         lengths,
         words,
+        grid_step,
         mean_words,
         mean_step,
         n_rows,
@@ -137,7 +137,8 @@ def higgs_score_cuda(g: Any, kind: str, head_dim: int, group: int) -> CudaKernel
                 offsets[i] = after[i]
             if has_means:
                 first = g.int32(start % block_tokens)
-                add_means(offsets, own, first, mean_table, fragments, factors, before, mean_step, lane)
+                ratio = g.divide(mean_step, grid_step)
+                add_means(offsets, own, first, mean_table, fragments, factors, before, ratio, lane)
             for rows in range(2):
                 sums = g.local_i32(n_sums)
                 for i in range(n_sums):
@@ -207,7 +208,7 @@ def higgs_score_cuda(g: Any, kind: str, head_dim: int, group: int) -> CudaKernel
 
     return CudaKernel(
         kernel,
-        "f32* i64 f32* i32 i32 u32* f32* u32* i64 i64 i64* i32 i64* u32* u32* f32 i64*",
+        "f32* i64 f32* i32 i32 u32* f32* u32* i64 i64 i64* i32 i64* u32* f32 u32* f32 i64*",
         threads,
         shared_bytes=BOOK_BYTES + (TABLE_BYTES if has_means else 0),
         opcodes=("LDG.E.128", "STG.E.128", "IMMA", "LDS"),
