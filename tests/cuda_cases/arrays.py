@@ -37,9 +37,8 @@ def selector_words(selector: Selector) -> tuple[np.ndarray, float, np.ndarray | 
 
 
 def _words(grid: np.ndarray) -> tuple[np.ndarray, float]:
-    return pack_tables(grid)[GridTables(grid.shape[1], 256).words8 :].view(np.uint32), float(
-        byte_grid(grid)[1]
-    )
+    at, (_, step) = GridTables(grid.shape[1], 256).words8, byte_grid(grid)
+    return pack_tables(grid)[at:].view(np.uint32), float(step)
 
 
 def count(n: int) -> np.ndarray:

@@ -166,10 +166,8 @@ def mean_rows(head_dim: int, centred: bool, n_blocks: int, n_heads: int = 2) -> 
     means, first = normal(2, n_heads, head_dim), BLOCK_TOKENS
     x = normal(2, n_heads, 2 + n, head_dim)
     x[1, :, 2 : 2 + META_TOKENS] = means[1, :, None] if centred else 0
-    rest, held = (
-        poisoned(*x.shape),
-        np.full((2, n_heads, 2 + n_blocks, selector.block_bytes(head_dim)), 0xCD, np.uint8),
-    )
+    shape = 2, n_heads, 2 + n_blocks, selector.block_bytes(head_dim)
+    rest, held = poisoned(*x.shape), np.full(shape, 0xCD, np.uint8)
     spans = np.array([[1, 0, 0], [first, 2, 2], [first + n, 1, n], [2, 1, 1]])
     slots, firsts, lasts, sources = (np.ascontiguousarray(part) for part in spans)
     numbers = held.view(np.uint16)

@@ -218,8 +218,7 @@ def make_block_scores(kind: str, head_dim: int, group: int) -> Any:
 
             scorers = [_TableScorer(builder, kind, head_dim, queries, members) for members in parts]
             with cgutils.for_range_slice(builder, first, last, const_i64(CHUNK)) as (start, _):
-                left = builder.sub(last, start)
-                most = const_i64(CHUNK)
+                left, most = builder.sub(last, start), const_i64(CHUNK)
                 n_blocks = builder.select(builder.icmp_signed("<", left, most), left, most)
                 for members, scorer in zip(parts, scorers, strict=True):
                     with cgutils.for_range(builder, n_blocks) as loop:
