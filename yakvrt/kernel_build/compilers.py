@@ -6,6 +6,7 @@ A helper reads one JSON request a line on stdin and answers one JSON line each o
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
@@ -133,6 +134,8 @@ def _take(module: str) -> _Helper:
 
 def answer_requests(compile_one: Callable[[dict[str, Any]], None]) -> None:
     """The helper's side: compiles what stdin asks for until it ends."""
+    gc.freeze()  # a compiler makes millions of objects that live as long as a kernel takes
+    gc.set_threshold(100_000)
     for line in sys.stdin:
         request = json.loads(line)
         answer = {"symbol": request["symbol"]}
