@@ -265,11 +265,11 @@ def load(
             cache: KvMethod = method.build(setting, parameters)
             runner = Runner(backend, config, weights, cache, chunk=chunk, rope_factors=factors)
             runner.warm_up()
+        load_ms = (time.perf_counter() - started) * 1e3
+        method_name = str(cache.stats()["method"])
     except BaseException:
         opened.close()
         raise
-    load_ms = (time.perf_counter() - started) * 1e3
-    method_name = str(cache.stats()["method"])
     origin = lru_cache(partial(session_origin, source.name, method_name, parameters, setting))
     step_bytes = partial(method.step_bytes, config, parameters, cache_type)
     return Engine(

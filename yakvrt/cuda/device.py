@@ -56,7 +56,11 @@ class Device:
         self.shared_bytes = self._attribute("MAX_SHARED_MEMORY_PER_BLOCK_OPTIN")
         self.reads_registered = bool(self._attribute("CAN_USE_HOST_POINTER_FOR_REGISTERED_MEM"))
         self._context: Any = call("cuDevicePrimaryCtxRetain", self._handle)
-        call("cuCtxSetCurrent", self._context)
+        try:
+            call("cuCtxSetCurrent", self._context)
+        except BaseException:  # also Ctrl-C
+            self.close()
+            raise
 
     def _attribute(self, name: str) -> int:
         attribute = constant("CUdevice_attribute", f"CU_DEVICE_ATTRIBUTE_{name}")

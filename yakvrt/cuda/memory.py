@@ -82,8 +82,12 @@ class PinnedMemory:
                 f"{n_bytes / 1e6:.0f} MB of host memory cannot be pinned ({error}): free some memory or take"
                 " a smaller context"
             ) from None
-        self.address = int(call("cuMemHostGetDevicePointer", self._pointer, 0))
         self.array = _bytes_at(self._pointer, n_bytes)
+        try:
+            self.address = int(call("cuMemHostGetDevicePointer", self._pointer, 0))
+        except BaseException:  # also Ctrl-C
+            self.free()
+            raise
 
     @classmethod
     def within(cls, address: int, n_bytes: int) -> PinnedMemory:
