@@ -14,6 +14,7 @@ from tiny_device_model import WIDE_CONFIG
 
 import yakvrt
 from yakvrt import cuda_device, generate, plan
+from yakvrt.cuda import record_yakv
 from yakvrt.cuda.driver import DeviceError
 from yakvrt.kvcache import tail_fit, yakv
 
@@ -230,9 +231,11 @@ def test_yakv_on_the_gpu_is_that_of_the_cpu(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A prompt in chunks, of which a block leaves the window and whose tail is fitted; then four slots decode
-    together, three, two and one: some steps are captured, one is replayed. Rows rest in pinned memory. With
-    1.5 bits all rows are selected: how a prompt's keys are rounded decides which is a selection's last.
+    together, three, two and one: some steps are captured, one is replayed. Rows rest in pinned memory, and
+    come in two turns. With 1.5 bits all rows are selected: how a prompt's keys are rounded decides which is a
+    selection's last.
     """
+    monkeypatch.setattr(record_yakv, "fetch_turns", lambda n_rows, _: min(n_rows, 2))
     for module in (tail_fit, yakv):
         monkeypatch.setattr(module, "FIT_TOKENS", 1)
     (tmp_path / "config.json").write_text(json.dumps({**WIDE_CONFIG, **more}))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from unittest.mock import patch
 
 import numpy as np
 from cuda_cases.arrays import selector_grids, stored
 from cuda_cases.attention import exact_positions
 from cuda_cases.case import Mismatch, compare
 
+from yakvrt.cuda import record_yakv
 from yakvrt.cuda.backend import CudaBackend
 from yakvrt.cuda.yakv_pools import RowPool, YakvPools, YakvRows
 from yakvrt.higgs_grids import load_grid
@@ -132,13 +134,16 @@ def pool_codes(backend: CudaBackend, pool: RowPool) -> np.ndarray:
     return pool.codes.get(N_SLOTS, backend.stream)  # type: ignore[attr-defined,no-any-return]
 
 
-def yakv_step(backend: CudaBackend, selector: str, k_format: str, on_host: bool, tail: bool) -> float:
-    """Slots whose block leaves in this step, the first or a later one, and one that is still exact.
+def yakv_step(
+    backend: CudaBackend, selector: str, k_format: str, on_host: bool, tail: bool, n_turns: int = 1
+) -> float:
+    """Slots whose block leaves in this step, a later one or the first, and one that keeps its own; rows from
+    the host come in `n_turns`.
 
     Returns the error as a part of what is allowed. Raises: Mismatch.
     """
     shape = replace(SHAPE, selector=selector, k_format=k_format, tail=tail)
-    lengths = {2: 4 + 64 * 4, 0: 40, 1: 4 + 64 * 2}
+    lengths = {2: 4 + 64 * 4, 1: 4 + 64 * 2, 0: 4 + 64 * 3 + 7}
     heads = {slot: [Head(shape, n) for _ in range(N_KV_HEADS)] for slot, n in lengths.items()}
     sizes = (1, N_SLOTS, N_KV_HEADS, 4 + 64 * 5)
     rows = YakvPools(backend, *sizes, shape, BUDGET, on_host=on_host, n_places=48).layers[0]
@@ -149,7 +154,8 @@ def yakv_step(backend: CudaBackend, selector: str, k_format: str, on_host: bool,
     )
     q, k, v = (recorder.buffer(n * shape.head_dim) for n in (n_heads, N_KV_HEADS, N_KV_HEADS))
     out = recorder.buffer(n_heads * shape.head_dim)
-    recorder.attend_yakv(out, q, k, v, rows)
+    with patch.object(record_yakv, "fetch_turns", lambda *_: n_turns):
+        recorder.attend_yakv(out, q, k, v, rows)
     queries = RNG.standard_normal((3, N_KV_HEADS, shape.group, shape.head_dim)).astype(np.float32)
     backend.write(q, queries.reshape(3, -1))
     for buffer, name in ((k, "k"), (v, "v")):

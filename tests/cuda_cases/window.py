@@ -17,15 +17,15 @@ from .case import Case, Launch, Sized, compare, sized, untouched
 
 def lengths(budget: Budget, n_rows: int = 140, n_heads: int = 2, group: int = 3) -> Case:
     """Slots of many lengths; a row that the batch lacks, and one that it cannot have."""
-    capacity, n_sinks, window = n_rows + 1, 5, 64
+    capacity, turn_rows, n_sinks, window = n_rows + 1, n_rows // 3, 5, 64
     positions = np.array([*range(0, 2 * (n_rows - 1), 2), 3_000_000_000, 7])
-    outputs = [poisoned(n, dtype=np.int64) for n in ((capacity + 1) * n_heads,) * 2 + (capacity,) * 2 + (2,)]
+    outputs = [poisoned(n, dtype=np.int64) for n in ((capacity + 1) * n_heads,) * 2 + (capacity,) * 2 + (13,)]
     launch = Launch(
         kernel("yakv_leave_cuda", "yakv_lengths_cuda"),
         blocks(capacity, 128),
         outputs,
         (
-            *(*outputs, positions, count(n_rows), capacity, n_heads, group, n_sinks, window),
+            *(*outputs, turn_rows, positions, count(n_rows), capacity, n_heads, group, n_sinks, window),
             *(budget.ratio, budget.at_least, budget.min_len),
         ),
     )
@@ -40,7 +40,11 @@ def lengths(budget: Budget, n_rows: int = 140, n_heads: int = 2, group: int = 3)
         for found, truth in zip(outputs[2:4], expected[2:], strict=True):
             compare("of rows", found[:n_rows], truth)
             untouched("further rows", found[n_rows:])
-        return compare("totals", outputs[4], np.array([n_rows * n_heads, n_rows * n_heads * group]))
+        untouched("further turns", outputs[4][12:])
+        present = np.clip(n_rows - turn_rows * np.arange(4), 0, turn_rows)
+        return compare(
+            "totals", outputs[4][:12], np.outer(present, [1, n_heads, n_heads * group]).reshape(-1)
+        )
 
     return Case([launch], check)
 

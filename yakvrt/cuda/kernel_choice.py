@@ -6,6 +6,8 @@ own files.
 
 from __future__ import annotations
 
+from math import isqrt
+
 from .. import tuning
 from ..kernel_build.spec import KernelSpec, kernel
 from ..kernels.attend_fragments import HEAD_DIMS, head_blocks
@@ -28,6 +30,8 @@ SCORE_TOKENS = 4096  # that a block scores
 GATHER_BLOCKS = 16  # keep a link to the host busy where none was measured: a block has 16 KB under way
 MOST_GATHER_BLOCKS = 1024
 GATHER_LOADS = (1, 2, 4, 8)  # of 16 bytes that a lane has under way, of gathers that are timed
+SCORED_PER_NS = 4080  # bytes of selector codes: 0.85 of an H200's memory
+TURN_NS = 10_000  # that the launches of a further turn take
 MULTIPROCESSORS = 132
 BLOCKS_AT_ONCE = 2 * MULTIPROCESSORS
 
@@ -78,6 +82,15 @@ def decode_splits(n_tokens: int, n_rows: int, n_kv_heads: int, group: int) -> in
     """How many blocks share the history of a KV head in a slot of n_tokens tokens."""
     wanted = -(-BLOCKS_AT_ONCE // (n_rows * n_kv_heads * head_blocks(group)))
     return max(1, min(wanted, -(-n_tokens // SPLIT_TOKENS)))
+
+
+def fetch_turns(n_rows: int, selector_bytes: int) -> int:
+    """In how many turns a batch, each row of which reads so many bytes of codes, gets its rows from the host:
+    t turns hide all but a t-th part of scoring behind the link, and cost t - 1 times a turn's launches. The
+    power of two below the best t.
+    """
+    most = isqrt(n_rows * selector_bytes // (SCORED_PER_NS * TURN_NS))
+    return 1 << (max(1, min(n_rows, most)).bit_length() - 1)
 
 
 def gather_blocks(device_name: str) -> int:

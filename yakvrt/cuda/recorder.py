@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class Launch:
     """A kernel over a grid of blocks; arguments are numbers, device arrays or None. One `beside` the others
-    waits for those before it, and those behind it wait for it from the next Join on.
+    waits for those before it, and those behind it wait for it from its Join on.
     """
 
     kernel: KernelSpec
@@ -39,7 +39,7 @@ class Launch:
 
 @dataclass(frozen=True, slots=True)
 class Join:
-    """What follows waits for the launches beside the others."""
+    """What follows waits for the first launch beside the others whose Join has not come yet."""
 
 
 Piece = Launch | Join | Stage | Callable[[], None]
@@ -119,7 +119,9 @@ class CudaRecorder:
         self.parts[-1].append(Launch(spec, grid, arguments))
 
     def launch_beside(self, spec: KernelSpec, grid: tuple[int, int], *arguments: Any) -> None:
-        """Runs while what is recorded behind it runs, up to join()."""
+        """Runs while what is recorded behind it runs, up to its join(); these come in the order of such
+        launches, and at the end of a part at the latest.
+        """
         self.parts[-1].append(Launch(spec, grid, arguments, beside=True))
 
     def stage(self, name: str, layer: int = NO_LAYER) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
+from itertools import chain
 
 from ..ops import Batch
 from ..trace_log import TraceLog
@@ -23,12 +25,12 @@ from .upload_ring import UploadRing
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """A launch with its kernel on the device."""
+    """A launch with its kernel on the device; `done`: the end of one beside the others."""
 
     kernel: LoadedKernel
     grid: tuple[int, int]
     arguments: Arguments
-    beside: bool
+    done: Event | None
 
 
 class CudaStep:
@@ -49,7 +51,7 @@ class CudaStep:
         self.log: TraceLog | None = None
         self._timed: dict[tuple[int, int], tuple[Graph, StageClock]] = {}
         self._clocks: dict[tuple[int, int], StageClock] = {}  # of parts with plain Python
-        self._forked, self._joined = Event(), Event()
+        self._forked = Event()
 
     def run(self, part: int = 0, n_parts: int = 1) -> None:
         """Asks the stream for them, as one graph; a piece of plain Python waits for what comes before it. If
@@ -67,7 +69,7 @@ class CudaStep:
         first, n = parts
         for part in self._parts[first : first + n]:
             yield from part
-            yield Join()
+            yield from (Join() for piece in part if isinstance(piece, Ready) and piece.done)
 
     def _run(self, parts: tuple[int, int]) -> None:
         self._ring.upload(self._numbers, self._streams.now)
@@ -116,22 +118,24 @@ class CudaStep:
         return graph
 
     def _ask(self, parts: tuple[int, int], clock: StageClock | None = None) -> None:
-        stream, side, beside = self._streams.now, self._streams.side, False
+        stream, side, under_way = self._streams.now, self._streams.side, deque[Event]()
         for piece in self._pieces(parts):
             if isinstance(piece, Stage):
                 if clock:
                     clock.begin(piece)
             elif isinstance(piece, Ready):
-                if piece.beside and not beside:
+                if piece.done:
                     side.wait(stream.record(self._forked))
-                beside |= piece.beside
                 if clock:
-                    clock.launching(BESIDE if piece.beside else MAIN)
-                piece.kernel.launch(side if piece.beside else stream, piece.grid, piece.arguments)
+                    clock.launching(BESIDE if piece.done else MAIN)
+                piece.kernel.launch(side if piece.done else stream, piece.grid, piece.arguments)
+                if piece.done:
+                    if clock:
+                        clock.pause(BESIDE)
+                    under_way.append(side.record(piece.done))
             elif isinstance(piece, Join):
-                if beside:
-                    self._join(clock)
-                beside = False
+                if under_way:
+                    self._join(under_way.popleft(), clock)
             else:
                 if clock:
                     clock.pause()
@@ -142,12 +146,10 @@ class CudaStep:
         if clock:
             clock.pause()
 
-    def _join(self, clock: StageClock | None) -> None:
-        if clock:
-            clock.pause(BESIDE)
-            since = clock.waiting()
-        self._streams.now.wait(self._streams.side.record(self._joined))
-        if clock:
+    def _join(self, done: Event, clock: StageClock | None) -> None:
+        since = clock.waiting() if clock else None
+        self._streams.now.wait(done)
+        if clock and since:
             clock.waited(since)
 
     def close(self) -> None:
@@ -156,8 +158,10 @@ class CudaStep:
             clock.close()
         for graph in self._graphs.values():
             graph.close()
+        for piece in chain(*self._parts):
+            if isinstance(piece, Ready) and piece.done:
+                piece.done.close()
         self._forked.close()
-        self._joined.close()
 
 
 def ready(piece: Piece, kernels: Kernels) -> Ready | Join | Stage | Callable[[], None]:
@@ -165,4 +169,4 @@ def ready(piece: Piece, kernels: Kernels) -> Ready | Join | Stage | Callable[[],
     if not isinstance(piece, Launch):
         return piece
     loaded = kernels.load(piece.kernel)
-    return Ready(loaded, piece.grid, loaded.arguments(*piece.arguments), piece.beside)
+    return Ready(loaded, piece.grid, loaded.arguments(*piece.arguments), Event() if piece.beside else None)

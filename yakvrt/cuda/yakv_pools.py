@@ -107,6 +107,12 @@ class YakvRows:
         return *self.selector_grid.words, *means
 
     @property
+    def selector_bytes(self) -> int:
+        """Of all KV heads of a slot."""
+        block_bytes = SELECTORS[self.shape.selector].block_bytes(self.shape.head_dim)
+        return self.means.shape[1] * self.n_blocks * block_bytes
+
+    @property
     def rows_shape(self) -> tuple[int, int, int, int]:
         """Of the codes of `rows`, in words."""
         shape = self.shape

@@ -34,19 +34,22 @@ def yakv_lengths_cuda(g: Any) -> CudaKernel:
     """yakv_lengths_ref, so that a captured step needs nothing from the host but positions.
 
     Shapes: lengths and budgets int64 [B, Hk], 0 for rows that the batch lacks, firsts and lasts int64 [B],
-    totals int64 [2]: how many KV heads and how many query heads the rows have.
+    totals int64 [turns, 3]: of every `turn_rows` rows of the batch, how many there are, and how many KV heads
+    and query heads they have.
     Grid: blocks of 128 rows, of all that a batch may have.
     """
     threads, end_of, ratio_bits = 128, g.inline(indexed_end), RATIO_BITS
 
     def kernel(  # type: ignore[no-untyped-def]
-        lengths, budgets, firsts, lasts, totals, positions, n_rows, capacity, n_heads, group, n_sinks, window,
-        ratio, at_least, min_len,
+        lengths, budgets, firsts, lasts, totals, turn_rows, positions, n_rows, capacity, n_heads, group,
+        n_sinks, window, ratio, at_least, min_len,
     ):  # fmt: skip
         row = g.block() * threads + g.thread()
-        if row == 0:
-            totals[0] = n_rows[0] * n_heads
-            totals[1] = n_rows[0] * n_heads * group
+        first = row * turn_rows
+        if first < capacity:
+            n = min(max(g.int64(0), n_rows[0] - first), g.int64(turn_rows))
+            totals[3 * row], totals[3 * row + 1] = n, n * n_heads
+            totals[3 * row + 2] = n * n_heads * group
         if n_rows[0] <= row and row < capacity:
             for head in range(n_heads):
                 lengths[row * n_heads + head] = 0
@@ -63,7 +66,9 @@ def yakv_lengths_cuda(g: Any) -> CudaKernel:
             firsts[row] = before
             lasts[row] = g.int64(end_of(n, n_sinks, window) - n_sinks)
 
-    return CudaKernel(kernel, "i64* i64* i64* i64* i64* i64* i64* i32 i32 i32 i32 i32 i64 i64 i64", threads)
+    return CudaKernel(
+        kernel, "i64* i64* i64* i64* i64* i32 i64* i64* i32 i32 i32 i32 i32 i64 i64 i64", threads
+    )
 
 
 def yakv_leave_cuda(g: Any, head_dim: int, kind: str, centred: bool) -> CudaKernel:
