@@ -15,12 +15,12 @@ MODELS = (("llama3", 0), ("qwen3-moe", 0), ("llama3", 12), ("qwen3-moe", 12), ("
 
 # YAKV's selector, key rows, whether rows rest in pinned host memory, and whether there is a tail
 YAKV_STEPS = (
-    ("2bit", "r3", False, True),
-    ("2bit", "r3", True, True),
-    ("2bit", "q4", False, True),
-    ("2bit", "q4", True, False),
-    ("1.5bit", "r3", False, True),
-    ("1.5bit", "q4", True, True),
+    ("2bit", "r3", False, True, 1),
+    ("2bit", "r3", True, True, 2),
+    ("2bit", "q4", False, True, 1),
+    ("2bit", "q4", True, False, 1),
+    ("1.5bit", "r3", False, True, 1),
+    ("1.5bit", "q4", True, True, 2),
 )
 
 
@@ -48,13 +48,14 @@ def examine_model(family: str, rounded_rows: int, device: Device, run: GpuRun) -
     return {"of_allowed": round(error, 4)}
 
 
-def yakv_name_of(selector: str, k_format: str, on_host: bool, tail: bool) -> str:
+def yakv_name_of(selector: str, k_format: str, on_host: bool, tail: bool, n_turns: int) -> str:
     rows = "pinned" if on_host else "on the device"
-    return f"yakv step {selector} {k_format}, rows {rows}{', tail' if tail else ''}"
+    turns = f", {n_turns} turns" if n_turns > 1 else ""
+    return f"yakv step {selector} {k_format}, rows {rows}{', tail' if tail else ''}{turns}"
 
 
 def examine_yakv_step(
-    selector: str, k_format: str, on_host: bool, tail: bool, device: Device, run: GpuRun
+    selector: str, k_format: str, on_host: bool, tail: bool, n_turns: int, device: Device, run: GpuRun
 ) -> dict[str, Any]:
     """Raises: Mismatch, DeviceError."""
     from yakv_device_step import yakv_step
@@ -63,7 +64,7 @@ def examine_yakv_step(
 
     backend = CudaBackend(Device(device.number), run.kernels.directory)
     try:
-        error = yakv_step(backend, selector, k_format, on_host, tail)
+        error = yakv_step(backend, selector, k_format, on_host, tail, n_turns)
     finally:
         backend.close()
     return {"of_allowed": round(error, 4)}
