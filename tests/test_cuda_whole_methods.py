@@ -1,0 +1,66 @@
+"""Whole models over the KV methods that compute on the host, on the fake driver and the emulator, against
+the CPU's.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_gpu import FakeGpu
+from tiny_device_model import WIDE_CONFIG
+
+import yakvrt
+
+CONFIG = {**WIDE_CONFIG, "num_hidden_layers": 2}  # InfiniGen speculates a layer ahead
+PROMPT = [i * 37 % 64 for i in range(16)]
+BATCHES = (4, 3, 1)
+METHODS: dict[str, dict[str, str]] = {  # so that less than the prompt is read
+    "oracle": {"sparse_budget": "0.2", "sinks": "1", "recent": "4"},
+    "yakv-paper": {"sparse_budget": "0.2", "recent": "4"},
+    "quest": {"sparse_budget": "8", "page": "2", "dense_layers": "0"},
+    "arkvale": {"sparse_budget": "8", "page": "2", "dense_layers": "0"},
+    "shadowkv": {"sparse_budget": "4", "chunk": "2", "outliers": "2", "local": "4", "rank": "12"},
+    "lrqk": {"sparse_budget": "4", "recent": "4", "rank": "4"},
+    "infinigen": {"dense_layers": "1"},
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_tokens_are_those_of_the_cpu(
+    name: str, gpu: FakeGpu, compiled_on_demand: None, tmp_path: Path
+) -> None:
+    """A prompt in two chunks; then four slots that hold different beginnings of it decode together, three
+    and one, in float32, so that the same rows are selected.
+    """
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    how: dict[str, Any] = {"load_format": "dummy", "kv": name, "kv_args": METHODS[name]}
+    how |= {"ctx_size": 64, "ubatch_size": 8, "n_slots": 4, "dtype": "f32", "cache_type": "f32"}
+
+    def run(decoded: list[list[int]], **device: str) -> np.ndarray:
+        found = []
+        with yakvrt.load(str(tmp_path), **how, **device) as engine:
+            sessions = [engine.session() for _ in range(4)]
+            found.append(sessions[0].prefill(PROMPT)[None])
+            for n, session in zip((15, 13, 16), sessions[1:], strict=True):
+                session.copy_from(sessions[0], n)
+            slots, held = [session.slot for session in sessions], [len(session.ids) for session in sessions]
+            for i, n in enumerate(BATCHES):
+                if len(decoded) == i:
+                    decoded.append([5] * 4 if i == 0 else found[-1].argmax(axis=1).tolist())
+                found.append(engine.runner.decode(slots[:n], held[:n], decoded[i][:n]).copy())
+                held = [length + 1 for length in held]
+            rows_read.append(sessions[0].kv["rows_read"])
+        return np.concatenate(found)
+
+    tokens: list[list[int]] = []
+    rows_read: list[int] = []
+    cpu, cuda = run(tokens, device="cpu"), run(tokens, device="cuda", kv_device="cpu")
+    assert np.abs(cuda - cpu).max() < 2e-4 * np.abs(cpu).max()
+    assert cuda.argmax(axis=1).tolist() == cpu.argmax(axis=1).tolist()
+    assert rows_read[0] == rows_read[1] > 0
+    assert not gpu.failures
+    assert not gpu.held
