@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from yakvrt.cuda.kernel_choice import recall_kernel
 from yakvrt.cuda.kernel_list import FORMATS, GPU_SELECTORS, HEAD_DIMS
 from yakvrt.higgs_grids import load_grid
-from yakvrt.kernel_build.spec import kernel
 from yakvrt.kernels.higgs_layout import BLOCK_TOKENS, ROW_FORMATS, SELECTORS, row_bytes
 from yakvrt.kernels.higgs_residual import estimate_ref
 from yakvrt.kernels.yakv_recall_cuda import recall_ref
@@ -45,7 +45,7 @@ def recall(
     books = [grid.astype(np.float16).reshape(-1).view(np.uint32) for grid in grids]
     k, v = (poisoned(n_heads, n_places, head_dim // 2, dtype=np.uint32) for _ in range(2))
     launch = Launch(
-        kernel("yakv_recall_cuda", "yakv_recall_cuda", head_dim, kind, selector_name, *formats, centred),
+        recall_kernel(head_dim, kind, selector_name, *formats, centred),
         (blocks(n, BLOCK_TOKENS), n_heads),
         [k, v],
         (

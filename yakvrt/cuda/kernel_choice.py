@@ -12,6 +12,7 @@ from .. import tuning
 from ..kernel_build.spec import KernelSpec, kernel
 from ..kernels.attend_fragments import HEAD_DIMS, head_blocks
 from ..kernels.device_layout import TENSOR_CORE_FORMATS, device_layout
+from ..kernels.higgs_layout import ROW_FORMATS
 from ..kernels.matmul_bf16_cuda import OUTPUTS
 from ..kernels.matmul_wgmma_cuda import ARCHITECTURE
 
@@ -32,6 +33,7 @@ MOST_GATHER_BLOCKS = 1024
 GATHER_LOADS = (1, 2, 4, 8)  # of 16 bytes that a lane has under way, of gathers that are timed
 SCORED_PER_NS = 4080  # bytes of selector codes: 0.85 of an H200's memory
 TURN_NS = 10_000  # that the launches of a further turn take
+ANY_SELECTOR = "2bit"
 MULTIPROCESSORS = 132
 BLOCKS_AT_ONCE = 2 * MULTIPROCESSORS
 
@@ -82,6 +84,17 @@ def decode_splits(n_tokens: int, n_rows: int, n_kv_heads: int, group: int) -> in
     """How many blocks share the history of a KV head in a slot of n_tokens tokens."""
     wanted = -(-BLOCKS_AT_ONCE // (n_rows * n_kv_heads * head_blocks(group)))
     return max(1, min(wanted, -(-n_tokens // SPLIT_TOKENS)))
+
+
+def recall_kernel(
+    head_dim: int, kind: str, selector: str, k_format: str, v_format: str, centred: bool
+) -> KernelSpec:
+    """Makes indexed rows exact again. The selector's codes are read where keys rest as what they leave: where
+    not, any selector names the same kernel.
+    """
+    read = selector if ROW_FORMATS[k_format].residual else ANY_SELECTOR
+    shape = head_dim, kind, read, k_format, v_format, centred
+    return kernel("yakv_recall_cuda", "yakv_recall_cuda", *shape)
 
 
 def fetch_turns(n_rows: int, selector_bytes: int) -> int:

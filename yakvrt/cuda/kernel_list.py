@@ -14,6 +14,7 @@ from .kernel_choice import (
     GROUPED_SHAPES,
     PREFILL_TILES,
     WGMMA_TILES,
+    recall_kernel,
 )
 
 FLOATS = ("f32", "f16", "bf16")  # number formats of embedding tables and KV rows
@@ -124,8 +125,8 @@ def all_kernels(arch: str) -> list[KernelSpec]:
             for size in HEAD_DIMS
             for kind in ("f16", "bf16")
         ),
-        *(
-            kernel("yakv_recall_cuda", "yakv_recall_cuda", size, kind, selector, *formats, True)
+        *dict.fromkeys(
+            recall_kernel(size, kind, selector, *formats, True)
             for size in HEAD_DIMS
             for kind in ("f16", "bf16")
             for selector in GPU_SELECTORS

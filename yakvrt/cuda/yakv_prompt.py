@@ -12,6 +12,7 @@ from ..kernels.higgs_layout import BLOCK_TOKENS
 from ..kernels.yakv_layout import indexed_end, ring_place
 from ..ops import KvRows
 from .device_array import DeviceArray
+from .kernel_choice import recall_kernel
 from .record_codes import BlockRows, pool_words, record_codes
 from .yakv_pools import YakvRows
 
@@ -93,9 +94,9 @@ class YakvPrompt:
         """Indexed rows first .. last - 1 become exact ones, behind the sinks of k and v."""
         shape, heads = self._shape, self._heads
         codes, codes_slot, codes_head, scales, scales_slot, scales_head = pool_words(rows, rows.rows, heads)
-        formats = (shape.kind, shape.selector, shape.k_format, shape.v_format, shape.centred)
+        formats = (shape.head_dim, shape.kind, shape.selector, shape.k_format, shape.v_format, shape.centred)
         self._backend.launch(
-            kernel("yakv_recall_cuda", "yakv_recall_cuda", shape.head_dim, *formats),
+            recall_kernel(*formats),
             (-(-(last - first) // BLOCK_TOKENS), heads),
             *(k, v, head_words, shape.n_sinks, wraps_after),
             *(codes.address + 4 * slot * codes_slot, codes_head),
