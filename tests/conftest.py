@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import os
 import sys
 import zlib
@@ -26,6 +27,12 @@ if TYPE_CHECKING:
 def pytest_xdist_auto_num_workers() -> int:
     """Of -n auto: one for each core within the control group's quota; each may hold a model."""
     return min(default_threads(), 8)
+
+
+def pytest_collection_finish() -> None:
+    """An emulated kernel makes millions of short-lived objects."""
+    gc.freeze()
+    gc.set_threshold(50_000)
 
 
 @pytest.hookimpl(tryfirst=True)
