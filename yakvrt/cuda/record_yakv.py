@@ -93,7 +93,7 @@ class _Step:
         recorder.stage("select", layer)
         self._measure()
         self._attend_ring(q, k, v)
-        self._turn_queries(q)
+        self._rotate_queries(q)
         for turn in self.turns:
             if turn.first:
                 recorder.stage("select", layer)
@@ -143,7 +143,7 @@ class _Step:
             *(shape.n_sinks, shape.window),
         )
 
-    def _turn_queries(self, q: Buffer) -> None:
+    def _rotate_queries(self, q: Buffer) -> None:
         """Into the domain of the codes."""
         rows, head_dim, n_queries = self.rows, self.head_dim, self.capacity * self.n_heads
         self.recorder.launch(
