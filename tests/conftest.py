@@ -31,7 +31,6 @@ def pytest_xdist_auto_num_workers() -> int:
 
 def pytest_collection_finish() -> None:
     """An emulated kernel makes millions of short-lived objects."""
-    gc.freeze()
     gc.set_threshold(50_000)
 
 

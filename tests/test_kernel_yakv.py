@@ -13,6 +13,7 @@ from yakvrt.cpu.backend import CpuBackend
 from yakvrt.cpu.memory import aligned_array
 from yakvrt.cpu.yakv_pools import YakvPools
 from yakvrt.higgs_grids import load_grid
+from yakvrt.kernel_build.spec import KernelSpec, kernel
 from yakvrt.kernels.higgs_layout import ROW_FORMATS, SELECTORS
 from yakvrt.kernels.higgs_residual import encode_residuals_ref, estimate_ref
 from yakvrt.kernels.higgs_rows import decode_rows_ref, encode_rows_ref
@@ -282,6 +283,22 @@ def test_refill_brings_blocks_back_to_the_window(backend: CpuBackend) -> None:
     held, end = 600, indexed_end(300, shape.n_sinks, shape.window)
     slot.pools.refill(0, SLOT, held, end, min(300, indexed_end(held, shape.n_sinks, shape.window)))
     np.testing.assert_allclose(slot.decode(300, q), before, atol=0.02)
+
+
+def test_kernels_of_pools_compile_with_those_of_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not when a first prompt is stored."""
+    backend = CpuBackend(1)
+    asked: list[KernelSpec] = []
+    monkeypatch.setattr(backend._cache, "load", lambda specs, _: asked.extend(specs))
+    slot = make_slot(backend, BASE)
+    backend.prepare([kernel("timestamp", "timestamp_cpu")])
+    assert [spec.symbol.split("_")[:2] for spec in asked] == [
+        ["timestamp"],
+        ["yakv", "store"],
+        ["yakv", "recall"],
+    ]
+    assert all(tape.specs[0] in asked for tape in (slot.pools._store[0], slot.pools._restore[0]))
+    backend.close()
 
 
 def test_slots_do_not_touch_each_other(backend: CpuBackend) -> None:

@@ -218,6 +218,7 @@ def load(
     """
     from .config import rope_frequencies
     from .device import gpu_number, open_gpu
+    from .kernel_build.compilers import kept_helpers
     from .kvcache import open_method
     from .kvcache.contract import KvSetting
     from .memory_plan import Wanted
@@ -248,9 +249,10 @@ def load(
         else open_gpu(number, cubins, kv_device)
     )
     try:
-        with open_model(
-            model, load_format=load_format, offline=offline, progress=download_progress
-        ) as source:
+        with (
+            kept_helpers(),
+            open_model(model, load_format=load_format, offline=offline, progress=download_progress) as source,
+        ):
             config = source.config
             check_tensors(config, source.tensors)
             chunk = ubatch_size or opened.default_chunk

@@ -90,6 +90,7 @@ class CpuBackend:
         places = place_threads(affinity, topology, n_threads)
         self._cache = KernelCache()
         self._progress = progress
+        self._further: dict[KernelSpec, None] = {}  # that no step names, compiled with those of steps
         self.team = Team(n_threads, self._cache, progress, places)
 
     layers_under_way = 1  # of a prompt
@@ -138,8 +139,8 @@ class CpuBackend:
         return HostStates(n_rows, x.data.shape[1])
 
     def prepare(self, specs: Iterable[KernelSpec]) -> None:
-        """Compiles the kernels that are missing, all at once."""
-        self._cache.load(specs, self._progress)
+        """Compiles the kernels that are missing, and those of pools, all at once."""
+        self._cache.load([*specs, *self._further], self._progress)
 
     def prepare_formats(self, format_names: Iterable[str]) -> None:
         """Compiles what repacks these weight formats."""
@@ -211,7 +212,9 @@ class CpuBackend:
         those of a head in the cache of rows.
         """
         sizes = n_layers, n_slots, n_kv_heads, n_tokens
-        return YakvPools(self._run, self.n_threads, *sizes, shape, budget, staging[0], n_places)
+        pools = YakvPools(self._run, self.n_threads, *sizes, shape, budget, staging[0], n_places)
+        self._further |= dict.fromkeys(pools.specs)
+        return pools
 
     def record(
         self,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..higgs_grids import load_grid
-from ..kernel_build.spec import kernel
+from ..kernel_build.spec import KernelSpec, kernel
 from ..kernels.higgs_layout import BLOCK_TOKENS, ROW_FORMATS, SELECTORS, pack_tables, row_bytes
 from ..kernels.yakv_fetch import directory_bytes
 from ..kernels.yakv_fit import best_parts
@@ -115,8 +115,7 @@ class YakvPools:
         target = (staging.k, staging.v, staging.head_bytes, number["slot"], number["held"])
         scratch = (self._scratch, stride)
         span = (number["first"], number["last"])
-        store = kernel("yakv_store", "yakv_store_cpu", *shape.parameters)
-        recall = kernel("yakv_store", "yakv_recall_cpu", *shape.parameters)
+        store, recall = self.specs
         self._store: list[Tape] = []
         self._restore: list[Tape] = []
         self._refill: list[Tape] = []
@@ -128,6 +127,13 @@ class YakvPools:
             tapes[2].add(recall, layer_rows.table, *target, *span, 1, *scratch)
             for tape, kept in zip(tapes, (self._store, self._restore, self._refill), strict=True):
                 kept.append(tape)
+
+    @property
+    def specs(self) -> tuple[KernelSpec, KernelSpec]:
+        """The kernels that it runs itself."""
+        store, recall = (f"yakv_{name}_cpu" for name in ("store", "recall"))
+        parameters = self._shape.parameters
+        return kernel("yakv_store", store, *parameters), kernel("yakv_store", recall, *parameters)
 
     def store(self, layer: int, slot: int, n_held: int, n_tokens: int) -> None:
         """Takes over the exact rows at positions n_held .. n_tokens - 1 of the prompt under way."""

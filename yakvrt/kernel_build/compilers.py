@@ -62,9 +62,10 @@ def compile_in_helpers(
         ready_for_more = not failures
     finally:  # also when interrupted
         queue.clear()
+        kept = _kept  # another thread may end it
         for worker in workers:
-            if ready_for_more and _kept is not None and worker.n_answers < KEPT_ANSWERS:
-                _kept.setdefault(helper, []).append(worker)
+            if ready_for_more and kept is not None and worker.n_answers < KEPT_ANSWERS:
+                kept.setdefault(helper, []).append(worker)
             else:
                 worker.end()
     if failures:
@@ -108,23 +109,27 @@ _kept: dict[str, list[_Helper]] | None = None
 
 @contextmanager
 def kept_helpers() -> Iterator[None]:
-    """Within, helpers wait for the next call instead of ending: for kernels that are asked for one by one,
-    since a helper's start takes as long as a kernel.
+    """Within, helpers wait for the next call instead of ending: for kernels that are asked for one after
+    another, since a helper's start takes as long as a kernel.
     """
     global _kept
+    if _kept is not None:  # they go on waiting behind this
+        yield
+        return
     own: dict[str, list[_Helper]] = {}
-    outer, _kept = _kept, own
+    _kept = own
     try:
         yield
     finally:
-        _kept = outer
+        _kept = None
         for helpers in own.values():
             for worker in helpers:
                 worker.end()
 
 
 def _take(module: str) -> _Helper:
-    while _kept and (idle := _kept.get(module)):
+    kept = _kept
+    while kept and (idle := kept.get(module)):
         worker = idle.pop()
         if worker.process.poll() is None:
             return worker
