@@ -64,7 +64,7 @@ def examine_yakv_step(
 
     backend = CudaBackend(Device(device.number), run.kernels.directory)
     try:
-        error = yakv_step(backend, selector, k_format, on_host, tail, n_turns)
+        error, _ = yakv_step(backend, selector, k_format, on_host, tail, n_turns)
     finally:
         backend.close()
     return {"of_allowed": round(error, 4)}

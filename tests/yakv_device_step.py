@@ -136,11 +136,11 @@ def pool_codes(backend: CudaBackend, pool: RowPool) -> np.ndarray:
 
 def yakv_step(
     backend: CudaBackend, selector: str, k_format: str, on_host: bool, tail: bool, n_turns: int = 1
-) -> float:
+) -> tuple[float, np.ndarray]:
     """Slots whose block leaves in this step, a later one or the first, and one that keeps its own; rows from
     the host come in `n_turns`.
 
-    Returns the error as a part of what is allowed. Raises: Mismatch.
+    Returns the error as a part of what is allowed, and the output. Raises: Mismatch.
     """
     shape = replace(SHAPE, selector=selector, k_format=k_format, tail=tail)
     lengths = {2: 4 + 64 * 4, 1: 4 + 64 * 2, 0: 4 + 64 * 3 + 7}
@@ -165,7 +165,7 @@ def yakv_step(
     step.batch.slots[:3], step.batch.n_rows[0] = list(lengths), 3
     step.batch.positions[:3] = [n - 1 for n in lengths.values()]
     step.run()
-    found, worst = backend.read(out, 0, 3).reshape(queries.shape), 0.0
+    found, worst = backend.read(out, 0, 3).reshape(queries.shape).copy(), 0.0
     for row, own in enumerate(heads.values()):
         for i, head in enumerate(own):
             expected = head.attend(queries[row, i], BUDGET)
@@ -187,7 +187,7 @@ def yakv_step(
             mostly_same("codes", own_codes[:, : expected_codes.shape[1]], expected_codes)
             halves = values[slot, i, block].view(np.float16)
             compare("mean values", halves, head.v[held].mean(axis=0), rtol=2e-3, atol=2e-3)
-    return worst
+    return worst, found
 
 
 def mostly_same(what: str, found: np.ndarray, expected: np.ndarray) -> None:
