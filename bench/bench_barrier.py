@@ -14,29 +14,20 @@ import json
 import statistics
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import result_file
-from bench_higgs import Bench, tables_of
+from bench_higgs import Bench, score_tape
 from bench_kernels import READ, seconds, tape_of
 
 from yakvrt.cpu.memory import aligned, aligned_array
 from yakvrt.cpu.tape import Tape
 from yakvrt.cpu.topology import default_threads
-from yakvrt.kernel_build.spec import kernel
-from yakvrt.kernels.higgs_layout import SELECTORS
-from yakvrt.kernels.higgs_score import query_bytes
+from yakvrt.kernels.higgs_layout import BLOCK_TOKENS, SELECTORS
 
 N_OPS = 2000
 READ_BYTES = 256 << 20
-SELECTOR, HEAD_DIM, GROUP, N_TOKENS, N_HEADS = (
-    "2bit",
-    128,
-    4,
-    8192,
-    64,
-)  # of scores whose codes stay in a cache
+HEAD_DIM, N_TOKENS = 128, 8192  # of scores whose codes stay in a cache
 
 
 class Round:
@@ -52,18 +43,9 @@ class Round:
                 tape.add(READ, memory, 0, sums, barrier=barrier)
             tape.finish(bench.cache.load([READ]))
         self._read = tape_of(bench.cache, READ, memory, READ_BYTES, sums)
-        selector = SELECTORS[SELECTOR]
-        blocks = aligned(N_TOKENS // 64 * selector.block_bytes(HEAD_DIM))
+        blocks = aligned(N_TOKENS // BLOCK_TOKENS * SELECTORS["2bit"].block_bytes(HEAD_DIM))
         blocks[:] = 0x11
-        scratch = aligned(bench.threads * (GROUP * query_bytes(SELECTOR, HEAD_DIM) + 8 * HEAD_DIM + 64))
-        scratch = scratch.reshape(bench.threads, -1)
-        logits = aligned_array((GROUP, N_TOKENS + 16), np.float32)
-        maxima = aligned_array((N_HEADS, bench.threads, GROUP), np.float32)
-        q = np.random.default_rng(1).standard_normal((N_HEADS, GROUP, HEAD_DIM), np.float32)
-        arguments: tuple[Any, ...] = (logits, logits.strides[0], maxima, q, 0, np.array([0.1], np.float32))
-        arguments += (blocks, 0, N_HEADS, np.array([N_TOKENS]), tables_of(selector.grid), 0)
-        spec = kernel("higgs_score", "higgs_score_cpu", SELECTOR, HEAD_DIM, GROUP, False)
-        self._scores = tape_of(bench.cache, spec, *arguments, scratch, scratch.strides[0], 0)
+        self._scores = score_tape(bench, blocks, "2bit", HEAD_DIM, 4, N_TOKENS, 64, stride=0)
 
     def figures(self) -> dict[str, float]:
         def best(tape: Tape, one: bool = False) -> float:

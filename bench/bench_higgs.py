@@ -20,6 +20,7 @@ from bench_kernels import READ, seconds, tape_of
 
 from yakvrt.cpu.kernel_cache import KernelCache
 from yakvrt.cpu.memory import aligned, aligned_array
+from yakvrt.cpu.tape import Tape
 from yakvrt.cpu.team import Team
 from yakvrt.cpu.topology import default_threads
 from yakvrt.higgs_grids import load_grid
@@ -101,21 +102,29 @@ def decode_rows(bench: Bench, row_format: str, head_dim: int) -> dict[str, Any]:
     }
 
 
-def score(bench: Bench, kind: str, head_dim: int, group: int, megabytes: int) -> dict[str, Any]:
-    selector, n = SELECTORS[kind], SCORED_TOKENS
-    head_bytes = n // BLOCK_TOKENS * selector.block_bytes(head_dim)
-    n_heads = megabytes * 1_000_000 // head_bytes
-    blocks = aligned(n_heads * head_bytes)
-    blocks[:] = 0x11
+def score_tape(
+    bench: Bench, blocks: np.ndarray, kind: str, head_dim: int, group: int, n: int, n_heads: int, stride: int
+) -> Tape:
+    """n tokens of every head, whose blocks lie `stride` bytes apart; all heads write the same logits."""
+    selector = SELECTORS[kind]
     logits = aligned_array((group, n + 16), np.float32)
     maxima = aligned_array((n_heads, bench.threads, group), np.float32)
     q = RNG.standard_normal((n_heads, group, head_dim), np.float32)
     scratch = aligned(bench.threads * (group * query_bytes(kind, head_dim) + 8 * head_dim + 64))
     scratch = scratch.reshape(bench.threads, -1)
-    arguments = (logits, logits.strides[0], maxima, q, 0, np.array([0.1], np.float32), blocks, head_bytes)
+    arguments = (logits, logits.strides[0], maxima, q, 0, np.array([0.1], np.float32), blocks, stride)
     arguments += (n_heads, np.array([n]), tables_of(selector.grid), tables_of(selector.mean_grid))
     spec = kernel("higgs_score", "higgs_score_cpu", kind, head_dim, group, False)
-    ours = tape_of(bench.cache, spec, *arguments, scratch, scratch.strides[0], 0)
+    return tape_of(bench.cache, spec, *arguments, scratch, scratch.strides[0], 0)
+
+
+def score(bench: Bench, kind: str, head_dim: int, group: int, megabytes: int) -> dict[str, Any]:
+    n = SCORED_TOKENS
+    head_bytes = n // BLOCK_TOKENS * SELECTORS[kind].block_bytes(head_dim)
+    n_heads = megabytes * 1_000_000 // head_bytes
+    blocks = aligned(n_heads * head_bytes)
+    blocks[:] = 0x11
+    ours = score_tape(bench, blocks, kind, head_dim, group, n, n_heads, head_bytes)
     n_bytes, sums = n_heads * head_bytes, aligned_array((bench.threads, 16), np.float32)
     read = tape_of(bench.cache, READ, blocks, n_bytes // 4096 * 4096, sums)
     seconds(bench.team, ours)

@@ -13,7 +13,7 @@ from yakvrt.cuda.device import Device
 # family, and rows of a step of a prompt in bfloat16, for tensor cores; 0: exact
 MODELS = (("llama3", 0), ("qwen3-moe", 0), ("llama3", 12), ("qwen3-moe", 12), ("llama3", 48))
 
-# YAKV's selector, key rows, whether rows rest in pinned host memory, and whether there is a tail
+# YAKV's selector, key rows, whether rows rest in pinned host memory, whether there is a tail, and turns
 YAKV_STEPS = (
     ("2bit", "r3", False, True, 1),
     ("2bit", "r3", True, True, 2),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from fake_gpu import FakeGpu
 from golden_values import tiny_cases, tiny_dir
-from tiny_device_model import WIDE_CONFIG
+from tiny_device_model import WIDE_CONFIG, slots_together
 
 import yakvrt
 from yakvrt import cuda_device, generate, plan
@@ -249,26 +249,16 @@ def test_yakv_on_the_gpu_is_that_of_the_cpu(
         "n_slots": 4,
     }
 
-    def run(decoded: list[list[int]], **device: str) -> np.ndarray:
-        """The logits of the prompt and of four steps; tokens are those of `decoded`, else the likeliest."""
-        found = []
-        with yakvrt.load(str(tmp_path), **how, **device) as engine:
-            sessions = [engine.session() for _ in range(4)]
-            found.append(sessions[0].prefill(prompt)[None])
-            for n, session in zip((133, 132, 134), sessions[1:], strict=True):
-                session.copy_from(sessions[0], n)
-            slots, held = [session.slot for session in sessions], [len(session.ids) for session in sessions]
-            for i, n in enumerate((4, 3, 2, 1)):
-                if len(decoded) == i:
-                    decoded.append([5] * 4 if i == 0 else found[-1].argmax(axis=1).tolist())
-                found.append(engine.runner.decode(slots[:n], held[:n], decoded[i][:n]).copy())
-                held = [length + 1 for length in held]
-            assert sessions[0].kv["steps"] == 10
-            assert sessions[0].kv["rows_read"] > 0
-        return np.concatenate(found)
-
     tokens: list[list[int]] = []
-    cpu, cuda = run(tokens, device="cpu"), run(tokens, device="cuda", kv_device="cpu")
+
+    def run(**device: str) -> np.ndarray:
+        with yakvrt.load(str(tmp_path), **how, **device) as engine:
+            logits, kv_figures = slots_together(engine, prompt, (133, 132, 134), (4, 3, 2, 1), tokens)
+        assert kv_figures["steps"] == 10
+        assert kv_figures["rows_read"] > 0
+        return logits
+
+    cpu, cuda = run(device="cpu"), run(device="cuda", kv_device="cpu")
     assert np.abs(cuda - cpu).max() < 0.02 * np.abs(cpu).max()
     assert cuda.argmax(axis=1).tolist() == cpu.argmax(axis=1).tolist()
     assert not gpu.failures

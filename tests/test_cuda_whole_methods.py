@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_gpu import FakeGpu
-from tiny_device_model import WIDE_CONFIG
+from tiny_device_model import WIDE_CONFIG, slots_together
 
 import yakvrt
 
 CONFIG = {**WIDE_CONFIG, "num_hidden_layers": 2}  # InfiniGen speculates a layer ahead
 PROMPT = [i * 37 % 64 for i in range(16)]
-BATCHES = (4, 3, 1)
 METHODS: dict[str, dict[str, str]] = {  # so that less than the prompt is read
     "oracle": {"sparse_budget": "0.2", "sinks": "1", "recent": "4"},
     "yakv-paper": {"sparse_budget": "0.2", "recent": "4"},
@@ -40,25 +39,16 @@ def test_tokens_are_those_of_the_cpu(
     how: dict[str, Any] = {"load_format": "dummy", "kv": name, "kv_args": METHODS[name]}
     how |= {"ctx_size": 64, "ubatch_size": 8, "n_slots": 4, "dtype": "f32", "cache_type": "f32"}
 
-    def run(decoded: list[list[int]], **device: str) -> np.ndarray:
-        found = []
-        with yakvrt.load(str(tmp_path), **how, **device) as engine:
-            sessions = [engine.session() for _ in range(4)]
-            found.append(sessions[0].prefill(PROMPT)[None])
-            for n, session in zip((15, 13, 16), sessions[1:], strict=True):
-                session.copy_from(sessions[0], n)
-            slots, held = [session.slot for session in sessions], [len(session.ids) for session in sessions]
-            for i, n in enumerate(BATCHES):
-                if len(decoded) == i:
-                    decoded.append([5] * 4 if i == 0 else found[-1].argmax(axis=1).tolist())
-                found.append(engine.runner.decode(slots[:n], held[:n], decoded[i][:n]).copy())
-                held = [length + 1 for length in held]
-            rows_read.append(sessions[0].kv["rows_read"])
-        return np.concatenate(found)
-
     tokens: list[list[int]] = []
     rows_read: list[int] = []
-    cpu, cuda = run(tokens, device="cpu"), run(tokens, device="cuda", kv_device="cpu")
+
+    def run(**device: str) -> np.ndarray:
+        with yakvrt.load(str(tmp_path), **how, **device) as engine:
+            logits, kv = slots_together(engine, PROMPT, (15, 13, 16), (4, 3, 1), tokens)
+        rows_read.append(kv["rows_read"])
+        return logits
+
+    cpu, cuda = run(device="cpu"), run(device="cuda", kv_device="cpu")
     assert np.abs(cuda - cpu).max() < 2e-4 * np.abs(cpu).max()
     assert cuda.argmax(axis=1).tolist() == cpu.argmax(axis=1).tolist()
     assert rows_read[0] == rows_read[1] > 0

@@ -175,18 +175,24 @@ def test_damaged_kernels_are_compiled_again(tmp_path) -> None:  # type: ignore[n
         assert read_object(file) is not None
 
 
+def keep_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the whole run's fixture did not."""
+    monkeypatch.setattr(compilers, "_keepers", 0)
+    monkeypatch.setattr(compilers, "_idle", {})
+
+
 def test_helpers_are_kept_replaced_and_ended(  # type: ignore[no-untyped-def]
     tmp_path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The inner of two ends none."""
-    monkeypatch.setattr(compilers, "_kept", None)
+    """Whoever leaves first ends none."""
+    keep_none(monkeypatch)
     spec = kernel("timestamp", "timestamp_cpu")
     helpers = []
     with kept_helpers():
         for number in range(3):
             with kept_helpers():
                 assert KernelCache(tmp_path / str(number)).load([spec])[spec]
-            (held,) = compilers._kept["yakvrt.cpu.compile"]  # type: ignore[index]
+            (held,) = compilers._idle["yakvrt.cpu.compile"]
             helpers.append(held)
             if number == 1:
                 held.process.kill()
@@ -197,17 +203,32 @@ def test_helpers_are_kept_replaced_and_ended(  # type: ignore[no-untyped-def]
     assert third.process.returncode is not None
 
 
+def test_helpers_wait_until_the_last_one_leaves(  # type: ignore[no-untyped-def]
+    tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where two threads load models."""
+    keep_none(monkeypatch)
+    first, second = kept_helpers(), kept_helpers()
+    first.__enter__()
+    with second:
+        first.__exit__(None, None, None)
+        KernelCache(tmp_path).load([kernel("timestamp", "timestamp_cpu")])
+        (held,) = compilers._idle["yakvrt.cpu.compile"]
+        assert held.process.poll() is None
+    assert held.process.returncode is not None
+
+
 def test_a_helper_ends_after_so_many_kernels(  # type: ignore[no-untyped-def]
     tmp_path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compilers, "_kept", None)
+    keep_none(monkeypatch)
     monkeypatch.setattr(compilers, "KEPT_ANSWERS", 2)
     specs = [kernel("timestamp", "timestamp_cpu"), kernel("rms_norm", "rms_norm_cpu")]
     with kept_helpers():
         cache = KernelCache(tmp_path)
         for spec, kept in zip(specs, (1, 0), strict=True):
             assert cache.load([spec])[spec]
-            assert len(compilers._kept["yakvrt.cpu.compile"]) == kept  # type: ignore[index]
+            assert len(compilers._idle["yakvrt.cpu.compile"]) == kept
 
 
 def test_objects_are_written_whole(tmp_path) -> None:  # type: ignore[no-untyped-def]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from cuda_cases.case import compare
@@ -19,6 +20,9 @@ from yakvrt.model_source import open_model
 from yakvrt.ops import Buffer
 from yakvrt.weights import load_weights
 
+if TYPE_CHECKING:
+    from yakvrt.engine import Engine
+
 CONTEXT = 32
 WIDE_CONFIG = {  # of a model whose heads YAKV takes on a GPU; for random weights
     "model_type": "llama",
@@ -33,6 +37,27 @@ WIDE_CONFIG = {  # of a model whose heads YAKV takes on a GPU; for random weight
     "rms_norm_eps": 1e-5,
     "tie_word_embeddings": True,
 }
+
+
+def slots_together(
+    engine: Engine, prompt: list[int], copied: Sequence[int], batches: Sequence[int], tokens: list[list[int]]
+) -> tuple[np.ndarray, Mapping[str, Any]]:
+    """A prompt in one slot, `copied` tokens of it in each further one; then so many slots decode together,
+    step by step, the tokens of `tokens`, or else, added there, the likeliest.
+
+    Returns: the logits of all, in order, and the first slot's figures.
+    """
+    sessions = [engine.session() for _ in range(1 + len(copied))]
+    found = [sessions[0].prefill(prompt)[None]]
+    for n, session in zip(copied, sessions[1:], strict=True):
+        session.copy_from(sessions[0], n)
+    slots, held = [session.slot for session in sessions], [len(session.ids) for session in sessions]
+    for i, n in enumerate(batches):
+        if len(tokens) == i:
+            tokens.append([5] * len(slots) if i == 0 else found[-1].argmax(axis=1).tolist())
+        found.append(engine.runner.decode(slots[:n], held[:n], tokens[i][:n]).copy())
+        held = [length + 1 for length in held]
+    return np.concatenate(found), sessions[0].kv
 
 
 class TinyModel:

@@ -131,9 +131,9 @@ class YakvPools:
     @property
     def specs(self) -> tuple[KernelSpec, KernelSpec]:
         """The kernels that it runs itself."""
-        store, recall = (f"yakv_{name}_cpu" for name in ("store", "recall"))
         parameters = self._shape.parameters
-        return kernel("yakv_store", store, *parameters), kernel("yakv_store", recall, *parameters)
+        store = kernel("yakv_store", "yakv_store_cpu", *parameters)
+        return store, kernel("yakv_store", "yakv_recall_cpu", *parameters)
 
     def store(self, layer: int, slot: int, n_held: int, n_tokens: int) -> None:
         """Takes over the exact rows at positions n_held .. n_tokens - 1 of the prompt under way."""

@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from threading import Thread
+from threading import Lock, Thread
 from typing import Any
 
 # done, total, symbol of the kernel just compiled; called from the threads that drive the compilers
@@ -62,11 +62,8 @@ def compile_in_helpers(
         ready_for_more = not failures
     finally:  # also when interrupted
         queue.clear()
-        kept = _kept  # another thread may end it
         for worker in workers:
-            if ready_for_more and kept is not None and worker.n_answers < KEPT_ANSWERS:
-                kept.setdefault(helper, []).append(worker)
-            else:
+            if not (ready_for_more and worker.n_answers < KEPT_ANSWERS and _keep(helper, worker)):
                 worker.end()
     if failures:
         raise RuntimeError(failures[0])
@@ -103,38 +100,48 @@ class _Helper:
         self.process.communicate()
 
 
-# idle helpers; None where they end with the call that started them
-_kept: dict[str, list[_Helper]] | None = None
+_lock = Lock()
+_keepers = 0  # of kept_helpers(), in all threads
+_idle: dict[str, list[_Helper]] = {}
 
 
 @contextmanager
 def kept_helpers() -> Iterator[None]:
-    """Within, helpers wait for the next call instead of ending: for kernels that are asked for one after
-    another, since a helper's start takes as long as a kernel.
+    """Within, helpers wait for the next call instead of ending, until nobody is within any more: for kernels
+    that are asked for one after another, since a helper's start takes as long as a kernel.
     """
-    global _kept
-    if _kept is not None:  # they go on waiting behind this
-        yield
-        return
-    own: dict[str, list[_Helper]] = {}
-    _kept = own
+    global _keepers
+    with _lock:
+        _keepers += 1
     try:
         yield
     finally:
-        _kept = None
-        for helpers in own.values():
-            for worker in helpers:
-                worker.end()
+        with _lock:
+            _keepers -= 1
+            ended = [] if _keepers else [worker for idle in _idle.values() for worker in idle]
+            if not _keepers:
+                _idle.clear()
+        for worker in ended:
+            worker.end()
+
+
+def _keep(module: str, worker: _Helper) -> bool:
+    """Whether it now waits for the next call."""
+    with _lock:
+        if _keepers:
+            _idle.setdefault(module, []).append(worker)
+        return _keepers > 0
 
 
 def _take(module: str) -> _Helper:
-    kept = _kept
-    while kept and (idle := kept.get(module)):
-        worker = idle.pop()
+    while True:
+        with _lock:
+            worker = _idle[module].pop() if _idle.get(module) else None
+        if worker is None:
+            return _Helper(module)
         if worker.process.poll() is None:
             return worker
         worker.end()
-    return _Helper(module)
 
 
 def answer_requests(compile_one: Callable[[dict[str, Any]], None]) -> None:
