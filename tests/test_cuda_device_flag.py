@@ -141,7 +141,7 @@ def test_a_slot_too_short_for_codes(gpu: FakeGpu, compiled_on_demand: None, wide
     ("model", "flags", "told"),
     [
         ("qwen3-moe", [], "takes heads of 64, 128, 192, 256 numbers, and the model's have 32: take another"),
-        ("wide", ["--kv-args", "selector=1bit"], "YAKV's selector has 2 or 1.5 bits"),
+        ("wide", ["--kv-args", "v_bits=8"], "rows hold r3 or 4 bits of a key, 4 of a value"),
         ("wide", ["-ctk", "f32"], "YAKV's exact rows are f16 or bf16"),
         (
             "wide",

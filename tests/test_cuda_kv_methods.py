@@ -16,7 +16,7 @@ from yakvrt.kvcache.slot_state import copy_slot
 from yakvrt.prefix_cache import PrefixCache
 
 HEADS, CTX = (2, 1, 64), 384
-YAKV = {"sparse_budget": "0.1", "min_seqlen_to_prune": "0"}
+YAKV = {"sparse_budget": "0.13", "min_seqlen_to_prune": "0"}
 WAITS = ("Synchronize", "DtoH", "HtoD")
 Rows = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -51,9 +51,12 @@ def error(found: np.ndarray, truth: np.ndarray) -> float:
     return float(np.linalg.norm(found - truth) / np.linalg.norm(truth))
 
 
-@pytest.mark.parametrize(("selector", "k_bits"), [("2bit", "r3"), ("2bit", "4"), ("1.5bit", "r3")])
+@pytest.mark.parametrize(
+    ("selector", "k_bits", "rule"),
+    [("2bit", "r3", "sum"), ("2bit", "4", "max"), ("1.5bit", "r3", "sum"), ("1bit", "r3", "mean")],
+)
 def test_yakv_is_that_of_the_cpu(
-    open_backend: Callable[..., CudaBackend], selector: str, k_bits: str
+    open_backend: Callable[..., CudaBackend], selector: str, k_bits: str, rule: str
 ) -> None:
     """A prompt, tokens behind it, one of which completes a block, a further prompt, a cut into the
     window, one into a block, and more tokens; with rows on the device and on the host the same bits.
@@ -61,7 +64,14 @@ def test_yakv_is_that_of_the_cpu(
     found = []
     for how in ("cpu", "gpu", "host"):
         backend = None if how == "cpu" else open_backend(kv_on_host=how == "host")
-        args = {**YAKV, "selector": selector, "k_bits": k_bits, "tail": "0.25", "slot_cache": "1.5"}
+        args = {
+            **YAKV,
+            "selector": selector,
+            "k_bits": k_bits,
+            "rule": rule,
+            "tail": "0.25",
+            "slot_cache": "1.5",
+        }
         with KvSlots("yakv", args, heads=HEADS, ctx_size=CTX, kind="f16", backend=backend) as slots:
             slots.kv.open(CTX)
             slot = slots.kv.open(CTX)

@@ -192,8 +192,6 @@ def test_rows_are_read_by_as_many_blocks_as_were_measured(
     [
         ({"k_format": "q3"}, "take k_bits=r3 or 4, v_bits=4"),
         ({"v_format": "q8"}, "take k_bits=r3 or 4, v_bits=4"),
-        ({"selector": "1bit"}, "take selector=2bit or 1.5bit"),
-        ({"rule": "max"}, "take rule=sum"),
         ({"kind": "f32"}, "take -ctk f16 or bf16"),
     ],
 )

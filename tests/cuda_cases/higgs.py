@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from yakvrt.cuda.kernel_list import BLOCK_CODES, GPU_SELECTORS, HEAD_DIMS, ROTATIONS
+from yakvrt.cuda.kernel_list import BLOCK_CODES, HEAD_DIMS, ROTATIONS
 from yakvrt.higgs_grids import load_grid
 from yakvrt.kernel_build.spec import kernel
 from yakvrt.kernels.higgs_encode import decode_ref, encode_ref
@@ -276,7 +276,7 @@ def small() -> list[Sized]:
         sized("encode rows", encode, 2, 256, "bytes", 64, "norm", False, False, 6),
         sized("encode blocks", encode, 4, 256, "blocks", 64, "norm", True, False, 6),
         sized("mean rows", mean_rows, 64, True, 1),
-        *(sized(f"residuals of keys, {kind}", residuals, kind, 64, True) for kind in GPU_SELECTORS),
+        *(sized(f"residuals of keys, {kind}", residuals, kind, 64, True) for kind in SELECTORS),
     ]
 
 
@@ -292,11 +292,11 @@ def real() -> list[Sized]:
             what = f"encode rows {size}, centred {centred}"
             made.append(sized(what, encode, 2, 256, "bytes", size, "norm", centred, False, 8192, 8))
         for dim, centred in BLOCK_CODES:
-            what = f"encode blocks {size} by {dim}"
+            what = f"encode blocks {size} by {dim}, centred {centred}"
             made.append(sized(what, encode, dim, 256, "blocks", size, "norm", centred, False, 8192, 8))
         made.append(sized(f"mean rows {size}", mean_rows, size, True, 128, 8))
         made += [
             sized(f"residuals of keys {kind} {size}", residuals, kind, size, True, 32, 8)
-            for kind in GPU_SELECTORS
+            for kind in SELECTORS
         ]
     return made

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from yakvrt.cuda.kernel_choice import recall_kernel
-from yakvrt.cuda.kernel_list import FORMATS, GPU_SELECTORS, HEAD_DIMS
+from yakvrt.cuda.kernel_list import FORMATS, HEAD_DIMS
 from yakvrt.higgs_grids import load_grid
 from yakvrt.kernels.higgs_layout import BLOCK_TOKENS, ROW_FORMATS, SELECTORS, row_bytes
 from yakvrt.kernels.higgs_residual import estimate_ref
@@ -91,7 +91,7 @@ def recall(
 def small() -> list[Sized]:
     return [
         sized(f"recall {selector}", recall, 64, "f16", selector, ("r3", "q4"), True, 64, 70, 1 << 20, 1)
-        for selector in GPU_SELECTORS
+        for selector in SELECTORS
     ]
 
 
@@ -104,6 +104,6 @@ def real() -> list[Sized]:
         )
         for size in HEAD_DIMS
         for kind in ("f16", "bf16")
-        for selector in GPU_SELECTORS
+        for selector in SELECTORS
         for formats in FORMATS
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from yakvrt.cuda.kernel_list import GPU_SELECTORS, HEADS
+from yakvrt.cuda.kernel_list import HEADS
 from yakvrt.kernel_build.spec import kernel
 from yakvrt.kernels.higgs_layout import BLOCK_TOKENS, SELECTORS
 from yakvrt.kernels.higgs_query_cuda import query_words
@@ -116,8 +116,7 @@ def score(
 
 def small() -> list[Sized]:
     return [
-        sized(f"score {kind}", score, kind, 64, 4, True, False, [70, 64, 1, 0, 99, 99])
-        for kind in GPU_SELECTORS
+        sized(f"score {kind}", score, kind, 64, 4, True, False, [70, 64, 1, 0, 99, 99]) for kind in SELECTORS
     ]
 
 
@@ -126,6 +125,6 @@ def real() -> list[Sized]:
     lengths = [131072] * 16 + [99] * 8
     return [
         sized(f"score {kind} {size} x {group}", score, kind, size, group, True, False, lengths, 33, 8)
-        for kind in GPU_SELECTORS
+        for kind in SELECTORS
         for size, group in HEADS
     ]

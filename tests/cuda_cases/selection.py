@@ -6,7 +6,7 @@ import numpy as np
 
 from yakvrt.cuda.kernel_list import HEADS
 from yakvrt.kernel_build.spec import kernel
-from yakvrt.kernels.select_topk import select_topk_ref, weights_ref
+from yakvrt.kernels.select_topk import RULES, select_topk_ref, weights_ref
 from yakvrt.kernels.select_topk_cuda import candidates_stride
 from yakvrt.kernels.yakv_tail import tail_ref
 from yakvrt.kernels.yakv_tail_cuda import BLOCKS
@@ -176,7 +176,7 @@ def real() -> list[Sized]:
     ]
     for head_dim, group in HEADS:
         if group != 8 or head_dim == 128:
-            made.append(sized(f"rank x {group}", rank, "sum", group, [131072] * 32))
+            made += [sized(f"rank {rule} x {group}", rank, rule, group, [131072] * 32) for rule in RULES]
         lengths, counts = [131072] * 32 + [64] * 8, [4096] * 32 + [5] * 8
         made.append(
             sized(f"tail {head_dim} x {group}", tail, group, head_dim, lengths, counts, 8, 2048 // BLOCKS)

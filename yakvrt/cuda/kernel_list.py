@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from ..kernel_build.spec import KernelSpec, kernel
 from ..kernels.device_layout import DEVICE_LAYOUTS, TENSOR_CORE_FORMATS
-from ..kernels.higgs_layout import row_bytes
+from ..kernels.higgs_layout import SELECTORS, row_bytes
 from ..kernels.matmul_wgmma_cuda import ARCHITECTURE
+from ..kernels.select_topk import RULES
 from ..kernels.yakv_attend_cuda import FORMATS
 from .kernel_choice import (
     DECODE_SHAPES,
@@ -30,9 +31,8 @@ PLAIN_ATTENTION = (
 # head dimensions of the KV kernels, and query heads that share a KV head
 HEADS = ((64, 4), (128, 6), (128, 8), (256, 16))
 HEAD_DIMS = (64, 128, 256)
-GPU_SELECTORS = ("2bit", "1.5bit")
 # dimension of codes in selector blocks, and whether the mean key is still to be subtracted
-BLOCK_CODES = ((4, True), (8, False))
+BLOCK_CODES = ((4, True), (8, True), (8, False))
 # sizes of YAKV's rows in bytes, and attention to them: with 256 numbers a head sm_80 runs out of registers
 ROW_SIZES = sorted({row_bytes(size, *formats) for formats in FORMATS for size in HEAD_DIMS})
 YAKV_ATTENTION = tuple((size, *formats) for formats in FORMATS for size in (64, 128))
@@ -77,20 +77,18 @@ def all_kernels(arch: str) -> list[KernelSpec]:
             for size in ROTATIONS
             for inverse in (False, True)
         ),
-        *(kernel("select_topk_cuda", "rank_cuda", "sum", group) for _, group in HEADS),
+        *(kernel("select_topk_cuda", "rank_cuda", rule, group) for rule in RULES for _, group in HEADS),
         kernel("select_topk_cuda", "select_topk_cuda"),
         *(
             kernel("higgs_query_cuda", "higgs_query_cuda", selector, size, True, False)
-            for selector in GPU_SELECTORS
+            for selector in SELECTORS
             for size in HEAD_DIMS
         ),
-        kernel("higgs_query_cuda", "higgs_query_cuda", "1bit", 128, True, False),
         *(
             kernel("higgs_score_cuda", "higgs_score_cuda", selector, size, group)
-            for selector in GPU_SELECTORS
+            for selector in SELECTORS
             for size, group in HEADS
         ),
-        kernel("higgs_score_cuda", "higgs_score_cuda", "1bit", 128, 8),
         *(
             kernel("higgs_encode_cuda", "higgs_encode_cuda", 2, 256, "bytes", size, "norm", centred, False)
             for size in HEAD_DIMS
@@ -108,7 +106,7 @@ def all_kernels(arch: str) -> list[KernelSpec]:
         *(kernel("higgs_means_cuda", "higgs_means_cuda", "1.5bit", size, True) for size in HEAD_DIMS),
         *(
             kernel("higgs_residual_cuda", "higgs_residual_cuda", selector, size, True)
-            for selector in GPU_SELECTORS
+            for selector in SELECTORS
             for size in HEAD_DIMS
         ),
         kernel("yakv_tail_cuda", "log_sum_exp_cuda"),
@@ -129,7 +127,7 @@ def all_kernels(arch: str) -> list[KernelSpec]:
             recall_kernel(size, kind, selector, *formats, True)
             for size in HEAD_DIMS
             for kind in ("f16", "bf16")
-            for selector in GPU_SELECTORS
+            for selector in SELECTORS
             for formats in FORMATS
         ),
         kernel("keep_rows", "keep_rows_cuda"),

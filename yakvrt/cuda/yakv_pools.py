@@ -24,7 +24,6 @@ from ..kernels.yakv_fetch_cuda import directory_words
 from ..kernels.yakv_layout import Budget, YakvShape
 from ..ops import ELEMENT_BYTES
 from .device_array import DeviceArray
-from .kernel_list import GPU_SELECTORS
 from .memory import PinnedMemory
 from .pinned_pool import padded_bytes
 
@@ -141,12 +140,8 @@ def check_yakv(shape: YakvShape) -> None:
         raise ValueError(
             "on a GPU, YAKV's rows hold r3 or 4 bits of a key, 4 of a value: take k_bits=r3 or 4, v_bits=4"
         )
-    if shape.selector not in GPU_SELECTORS:
-        raise ValueError("on a GPU, YAKV's selector has 2 or 1.5 bits: take selector=2bit or 1.5bit")
     if shape.kind == "f32":
         raise ValueError("on a GPU, YAKV's exact rows are f16 or bf16: take -ctk f16 or bf16")
-    if shape.rule != "sum":
-        raise ValueError("on a GPU, YAKV ranks by the sum over a group: take rule=sum")
 
 
 def check_cache(n_places: int, most_selected: int) -> None:
