@@ -57,14 +57,15 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     options = ["--only", args.only, *(["--quick"] if args.quick else [])]
     command = [str(Path(gpu_steps.__file__)), str(args.cubins), str(args.device)]
-    started = time.monotonic()
-    conducted = conduct([sys.executable, *command], options, len(names), args.limit)
+    started, all_of_it = time.monotonic(), not args.only and not args.quick
+    limit_s = args.limit - (gpu_transfer.RESERVED_S if all_of_it else 0)
+    conducted = conduct([sys.executable, *command], options, len(names), limit_s)
 
     def transfers() -> dict[str, Any]:
         left = args.limit - (time.monotonic() - started)
         return gpu_transfer.examine_transfers(gpu_transfer.command(args.cubins, args.device), left)
 
-    return report(conducted, names, args.output, None if args.only or args.quick else transfers)
+    return report(conducted, names, args.output, transfers if all_of_it else None)
 
 
 def conduct(command: list[str], options: list[str], n_steps: int, limit_s: float) -> Iterator[dict[str, Any]]:
@@ -83,6 +84,8 @@ def conduct(command: list[str], options: list[str], n_steps: int, limit_s: float
                 line = lines.get(timeout=max(0.0, min(STALL_S, left)))
                 if not line:
                     break
+                if not line.startswith("{"):  # of a library
+                    continue
                 event = json.loads(line)
                 if "refused" in event:
                     yield event
@@ -136,7 +139,7 @@ def report(
             print("\n".join(step_lines(row)), flush=True)
     told = {row["name"] for row in result["steps"]}
     result["not_reached"] = [name for name in names if name not in told]
-    if transfers and result["device"] and not result["not_reached"]:
+    if transfers and result["device"]:
         result["transfer"] = transfers()
         shown = {name: result["transfer"][name] for name in ("error", "link") if name in result["transfer"]}
         print(f"transfer: {len(result['transfer']['records'])} records, {json.dumps(shown)}")
@@ -144,8 +147,11 @@ def report(
     if output:
         result_file.write(output, {"bench": "gpu", **result_file.facts(), **result})
     failed = [row["name"] for row in result["steps"] if row["error"] or row.get("not_loaded")]
+    of_steps = len(failed)
+    if result.get("transfer", {}).get("error"):
+        failed.append("transfer")
     print("\n".join(table(result)))
-    print(f"{len(told) - len(failed)} of {len(names)} steps are right, {result['seconds']:.0f} s")
+    print(f"{len(told) - of_steps} of {len(names)} steps are right, {result['seconds']:.0f} s")
     for name in failed:
         print(f"FAILED {name}")
     if result["not_reached"]:

@@ -24,7 +24,10 @@ PLAIN, TRANSPOSED, BF16, SUMS_F32, DEFAULT = 0, 1, 14, 68, -1
 
 def cublas_tflops(stream: Stream) -> float | None:
     """Of [TOKENS, COLUMNS] @ [COLUMNS, OUTPUTS]; None where there is no cuBLAS."""
-    ms = _by_torch()
+    try:
+        ms = _by_torch()
+    except (OSError, RuntimeError):  # a torch that does not know this GPU
+        ms = None
     if ms is None:
         ms = _by_nvmath(stream)
     return OPERATIONS / ms / 1e9 if ms else None

@@ -14,16 +14,19 @@ from yakvrt.cuda.device import Device
 from yakvrt.cuda.driver import DeviceError
 from yakvrt.cuda.memory import DeviceMemory
 from yakvrt.cuda.pinned_pool import PinnedPool
+from yakvrt.free_memory import available_memory
 from yakvrt.kernel_build.spec import kernel
 from yakvrt.kernels.rms_norm import rms_norm_ref
 
 NAME = "host memory pinned in chunks"
-N_CHUNKS, WIDTH, EPS = 4, 64, 1e-5
+LEAST_CHUNKS, MOST_CHUNKS = 2, 4
+WIDTH, EPS = 64, 1e-5
 
 
 def examine_pinning(device: Device, run: GpuRun) -> dict[str, Any]:
     """Raises: Mismatch, DeviceError."""
-    n_bytes = N_CHUNKS * pinned_pool.CHUNK_BYTES
+    n_chunks = min(MOST_CHUNKS, available_memory() // 2 // pinned_pool.CHUNK_BYTES)
+    n_bytes = max(n_chunks, LEAST_CHUNKS) * pinned_pool.CHUNK_BYTES
     started = time.perf_counter()
     pool = PinnedPool(device, n_bytes)
     pinned_s = time.perf_counter() - started
@@ -34,7 +37,8 @@ def examine_pinning(device: Device, run: GpuRun) -> dict[str, Any]:
         rows = part.array[row_bytes // 2 :].view(np.float32).reshape(3, WIDTH)
         rows[:2] = np.random.default_rng(5).standard_normal((2, WIDTH))
         n_rows, copied = DeviceMemory(8), DeviceMemory(row_bytes)
-        n_rows.upload(np.ones(1, np.int64), run.stream)
+        one = np.ones(1, np.int64)
+        n_rows.upload(one, run.stream)
         norm = run.kernels.load(kernel("rms_norm", "rms_norm_cuda"))
         x, weight, out = (part.address + row_bytes // 2 + i * row_bytes for i in range(3))
         norm.launch(run.stream, 1, norm.arguments(out, WIDTH, x, WIDTH, weight, WIDTH, EPS, n_rows))

@@ -27,7 +27,7 @@ from gpu_run import GpuRun
 
 from yakvrt.cuda.device import Device
 from yakvrt.cuda.device_kernels import built_kernels
-from yakvrt.cuda.driver import DeviceError, DeviceLost
+from yakvrt.cuda.driver import DeviceError
 
 COPIED_BYTES = 1 << 30  # at once, of the ceilings
 TARGET_MS = 10.0
@@ -128,12 +128,20 @@ def events(cubins: Path, number: int, steps: list[Step], first: int) -> Iterator
             yield {"step": i}
             try:
                 yield {"step": i, "facts": step.run(device, run)}
-            except DeviceLost as error:
-                yield {"step": i, "error": str(error)}
-                return
-            except Exception as error:  # the others are still to run
+            except Exception as error:
                 yield {"step": i, "error": f"{type(error).__name__}: {error}"}
+                if isinstance(error, DeviceError) and not answers(device):
+                    return
         kernels.close()
+
+
+def answers(device: Device) -> bool:
+    """Whether further steps can run in this process."""
+    try:
+        device.synchronise()
+    except DeviceError:
+        return False
+    return True
 
 
 def chosen_steps(only: str, quick: bool) -> list[Step]:

@@ -12,6 +12,7 @@ from typing import Any
 from yakvrt.transfer.tuning import link_rates
 
 LEAST_S, GRACE_S = 45, 10  # that are worth a start; to end in after Ctrl-C
+RESERVED_S = 70  # of the time for all
 
 
 def command(cubins: Path, device: int) -> list[str]:
@@ -36,7 +37,7 @@ def examine_transfers(arguments: list[str], limit_s: float) -> dict[str, Any]:
         except subprocess.TimeoutExpired:
             child.kill()
             out, told = child.communicate()
-    whole = [line for line in out.splitlines(keepends=True) if line.endswith("\n")]
+    whole = [line for line in out.splitlines(keepends=True) if line.startswith("{") and line.endswith("\n")]
     records = [json.loads(line) for line in whole]
     error = None if child.returncode == 0 else f"code {child.returncode}: {told.strip()[-500:]}"
     return {"error": error, "records": records, "link": link_rates(records) if records else None}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from threading import get_ident
+from threading import local
 from typing import Any
 
 import numpy as np
@@ -82,15 +82,14 @@ class FakeGpu:
         self.handles: dict[int, Any] = {}
         self.calls: list[str] = []
         self.eager = False
-        self.current: dict[int, int] = {}  # contexts by thread
+        self.thread = local()  # its `context`
 
     def asked(self, name: str) -> None:
         self.calls.append(name)
         if name in UNCAPTURED and self.captures():
             raise DriverError(CAPTURE_UNSUPPORTED)
-        if (
-            not name.startswith(("cuInit", "cuDr", "cuDev", "cuCtxS", "cuCtxG"))
-            and get_ident() not in self.current
+        if not name.startswith(("cuInit", "cuDr", "cuDev", "cuCtxS", "cuCtxG")) and not hasattr(
+            self.thread, "context"
         ):
             raise DriverError(INVALID_CONTEXT)
         if self.lost and name != "cuDevicePrimaryCtxRelease":
@@ -185,10 +184,10 @@ class FakeGpu:
 
     def cuCtxSetCurrent(self, context: int) -> None:
         self.given(context, str)
-        self.current[get_ident()] = context
+        self.thread.context = context
 
     def cuCtxGetCurrent(self, out: int) -> None:
-        put(out, self.current.get(get_ident(), 0))
+        put(out, getattr(self.thread, "context", 0))
 
     def cuCtxSynchronize(self) -> None:
         self.run_all()

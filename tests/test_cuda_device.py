@@ -6,6 +6,7 @@ import ctypes
 import subprocess
 import sys
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -181,6 +182,36 @@ def test_a_device_that_cannot_be_opened(
         Device()
 
 
+def test_an_error_newer_than_the_bindings(gpu: FakeGpu) -> None:
+    gpu.faults = {"cuMemAlloc": 5555}
+    with Device(), pytest.raises(DeviceError, match="refused cuMemAlloc with an unknown error"):
+        DeviceMemory(8)
+
+
+def test_a_stream_takes_its_own_context_into_every_thread(gpu: FakeGpu) -> None:
+    """Also into one that has the number of an ended one, and back from another GPU's."""
+    gpu.n_devices = 2
+    with Device(0):
+        first = Stream()
+        own = gpu.thread.context
+        with Device(1):
+            assert gpu.thread.context != own
+            first.enter()
+            assert gpu.thread.context == own
+            found = []
+
+            def work() -> None:
+                first.enter()
+                DeviceMemory(8).free()
+                found.append(gpu.thread.context)
+
+            for _ in range(20):
+                thread = Thread(target=work)
+                thread.start()
+                thread.join()
+            assert found == [own] * 20
+
+
 def test_there_is_no_second_gpu(gpu: FakeGpu) -> None:
     with pytest.raises(DeviceError, match="there is no GPU 1: this process may use 1, from 0 on"):
         Device(1)
@@ -265,6 +296,7 @@ def test_launching_loads_no_compiler(tmp_path: Path) -> None:
     statement = f"""
 import sys
 from pathlib import Path
+from threading import Thread
 from yakvrt.cuda import cubin, device, driver, kernel_list, loaded_kernel, memory, stream
 assert cubin.load_cubin(Path({str(tmp_path)!r}), kernel_list.all_kernels("sm_90a")[0], "sm_90a")
 try:

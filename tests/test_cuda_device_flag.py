@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,17 @@ def test_tokens_are_the_golden_ones(
         assert gpu.calls.count("cuStreamBeginCapture") == 1
         assert gpu.calls.count("cuGraphLaunch") == len(batches)
     assert not gpu.failures
+    assert not gpu.held
+
+
+def test_an_engine_that_nobody_closes_gives_all_back(gpu: FakeGpu, fake_cubins: Path) -> None:
+    how: dict[str, Any] = {"device": "cuda", "cubins": fake_cubins, "cache_type": "f32", "ctx_size": 32}
+    engine = yakvrt.load(str(tiny_dir("llama3")), **how)
+    with engine.session() as session:
+        session.prefill([1, 2, 3])
+    assert gpu.held
+    del engine, session
+    gc.collect()
     assert not gpu.held
 
 
@@ -169,6 +181,11 @@ def test_devices_are_listed(gpu: FakeGpu, capsys: pytest.CaptureFixture[str]) ->
         generate.main(["--list-devices"])
     assert ended.value.code == 0
     assert "  CUDA0: Fake GPU (1024 MiB, 1024 MiB free)\n" in capsys.readouterr().out
+    gpu.faults = {"cuDevicePrimaryCtxRetain": 46}
+    with pytest.raises(SystemExit):
+        generate.main(["--list-devices"])
+    told = "  CUDA0: Fake GPU (1024 MiB, the GPU is in exclusive use by another process"
+    assert told in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

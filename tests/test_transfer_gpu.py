@@ -29,7 +29,7 @@ from interruption import Interruption
 
 from yakvrt import tuning
 from yakvrt.cuda.device import Device
-from yakvrt.cuda.driver import DeviceLost, function
+from yakvrt.cuda.driver import DeviceError, DeviceLost, function
 from yakvrt.cuda.kernel_choice import gather_blocks
 from yakvrt.kernels.gather_rows import gather_rows_ref
 from yakvrt.transfer import gpu_latency, gpu_overlap, gpu_plan
@@ -331,6 +331,9 @@ def test_a_function_that_a_driver_does_not_have(gpu: FakeGpu) -> None:
         assert copy
         with pytest.raises(DeviceLost, match="a kernel failed"):
             copy(1, 2, 3, 4)
+        gpu.faults = {"cuMemcpyHtoDAsync": 5555}
+        with pytest.raises(DeviceError, match="refused cuMemcpyHtoDAsync: error 5555"):
+            copy(1, 2, 3, 4)
 
 
 def test_a_lost_gpu_is_one_sentence(gpu: FakeGpu, patched: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -405,10 +408,11 @@ def test_transfers_behind_the_steps_of_test_gpu(tmp_path: Path, monkeypatch: pyt
     assert found["link"] is None
     assert "were left" in gpu_transfer.examine_transfers([], 5)["error"]
     events = [{"device": {"name": "GPU"}}, {"step": 0, "facts": {}}]
-    assert bench_gpu.report(events, ["one"], tmp_path / "result.json", lambda: found) == 0
-    assert json.loads((tmp_path / "result.json").read_text())["transfer"] == found
-    assert bench_gpu.report(events, ["one", "two"], tmp_path / "result.json", lambda: found) == 1
-    assert "transfer" not in json.loads((tmp_path / "result.json").read_text())
+    result = tmp_path / "result.json"
+    assert bench_gpu.report(events, ["one"], result, lambda: found) == 1
+    assert json.loads(result.read_text())["transfer"] == found
+    assert bench_gpu.report(events, ["one"], result, lambda: {**found, "error": None}) == 0
+    assert bench_gpu.report([{"refused": "no GPU"}], ["one"], result, lambda: pytest.fail("no device")) == 1
 
 
 def test_it_runs_without_a_compiler() -> None:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from . import __version__
+
 if TYPE_CHECKING:
     from yakvrt.engine import Engine
     from yakvrt.model_files import ModelFiles
@@ -39,7 +41,7 @@ def cpu_info() -> str:
 
 
 def build() -> tuple[str, int]:
-    """The git commit of a source checkout and its number; the version and 0 for an installed package."""
+    """The git commit of a source checkout and its number; the version and 0 where there is no git."""
     here = Path(__file__).parent
 
     def git(*arguments: str) -> str:
@@ -50,9 +52,7 @@ def build() -> tuple[str, int]:
         git("ls-files", "--error-unmatch", Path(__file__).name)
         return git("rev-parse", "--short", "HEAD"), int(git("rev-list", "--count", "HEAD"))
     except (OSError, subprocess.CalledProcessError):
-        from importlib import metadata
-
-        return metadata.version("yakvrt"), 0
+        return __version__, 0
 
 
 def model_facts(files: ModelFiles, family: str) -> ModelFacts:

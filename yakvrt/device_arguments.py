@@ -39,8 +39,8 @@ def device_lines() -> list[str]:
     lines = ["CPU"]
     try:
         for gpu in list_devices():
-            sizes = f"{gpu.memory_bytes >> 20} MiB, {gpu.free_bytes >> 20} MiB free"
-            lines.append(f"CUDA{gpu.number}: {gpu.name} ({sizes})")
+            free = gpu.refused or f"{gpu.free_bytes >> 20} MiB free"
+            lines.append(f"CUDA{gpu.number}: {gpu.name} ({gpu.memory_bytes >> 20} MiB, {free})")
     except DeviceError as error:
         lines.append(f"no GPU: {error}")
     return lines

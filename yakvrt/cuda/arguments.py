@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any, Protocol
 
 import numpy as np
 
-NUMBERS: Mapping[str, type[np.number[Any]]] = {
-    "u8": np.uint8,
-    "u16": np.uint16,
-    "u32": np.uint32,
-    "u64": np.uint64,
-    "i32": np.int32,
-    "i64": np.int64,
-    "f32": np.float32,
-}
+# a place of 8 bytes, whose first ones the kernel reads, as struct writes it
+NUMBERS = {"u8": "B7x", "u16": "H6x", "u32": "I4x", "u64": "Q", "i32": "i4x", "i64": "q", "f32": "f4x"}
 
 
 class Addressed(Protocol):
@@ -37,13 +32,8 @@ class Arguments:
     def __init__(self, parameters: Mapping[str, str], values: Iterable[Argument] = ()) -> None:
         """`parameters`: name and type of each, as a manifest holds them."""
         self.parameters = parameters
-        self._slots = np.zeros(max(len(parameters), 1), np.uint64)
-        self._table = self._slots.ctypes.data + 8 * np.arange(len(self._slots), dtype=np.uint64)
-        # the first bytes of a place, as the kernel reads them
-        self._numbers = [
-            self._slots[i : i + 1].view(np.uint64 if word.endswith("*") else NUMBERS[word])
-            for i, word in enumerate(parameters.values())
-        ]
+        self._places = np.zeros(max(len(parameters), 1), np.uint64)
+        self._table = self._places.ctypes.data + 8 * np.arange(len(self._places), dtype=np.uint64)
         given = tuple(values)
         if given:
             self.put(given)
@@ -57,25 +47,32 @@ class Arguments:
         """Raises: TypeError or ValueError naming the parameter that does not take its value."""
         if len(values) != len(self.parameters):
             raise TypeError(f"{len(values)} arguments for the parameters {', '.join(self.parameters)}")
-        for place, (name, word), value in zip(self._numbers, self.parameters.items(), values, strict=True):
-            place[0] = _address(name, value) if word.endswith("*") else _number(name, word, value)
+        given = self.parameters.items(), values
+        try:
+            numbers = [_address(v) if word.endswith("*") else v for (_, word), v in zip(*given, strict=True)]
+            _form(tuple(self.parameters.values())).pack_into(self._places.data, 0, *numbers)
+        except (struct.error, TypeError, OverflowError):
+            for (name, word), value in zip(*given, strict=True):
+                _check(name, word, value)
+            raise
 
 
-def _address(name: str, value: Argument) -> int:
-    if value is None:
-        return 0
-    if isinstance(value, float):
-        raise TypeError(f"{name} is a pointer: give it memory, an address or None, not {value!r}")
-    return int(value) if isinstance(value, int | np.integer) else value.address
+@cache
+def _form(words: tuple[str, ...]) -> struct.Struct:
+    return struct.Struct("<" + "".join("Q" if word.endswith("*") else NUMBERS[word] for word in words))
 
 
-def _number(name: str, word: str, value: Argument) -> np.number[Any]:
-    if not isinstance(value, int | float | np.number | np.bool_):
-        raise TypeError(f"{name} is a number ({word}), not {type(value).__name__}")
-    number = NUMBERS[word]
-    if number is np.float32:
-        return np.float32(value)
-    limits, whole = np.iinfo(number), int(value)  # type: ignore[type-var]
-    if whole != value or not limits.min <= whole <= limits.max:
-        raise ValueError(f"{name} = {value} is no {word}")
-    return number(whole)
+def _address(value: Argument) -> Any:
+    return 0 if value is None else getattr(value, "address", value)
+
+
+def _check(name: str, word: str, value: Argument) -> None:
+    try:
+        _form((word,)).pack(_address(value) if word.endswith("*") else value)
+    except (struct.error, TypeError, OverflowError):
+        if word.endswith("*"):
+            told = f"{name} is a pointer: give it memory, an address or None, not {value!r}"
+            raise TypeError(told) from None
+        if not isinstance(value, int | float | np.number):
+            raise TypeError(f"{name} is a number ({word}), not {type(value).__name__}") from None
+        raise ValueError(f"{name} = {value} is no {word}") from None

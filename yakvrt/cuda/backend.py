@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ from ..ops import ELEMENT_BYTES, Buffer, KvRows
 from ..trace_log import TraceLog
 from .device import Device
 from .device_array import DeviceArray
-from .device_kernels import built_kernels, compiled_kernels
+from .device_kernels import Kernels, built_kernels, compiled_kernels
 from .device_matrix import DeviceMatrix
 from .device_rows import DeviceRows
 from .driver import DeviceError, after_loss
@@ -36,6 +37,19 @@ from .yakv_pools import YakvPools
 from .yakv_slots import YakvSlots
 
 
+def _give_back(device: Device, streams: Streams, kernels: Kernels, held: ExitStack) -> None:
+    try:
+        with ExitStack() as rest:  # the last one first
+            rest.callback(device.close)
+            rest.callback(streams.close)
+            rest.callback(kernels.close)
+            rest.callback(held.close)
+            rest.callback(streams.synchronise)
+    except DeviceError as error:
+        if not after_loss(error):
+            raise
+
+
 class DeviceStates:
     """The hidden states of a whole prompt between two layers."""
 
@@ -51,11 +65,16 @@ class DeviceStates:
         held.copy_rows(0, self._rows, first, n, self._stream)
 
     def free(self) -> None:
-        self._rows.free()
+        try:
+            self._stream.synchronise()
+        finally:
+            self._rows.free()
 
 
 class CudaBackend:
-    """Owns a device, streams, the loaded kernels and all memory that it hands out; close() gives it back."""
+    """Owns a device, streams, the loaded kernels and all memory that it hands out; close() gives it back, or
+    the end of its last user.
+    """
 
     n_threads = 1  # of the host's
     layers_under_way = 2  # of a prompt: one is stored while the next computes
@@ -82,19 +101,11 @@ class CudaBackend:
         self._steps: list[CudaStep] = []
         self._fetched: PinnedMemory | None = None
         self._log: TraceLog | None = None
+        self._close = weakref.finalize(self, _give_back, device, self._streams, self._kernels, self._held)
 
     def close(self) -> None:
         """Waits for what is under way; goes on behind what fails. Raises: DeviceError, not of a lost GPU."""
-        try:
-            with ExitStack() as rest:  # the last one first
-                rest.callback(self.device.close)
-                rest.callback(self._streams.close)
-                rest.callback(self._kernels.close)
-                rest.callback(self._held.close)
-                rest.callback(self._streams.synchronise)
-        except DeviceError as error:
-            if not after_loss(error):
-                raise
+        self._close()
 
     @contextmanager
     def scope(self) -> Iterator[None]:

@@ -11,22 +11,34 @@ from .driver import DeviceError, call, constant
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """A GPU that this process may use."""
+    """A GPU that this process may use. `refused`: why it does not, and no bytes are free then."""
 
     number: int
     name: str
     memory_bytes: int
     free_bytes: int
+    refused: str
 
 
 def list_devices() -> list[Listed]:
     """Raises: DeviceError without a driver or a GPU."""
     call("cuInit", 0)
-    found = []
-    for number in range(call("cuDeviceGetCount")):
+    return [_listed(number) for number in range(call("cuDeviceGetCount"))]
+
+
+def _listed(number: int) -> Listed:
+    handle = call("cuDeviceGet", number)
+    facts = number, _name(handle), int(call("cuDeviceTotalMem", handle))
+    try:
         with Device(number) as device:
-            found.append(Listed(number, device.name, device.memory_bytes, device.free_bytes()))
-    return found
+            return Listed(*facts, device.free_bytes(), "")
+    except DeviceError as error:
+        return Listed(*facts, 0, str(error))
+
+
+def _name(handle: Any) -> str:
+    found: bytes = call("cuDeviceGetName", 128, handle)
+    return found.split(b"\0")[0].decode(errors="replace")
 
 
 class Device:
@@ -46,7 +58,7 @@ class Device:
             raise DeviceError(f"there is no GPU {number}: this process may use {n_devices}, from 0 on")
         self.number = number
         self._handle = call("cuDeviceGet", number)
-        self.name = call("cuDeviceGetName", 128, self._handle).split(b"\0")[0].decode(errors="replace")
+        self.name = _name(self._handle)
         self.memory_bytes = int(call("cuDeviceTotalMem", self._handle))
         self.capability = (
             self._attribute("COMPUTE_CAPABILITY_MAJOR"),
@@ -68,6 +80,7 @@ class Device:
 
     def free_bytes(self) -> int:
         """Of device memory, also of what others take."""
+        call("cuCtxSetCurrent", self._context)
         free, _ = call("cuMemGetInfo")
         return int(free)
 
@@ -78,6 +91,7 @@ class Device:
 
     def synchronise(self) -> None:
         """Waits for all that was asked of the GPU."""
+        call("cuCtxSetCurrent", self._context)
         call("cuCtxSynchronize")
 
     def close(self) -> None:

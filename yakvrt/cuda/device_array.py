@@ -37,7 +37,8 @@ class DeviceArray:
 
     def put(self, values: np.ndarray, stream: Stream) -> None:
         """Copies values to the beginning, and waits until they are there."""
-        self.upload(np.ascontiguousarray(values, self.dtype), stream)
+        held = np.ascontiguousarray(values, self.dtype)  # until it is copied
+        self.upload(held, stream)
         stream.synchronise()
 
     def upload(self, values: np.ndarray, stream: Stream) -> None:

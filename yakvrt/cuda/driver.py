@@ -40,6 +40,15 @@ LOST = {
     "CUDA_ERROR_LAUNCH_TIMEOUT": "a kernel ran longer than the driver lets it",
     "CUDA_ERROR_LAUNCH_FAILED": "a kernel failed",
     "CUDA_ERROR_ECC_UNCORRECTABLE": "the GPU's memory has an error that it cannot correct",
+    "CUDA_ERROR_NVLINK_UNCORRECTABLE": "a link between GPUs has an error that it cannot correct",
+    "CUDA_ERROR_CONTAINED": "a kernel met an error of the GPU's memory",
+    "CUDA_ERROR_HARDWARE_STACK_ERROR": "a kernel's stack is broken",
+    "CUDA_ERROR_INVALID_ADDRESS_SPACE": "a kernel took an address for one of another memory",
+    "CUDA_ERROR_INVALID_PC": "a kernel jumped to where there is no code",
+    "CUDA_ERROR_TENSOR_MEMORY_LEAK": "a kernel ended without giving tensor memory back",
+    "CUDA_ERROR_ASSERT": "an assertion of a kernel failed",
+    "CUDA_ERROR_EXTERNAL_DEVICE": "another device broke what it shares with the GPU",
+    "CUDA_ERROR_MPS_CLIENT_TERMINATED": "the service that shares the GPU ended this process's work",
 }
 
 
@@ -69,6 +78,8 @@ def call(name: str, *arguments: Any) -> Any:
         raise DeviceError(
             f"the NVIDIA driver does not know {name} ({error}): update it to one of CUDA 13 or newer (580)"
         ) from None
+    except (KeyError, ValueError) as error:  # a status newer than cuda.bindings
+        raise DeviceError(f"the NVIDIA driver refused {name} with an unknown error ({error})") from None
     if int(status):
         _refuse(name, status.name)
     if len(values) < 2:
@@ -80,6 +91,13 @@ def _refuse(name: str, code: str) -> None:
     if code in LOST:
         raise DeviceLost(f"{LOST[code]}; the GPU is lost to this process, which has to be started again")
     raise DeviceError(SENTENCES.get(code, f"the NVIDIA driver refused {name}: {code}"))
+
+
+def _code(status: int) -> str:
+    try:
+        return str(_bindings().CUresult(status).name)
+    except (KeyError, ValueError):
+        return f"error {status}"
 
 
 def function(name: str, *kinds: Any) -> Callable[..., None] | None:
@@ -98,7 +116,7 @@ def function(name: str, *kinds: Any) -> Callable[..., None] | None:
 
     def called(*arguments: Any) -> None:
         if status := foreign(*arguments):
-            _refuse(name, _bindings().CUresult(status).name)
+            _refuse(name, _code(status))
 
     return called
 

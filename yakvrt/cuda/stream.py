@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from threading import get_ident
 from typing import Any
 
 from .driver import call, constant
@@ -31,16 +30,15 @@ class Stream:
 
     def __init__(self) -> None:
         self._context: Any = call("cuCtxGetCurrent")
-        self._thread = get_ident()
         self._handle: Any = call("cuStreamCreate", constant("CUstream_flags", "CU_STREAM_NON_BLOCKING"))
 
     def enter(self) -> None:
-        """Makes the stream's context that of the thread that calls. Raises: RuntimeError once closed."""
+        """Makes the stream's context that of the thread that calls, whatever others made of it. Raises:
+        RuntimeError once closed.
+        """
         if self._handle is None:
             raise RuntimeError("the model is closed; load it again")
-        if get_ident() != self._thread:
-            call("cuCtxSetCurrent", self._context)
-            self._thread = get_ident()
+        call("cuCtxSetCurrent", self._context)
 
     @property
     def handle(self) -> Any:

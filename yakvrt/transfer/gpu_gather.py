@@ -1,12 +1,11 @@
-"""Threads of the host that gather rows into pinned memory: the runtime's own where its compiler is there,
-else numpy's copies, so that a machine with cubins alone can be timed as well.
+"""Threads of the host that gather rows into pinned memory: the runtime's own where its compiler works, else
+numpy's copies, so that a machine with cubins alone can be timed as well.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from importlib.util import find_spec
 from typing import Protocol
 
 import numpy as np
@@ -27,7 +26,13 @@ class HostGather(Protocol):
 
 def host_gather(n_threads: int) -> HostGather:
     """The better one that can run here."""
-    return TeamGather(n_threads) if find_spec("numba") and find_spec("llvmlite") else NumpyGather(n_threads)
+    try:
+        team = TeamGather(n_threads)
+        some = np.zeros((1, 128), np.uint8)
+        team.prepared(some, some.copy(), np.zeros(1, np.int32))()
+    except (ImportError, OSError, RuntimeError):
+        return NumpyGather(n_threads)
+    return team
 
 
 class TeamGather:
