@@ -68,8 +68,8 @@ def test_tokens_are_the_golden_ones(
 
 
 def test_an_engine_that_nobody_closes_gives_all_back(gpu: FakeGpu, fake_cubins: Path) -> None:
-    how: dict[str, Any] = {"device": "cuda", "cubins": fake_cubins, "cache_type": "f32", "ctx_size": 32}
-    engine = yakvrt.load(str(tiny_dir("llama3")), **how)
+    how: dict[str, Any] = {"device": "cuda", "cubins": fake_cubins, "cache_type": "f32"}
+    engine = yakvrt.load(str(tiny_dir("llama3")), ctx_size=32, ubatch_size=4, **how)
     with engine.session() as session:
         session.prefill([1, 2, 3])
     assert gpu.held
@@ -186,6 +186,14 @@ def test_devices_are_listed(gpu: FakeGpu, capsys: pytest.CaptureFixture[str]) ->
         generate.main(["--list-devices"])
     told = "  CUDA0: Fake GPU (1024 MiB, the GPU is in exclusive use by another process"
     assert told in capsys.readouterr().out
+
+
+def test_more_experts_than_a_router_holds(
+    gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cuda_device, "MAX_EXPERTS", 3)
+    assert generate.main(["-m", str(tiny_dir("qwen3-moe")), "-dev", "cuda", "-p", "x"]) == 1
+    assert "on a GPU, a layer has up to 3 experts, and the model's have 8" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -33,12 +33,11 @@ def test_more_places_than_threads() -> None:
 
 
 @pytest.mark.parametrize(("row_bytes", "n_blocks"), [(64, 1), (112, 3), (512, 2)])
-@pytest.mark.parametrize("packed", [False, True])
-def test_gather(row_bytes: int, n_blocks: int, packed: bool) -> None:
-    solve(gather(row_bytes, packed, 3, 2, 150, 70, [70, 0, 1, 33, 5, 5], n_blocks))
+def test_gather(row_bytes: int, n_blocks: int) -> None:
+    solve(gather(row_bytes, 3, 2, 150, 70, [70, 0, 1, 33, 5, 5], n_blocks))
 
 
 @pytest.mark.parametrize("row_bytes", [8, 100, 2048])
 def test_rows_that_cannot_be_gathered_are_refused(row_bytes: int) -> None:
     with pytest.raises(ValueError, match=f"rows of {row_bytes} bytes cannot be gathered: use a multiple of"):
-        emulated_kernel("yakv_gather_cuda", "yakv_gather_cuda", row_bytes, True)
+        emulated_kernel("yakv_gather_cuda", "yakv_gather_cuda", row_bytes)

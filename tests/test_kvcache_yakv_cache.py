@@ -96,6 +96,7 @@ def test_the_plan_counts_the_cache() -> None:
     assert "cache of rows" not in without.device
     # all rows are selected up to min_seqlen_to_prune tokens, and never more places than rows are taken
     assert open_method("yakv", {"slot_cache": "1"})[1].cache_places(8004) == 384
+    assert open_method("yakv", {"slot_cache": "17"})[1].cache_places(131072) == 65536  # what a GPU can mark
     assert on.cache_places(600) == 512
 
 

@@ -17,6 +17,7 @@ from .cuda.yakv_pools import check_cache, check_yakv
 from .device import compile_progress
 from .free_memory import available_memory
 from .kernels.device_layout import DEVICE_LAYOUTS
+from .kernels.moe_cuda import MAX_EXPERTS
 from .memory_plan import FIXED_BYTES, MemoryPlan, Place, activation_bytes, prompt_bytes
 from .weight_shapes import target_matrices, vector_bytes
 from .weights import load_weights
@@ -44,10 +45,15 @@ class CudaDevice:
         self._backend: CudaBackend | None = None
 
     def plan(self, wanted: Wanted) -> MemoryPlan:
-        """Says, with kv_device "auto", where the host's pools go. Raises: ValueError for a KV method whose
-        parameters have no CUDA kernels.
+        """Says, with kv_device "auto", where the host's pools go. Raises: ValueError for a model, or a KV
+        method's parameters, without CUDA kernels.
         """
         config, pools = wanted.config, wanted.pools
+        if config.n_experts > MAX_EXPERTS:
+            raise ValueError(
+                f"on a GPU, a layer has up to {MAX_EXPERTS} experts, and the model's have {config.n_experts}:"
+                " take the CPU"
+            )
         matrices = target_matrices(config, wanted.tensors, wanted.dtype, DEVICE_LAYOUTS)
         weight_bytes = vector_bytes(config) + sum(
             prod(shape[:-1]) * DEVICE_LAYOUTS[kind].row_bytes(shape[-1]) for kind, shape in matrices

@@ -89,7 +89,6 @@ def fetch_steps(n_slots: int, n_heads: int, n_places: int, n_rows: int, largest:
 
 def gather(
     row_size: int,
-    packed: bool,
     n_slots: int,
     n_heads: int,
     n_rows: int,
@@ -107,19 +106,18 @@ def gather(
     for segment, n in enumerate(counts):
         ids[segment, :n] = RNG.choice(n_rows, n, replace=False)
         targets[segment, :n] = RNG.choice(n_places, n, replace=False)
-    n_out = n_batch if packed else n_slots
-    out = poisoned(n_out, n_heads, n_places, words, dtype=np.uint32)
-    out_scales = poisoned(n_out, n_heads, n_places, dtype=np.uint32)
+    out = poisoned(n_slots, n_heads, n_places, words, dtype=np.uint32)
+    out_scales = poisoned(n_slots, n_heads, n_places, dtype=np.uint32)
     arrays = [
         part for x in (out, out_scales, rows, scales) for part in (x, x.strides[0] // 4, x.strides[1] // 4)
     ]
     n_own = n_batch * n_heads
     launch = Launch(
-        kernel("yakv_gather_cuda", "yakv_gather_cuda", row_size, packed),
+        kernel("yakv_gather_cuda", "yakv_gather_cuda", row_size),
         grid,
         [out, out_scales],
         (
-            *(*arrays, slots, n_heads, ids, None if packed else targets, n_most + 2),
+            *(*arrays, slots, n_heads, ids, targets, n_most + 2),
             *(np.array(counts), count(n_batch)),
         ),
         sum(counts[:n_own]) * (row_size + 4),
@@ -134,7 +132,7 @@ def gather(
         for segment in range(n_own):
             row, head = divmod(segment, n_heads)
             n, slot = counts[segment], slots[row]
-            to = (row if packed else slot, head, np.arange(n) if packed else targets[segment, :n])
+            to = slot, head, targets[segment, :n]
             expected[to], expected_scales[to] = (x[slot, head, ids[segment, :n]] for x in (rows, scales))
         compare("rows", out, expected)
         return compare("scales", out_scales, expected_scales)
@@ -249,7 +247,7 @@ def attend(
 def small() -> list[Sized]:
     return [
         sized("fetch and forget", fetch_steps, 3, 2, 37, 90, 37),
-        sized("gather", gather, 128, False, 3, 2, 150, 70, [70, 0, 1, 33, 5, 5], 2),
+        sized("gather", gather, 128, 3, 2, 150, 70, [70, 0, 1, 33, 5, 5], 2),
         sized("attend to selected rows", attend, "r3", 4, 64, True, [37], 1, 1),
     ]
 
@@ -259,7 +257,7 @@ def real() -> list[Sized]:
     made = [sized("fetch and forget", fetch_steps, 8, 8, 8192, 32768, 4096)]
     for size in ROW_SIZES:
         n_rows, counts = 32768 * 128 // max(size, 128), [4096] * 256 + [5] * 8
-        made.append(sized(f"gather {size} B", gather, size, False, 32, 8, n_rows, 4608, counts, 16))
+        made.append(sized(f"gather {size} B", gather, size, 32, 8, n_rows, 4608, counts, 16))
     for head_dim, k_format, v_format in YAKV_ATTENTION:
         what = f"attend to selected rows {head_dim} {k_format} {v_format}"
         made.append(sized(what, attend, k_format, 8, head_dim, True, [4096] * 32, 4, 8, 8192))

@@ -11,6 +11,7 @@ from math import isqrt
 from .. import tuning
 from ..kernel_build.spec import KernelSpec, kernel
 from ..kernels.attend_fragments import HEAD_DIMS, head_blocks
+from ..kernels.attend_prefill_cuda import ROWS as PREFILL_HEADS
 from ..kernels.device_layout import TENSOR_CORE_FORMATS, device_layout
 from ..kernels.higgs_layout import ROW_FORMATS
 from ..kernels.matmul_bf16_cuda import OUTPUTS
@@ -64,10 +65,11 @@ def wgmma_tile(n_rows: int, n_outputs: int) -> int:
     return large if n_rows > small and n_blocks >= MULTIPROCESSORS else small
 
 
-def expert_pack(n_pairs: int, n_experts: int) -> int:
-    """Places of a pack, from an expert's share of the (token, choice) pairs."""
+def expert_pack(n_pairs: int, n_experts: int, formats: set[str]) -> int:
+    """Places of a pack, from an expert's share of the (token, choice) pairs and how its matrices rest."""
     share = -(-n_pairs // n_experts)
-    return decode_pack(share) if share <= MOST_DECODE_ROWS else prefill_tile(share)
+    on_tensor_cores = share > MOST_DECODE_ROWS and formats <= set(TENSOR_CORE_FORMATS)
+    return prefill_tile(share) if on_tensor_cores else decode_pack(share)
 
 
 def decode_matmul(format_name: str, pack: int, n_outputs: int, grouped: bool) -> tuple[KernelSpec, int]:
@@ -76,8 +78,8 @@ def decode_matmul(format_name: str, pack: int, n_outputs: int, grouped: bool) ->
     return kernel("matmul_cuda", "matmul_cuda", format_name, pack, split, grouped), split
 
 
-def attends_on_tensor_cores(head_dim: int, kind: str) -> bool:
-    return head_dim in HEAD_DIMS and kind != "f32"
+def attends_on_tensor_cores(head_dim: int, kind: str, group: int) -> bool:
+    return head_dim in HEAD_DIMS and kind != "f32" and group <= PREFILL_HEADS
 
 
 def decode_splits(n_tokens: int, n_rows: int, n_kv_heads: int, group: int) -> int:

@@ -136,7 +136,7 @@ def all_kernels(arch: str) -> list[KernelSpec]:
         kernel("yakv_fetch_cuda", "yakv_fetch_cuda"),
         kernel("yakv_fetch_cuda", "yakv_forget_cuda"),
         kernel("yakv_fetch_cuda", "yakv_count_cuda"),
-        *(kernel("yakv_gather_cuda", "yakv_gather_cuda", size, False) for size in ROW_SIZES),
+        *(kernel("yakv_gather_cuda", "yakv_gather_cuda", size) for size in ROW_SIZES),
         *(kernel("gather_rows", "gather_rows_cuda", loads) for loads in GATHER_LOADS),
         kernel("pointer_chase", "pointer_chase_cuda"),
         kernel("multiply_adds", "multiply_adds_cuda"),

@@ -29,7 +29,7 @@ def append_rows(recorder: CudaRecorder, rows: KvRows, k: Buffer, v: Buffer) -> N
 
 def record_prefill_attention(recorder: CudaRecorder, out: Buffer, q: Buffer, rows: KvRows) -> None:
     """out = causal attention of consecutive tokens of one slot, whose rows are in the cache."""
-    if not attends_on_tensor_cores(recorder.head_dim, rows.kind):
+    if not _on_tensor_cores(recorder, rows):
         _attend_plain(recorder, out, q, rows)
         return
     batch, group = recorder.device_batch, recorder.n_heads // recorder.n_kv_heads
@@ -43,7 +43,7 @@ def record_prefill_attention(recorder: CudaRecorder, out: Buffer, q: Buffer, row
 
 def record_decode_attention(recorder: CudaRecorder, out: Buffer, q: Buffer, rows: KvRows) -> None:
     """Attends in splits of the history, and joins the splits into out."""
-    if not attends_on_tensor_cores(recorder.head_dim, rows.kind):
+    if not _on_tensor_cores(recorder, rows):
         _attend_plain(recorder, out, q, rows)
         return
     batch, capacity, n_heads, n_kv_heads = (
@@ -86,3 +86,8 @@ def _strides(rows: KvRows) -> tuple[int, int]:
     """Numbers of the cache between slots and between heads."""
     size = ELEMENT_BYTES[rows.kind]
     return rows.slot_bytes // size, rows.head_bytes // size
+
+
+def _on_tensor_cores(recorder: CudaRecorder, rows: KvRows) -> bool:
+    group = recorder.n_heads // recorder.n_kv_heads
+    return attends_on_tensor_cores(recorder.head_dim, rows.kind, group)

@@ -32,7 +32,7 @@ def record_experts(
     """
     router, gate, up, down = matrices
     capacity, n_experts = recorder.capacity, gate.n_experts
-    size = expert_pack(capacity * n_used, n_experts)
+    size = expert_pack(capacity * n_used, n_experts, {gate.format, up.format, down.format})
     n_packs = max_packs(capacity, n_used, n_experts, size)
     ids = recorder.scratch("expert_ids", capacity * n_used, np.int32)
     weights = recorder.scratch("expert_weights", capacity * n_used, np.float32)

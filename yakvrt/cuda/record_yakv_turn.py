@@ -102,7 +102,7 @@ class YakvTurn:
         shape = rows.shape
         size = row_bytes(shape.head_dim, shape.k_format, shape.v_format)
         self.recorder.launch_beside(
-            kernel("yakv_gather_cuda", "yakv_gather_cuda", size, False),
+            kernel("yakv_gather_cuda", "yakv_gather_cuda", size),
             (self.recorder.gather_blocks, 1),
             *(*pool_words(rows, cached, n_kv_heads), *pool_words(rows, rows.rows, n_kv_heads)),
             *(self._slots, n_kv_heads, held.missing, held.targets, rows.most_selected, held.n_missing),

@@ -21,7 +21,7 @@ from ..kernels.higgs_layout import (
 from ..kernels.yakv_attend_cuda import FORMATS
 from ..kernels.yakv_fetch import most_selected
 from ..kernels.yakv_fetch_cuda import directory_words
-from ..kernels.yakv_layout import Budget, YakvShape
+from ..kernels.yakv_layout import MOST_PLACES, Budget, YakvShape
 from ..ops import ELEMENT_BYTES
 from .device_array import DeviceArray
 from .memory import PinnedMemory
@@ -149,7 +149,8 @@ def check_cache(n_places: int, most_selected: int) -> None:
     if n_places < most_selected:
         raise ValueError(
             f"on a GPU, YAKV's rows from the host pass through a cache, which holds {n_places} of a head"
-            f" where a step selects up to {most_selected}: give slot_cache=1 or more, or --kv-device gpu"
+            f" where a step selects up to {most_selected}: give slot_cache=1 or more, a budget of up to"
+            f" {MOST_PLACES}, or --kv-device gpu"
         )
 
 

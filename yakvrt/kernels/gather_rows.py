@@ -65,13 +65,16 @@ def gather_rows_cuda(g: Any, loads: int) -> CudaKernel:
         warp, n_warps = g.int32(g.block() * warps + g.thread() // 32), g.int32(g.n_blocks() * warps)
         n_pieces, first = g.int32(n_rows * pieces), g.int32(warp * chunk)
         while first < n_pieces:
-            held = g.local_u32(n_held)
+            held, own_rows = g.local_u32(n_held), g.local_i32(loads)
+            for k in range(loads):  # all at once, or a row would wait for the ids of those before it
+                at = g.int32(min(first + k * 32 + lane, n_pieces - 1))
+                own_rows[k] = ids[g.int32(g.uint32(at) // g.uint32(pieces))]
             for k in range(loads):
                 at = g.int32(first + k * 32 + lane)
                 a, b, c, d = g.uint32(0), g.uint32(0), g.uint32(0), g.uint32(0)
                 if at < n_pieces:
                     i = g.int32(g.uint32(at) // g.uint32(pieces))
-                    word = (g.int64(ids[i]) * pieces + (at - i * pieces)) * 4
+                    word = (g.int64(own_rows[k]) * pieces + (at - i * pieces)) * 4
                     a, b, c, d = g.load_constant_u32x4(source, word)
                 held[4 * k], held[4 * k + 1], held[4 * k + 2], held[4 * k + 3] = a, b, c, d
             for k in range(loads):

@@ -16,9 +16,9 @@ from __future__ import annotations
 from typing import Any
 
 from .cuda_kernel import CudaKernel, Work
+from .yakv_layout import MOST_PLACES
 
 THREADS = 512
-MOST_PLACES = 1 << 16
 
 
 def directory_words(n_places: int, n_rows: int) -> int:

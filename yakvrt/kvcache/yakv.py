@@ -27,7 +27,7 @@ from ..kernels.higgs_layout import ROW_FORMATS, SELECTORS, row_bytes
 from ..kernels.rotate import rotation_factors
 from ..kernels.select_topk import RULES
 from ..kernels.yakv_fetch import directory_bytes, most_selected
-from ..kernels.yakv_layout import Budget, YakvShape, indexed_end
+from ..kernels.yakv_layout import MOST_PLACES, Budget, YakvShape, indexed_end
 from ..kernels.yakv_select import RATIO_BITS, budget_of
 from ..ops import ELEMENT_BYTES, Buffer, KvRows, Ops
 from .budget import MOST_TOKENS, check_budget, check_choice, check_range
@@ -117,9 +117,11 @@ class Parameters:
         return most_selected(n_tokens, self.prefix_budget, self.recent, self.budget)
 
     def cache_places(self, n_tokens: int) -> int:
-        """Places for rows of a head in a slot of n_tokens; never more than there are rows."""
+        """Places for rows of a head in a slot of n_tokens; never more than there are rows, or a directory
+        knows.
+        """
         n_rows = indexed_end(n_tokens, self.prefix_budget, self.recent) - self.prefix_budget
-        return min(n_rows, ceil(self.slot_cache * self.most_selected(n_tokens)))
+        return min(n_rows, MOST_PLACES, ceil(self.slot_cache * self.most_selected(n_tokens)))
 
 
 def shape_of(config: ModelConfig, parameters: Parameters, kind: str) -> YakvShape:
