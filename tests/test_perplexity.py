@@ -63,6 +63,10 @@ class TableModel:
                 rows.append(self.row())
             yield np.stack(rows)
 
+    def decode(self, token: int) -> Rows:
+        self.ids.append(token)
+        return self.row()
+
 
 class WordTokenizer:
     """Words are numbers; BOS is 1 when asked for."""
@@ -100,12 +104,13 @@ def test_mean_nll_needs_two_ids() -> None:
         mean_nll(TableModel(), [1])
 
 
+@pytest.mark.parametrize("decodes", [False, True])
 @pytest.mark.parametrize("n_ctx", [4, 5, 64, 75])
-def test_a_window_scores_its_second_half_less_one(n_ctx: int) -> None:
+def test_a_window_scores_its_second_half_less_one(n_ctx: int, decodes: bool) -> None:
     model, ids = TableModel(), random_ids(n_ctx)
     targets: list[int] = []
     scores: list[float] = []
-    for block, rows in window_blocks(model, np.array(ids, np.int32)):
+    for block, rows in window_blocks(model, np.array(ids, np.int32), decodes=decodes):
         assert len(rows) == len(block) <= 16
         targets += block.tolist()
         scores += (-log_softmax(rows)[np.arange(len(block)), block]).tolist()
@@ -129,7 +134,7 @@ def test_windows_begin_with_bos_when_the_model_uses_one() -> None:
 def save(path: Path, model: TableModel, windows: np.ndarray[Any, np.dtype[np.int32]]) -> None:
     with LogProbWriter(path, windows, VOCAB) as saved:
         for window in windows:
-            for _, rows in window_blocks(model, window):
+            for _, rows in window_blocks(model, window, decodes=False):
                 saved.write(log_softmax(rows))
 
 
@@ -137,7 +142,7 @@ def compare(path: Path, model: TableModel) -> dict[str, Any]:
     base, comparison = SavedLogProbs(path), Comparison.empty()
     for number, window in enumerate(base.windows):
         rows, at = base.rows(number), 0
-        for targets, logits in window_blocks(model, window):
+        for targets, logits in window_blocks(model, window, decodes=False):
             comparison.add(log_softmax(logits), rows[at : at + len(logits)], targets)
             at += len(logits)
     return comparison.statistics()
@@ -310,3 +315,19 @@ def test_the_real_model_against_itself(smollm2_path: Path, tmp_path: Path) -> No
     assert stats["ppl"][0] == pytest.approx(json.loads(saved.stdout)["ppl"], rel=1e-6)
     assert abs(stats["kld"][0]) < 1e-4
     assert stats["same_top_p"][0] == 100
+
+
+def test_a_kv_method_is_scored_by_what_it_reads(smollm2_path: Path, tmp_path: Path) -> None:
+    flags = "-m", str(smollm2_path), "--kl-divergence-base", str(tmp_path / "base.kl")
+    shown = run_verb(*flags, "-f", str(EXCERPT), "-c", "200", "--chunks", "1", "--kv", "full")
+    assert shown.returncode == 0, shown.stderr
+    found = {}
+    for label, budget in (("all rows", "200"), ("few", "4")):
+        args = "--kv", "oracle", "--kv-args", f"sparse_budget={budget}"
+        shown = run_verb(*flags, "--kl-divergence", *args, "--json")
+        assert shown.returncode == 0, shown.stderr
+        result = json.loads(shown.stdout)
+        assert result["kv"] == "oracle"
+        found[label] = result["kld"][0]
+    assert found["all rows"] < 0.01  # rounded activations leave as much
+    assert found["few"] > 5 * found["all rows"]

@@ -51,6 +51,7 @@ class Engine:
         backend: Backend,
         runner: Runner,
         kv: KvMethod,
+        kv_name: str,
         ctx_size: int,
         load_ms: float,
         weight_bytes: int,
@@ -66,7 +67,7 @@ class Engine:
         self.load_ms = load_ms
         self.weight_bytes, self.step_bytes = weight_bytes, step_bytes
         self._device, self._backend, self.runner, self._kv, self._origin = device, backend, runner, kv, origin
-        self._turns = Turns()
+        self._kv_name, self._turns = kv_name, Turns()
 
     @property
     def n_threads(self) -> int:
@@ -84,8 +85,8 @@ class Engine:
     def session(self) -> Session:
         """Opens a KV slot. Raises: RuntimeError when all are in use."""
         with self._turns.take():
-            vocab_size = self.config.vocab_size
-            return Session(self.runner, self._kv, self.ctx_size, vocab_size, self._turns, self._origin)
+            held = self._kv, self._kv_name, self.ctx_size, self.config.vocab_size
+            return Session(self.runner, *held, self._turns, self._origin)
 
     def generate(
         self,
@@ -275,5 +276,5 @@ def load(
     origin = lru_cache(partial(session_origin, source.name, method_name, parameters, setting))
     step_bytes = partial(method.step_bytes, config, parameters, cache_type)
     return Engine(
-        source, opened, backend, runner, cache, context, load_ms, weights.n_bytes, origin, step_bytes
+        source, opened, backend, runner, cache, kv, context, load_ms, weights.n_bytes, origin, step_bytes
     )

@@ -33,6 +33,8 @@ class ScoringSession(Protocol):
 
     def all_logits(self, ids: Sequence[int]) -> Iterator[Floats]: ...
 
+    def decode(self, token: int) -> Floats: ...
+
 
 def token_nll(logits: Floats, targets: Tokens) -> Doubles:
     """The negative log-likelihood of one target per row.
@@ -76,13 +78,26 @@ def _blocks(chunks: Iterator[Floats]) -> Iterator[tuple[int, Floats]]:
             at += len(rows)
 
 
-def window_blocks(session: ScoringSession, window: Tokens) -> Iterator[tuple[Tokens, Floats]]:
-    """The scored targets of one window and the logits that predict them, in small blocks."""
+def _decoded(session: ScoringSession, ids: Sequence[int]) -> Iterator[Floats]:
+    """all_logits() of tokens that come one by one."""
+    import numpy as np
+
+    for start in range(0, len(ids), BLOCK):
+        yield np.stack([session.decode(token) for token in ids[start : start + BLOCK]])
+
+
+def window_blocks(
+    session: ScoringSession, window: Tokens, *, decodes: bool
+) -> Iterator[tuple[Tokens, Floats]]:
+    """The scored targets of one window and the logits that predict them, in small blocks. A prompt attends to
+    all that is before it, whatever the KV method: what a method chooses is told by tokens that are decoded.
+    """
     ids: list[int] = window.tolist()
     first = len(ids) // 2
     session.truncate(0)
     session.prefill(ids[:first])
-    for at, rows in _blocks(session.all_logits(ids[first:-1])):
+    scored = ids[first:-1]
+    for at, rows in _blocks(_decoded(session, scored) if decodes else session.all_logits(scored)):
         yield window[first + 1 + at : first + 1 + at + len(rows)], rows
 
 
@@ -112,7 +127,9 @@ def cut_windows(tokenizer: AnyTokenizer, text: str, n_ctx: int, chunks: int) -> 
 def build_parser() -> argparse.ArgumentParser:
     """The verb's flags."""
     parser = Parser(
-        "perplexity", "Perplexity of a text over windows of --ctx-size tokens, the second half scored."
+        "perplexity",
+        "Perplexity of a text over windows of --ctx-size tokens, the second half scored: in one pass, with --kv"
+        " (also full) decoded token by token, as what a KV method reads takes.",
     )
     add_prompt_arguments(parser, ids_flag=None)
     add = parser.add_argument_group("scoring").add_argument
@@ -133,7 +150,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--kl-divergence", action="store_true", help="compare with the base; the text is in its file")
     add("--json", action="store_true", help="print one JSON object at the end")
     add_model_arguments(parser, ctx_size=DEFAULT_CTX)
-    parser.set_defaults(ctx_size=None)  # --kl-divergence tells -c 512 from none
+    parser.set_defaults(ctx_size=None, kv=None)  # tells -c 512 and --kv full from none
     return parser
 
 
@@ -154,11 +171,12 @@ def _perplexity(args: argparse.Namespace) -> int:
         raise UsageError("--chunks 0 scores nothing; give at least 1, or -1 for all")
     if args.ctx_size is not None and 0 < args.ctx_size < 4:
         raise UsageError(f"--ctx-size {args.ctx_size} leaves nothing to score; give at least 4")
+    args.decodes, args.kv = args.kv is not None, args.kv or "full"
     result = _compare(args) if args.kl_divergence else _score(args)
     if args.json:
         import json
 
-        print(json.dumps({"model": args.model, **result}))
+        print(json.dumps({"model": args.model, "kv": args.kv, **result}))
     return 0
 
 
@@ -185,7 +203,7 @@ def _score(args: argparse.Namespace) -> dict[str, Any]:
         terminal.note(f"perplexity over {terminal.counted(len(windows), 'chunk')} of {n_ctx} tokens")
         scores: list[Doubles] = []
         for number, window in enumerate(windows, 1):
-            for targets, rows in window_blocks(session, window):
+            for targets, rows in window_blocks(session, window, decodes=args.decodes):
                 scores.append(token_nll(rows, targets))
                 if saved is not None:
                     saved.write(log_softmax(rows))
@@ -232,7 +250,7 @@ def _compare(args: argparse.Namespace) -> dict[str, Any]:
             print(CHUNK_TITLE)
         for number, window in enumerate(windows):
             rows, at = base.rows(number), 0
-            for targets, logits in window_blocks(session, window):
+            for targets, logits in window_blocks(session, window, decodes=args.decodes):
                 comparison.add(log_softmax(logits), rows[at : at + len(logits)], targets)
                 at += len(logits)
             if not args.json:

@@ -37,12 +37,15 @@ class Session:
         self,
         runner: Runner,
         kv: KvMethod,
+        kv_name: str,
         ctx_size: int,
         vocab_size: int,
         turns: Turns,
         origin: Callable[[], Mapping[str, str]],
     ) -> None:
+        """kv_name: what the method is asked for by, which is that of a preset."""
         self._runner, self._kv, self._turns, self._vocab_size = runner, kv, turns, vocab_size
+        self._kv_name = kv_name
         self._origin = origin
         self.ctx_size = ctx_size
         self._ids: list[int] = []
@@ -56,7 +59,7 @@ class Session:
     @property
     def kv(self) -> Mapping[str, Any]:
         """The KV method, its bytes, and the tokens held."""
-        return {**self._kv.stats(), "n_tokens": len(self._ids)}
+        return {**self._kv.stats(), "method": self._kv_name, "n_tokens": len(self._ids)}
 
     def prefill(self, ids: IdSequence[int], progress: Progress | None = None) -> np.ndarray:
         """Appends tokens. Returns: float32 logits [V] of the last one.
