@@ -190,13 +190,17 @@ def test_largest_first_of_few_possible_tokens() -> None:
             lambda: Grammar.json_schema({"type": "nothing"}),
             r"the JSON schema does not compile \(Invalid type",
         ),
+        (
+            lambda: Grammar.json_schema({"$ref": "#"}),
+            r"compile \(no text fits it, as when it refers to itself",
+        ),
         (lambda: Grammar.gbnf('root ::= "a'), r"the grammar \(gbnf\) does not compile"),
         (lambda: Grammar.gbnf("root ::= other"), r"Rule 'other' not found"),
         (lambda: Grammar.regex("(a"), r"the grammar \(regex\) does not compile"),
         # overflows llguidance's stack
         (lambda: Grammar.gbnf(chain(4000)), "takes too much memory or nests too deeply to compile; simplify"),
     ],
-    ids=["schema", "gbnf", "rule", "regex", "chain"],
+    ids=["schema", "reference", "gbnf", "rule", "regex", "chain"],
 )
 def test_what_does_not_compile_is_one_sentence(
     tokenizers: dict[str, Tokenizer], make: Callable[[], Grammar], message: str

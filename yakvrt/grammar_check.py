@@ -63,6 +63,8 @@ def checked_source(grammar: Grammar) -> str:
 
 def reason(message: str) -> str:
     """An error of llguidance in one line."""
+    if message.startswith("NoExtensionBias"):  # all that it says when no token can come
+        return "no text fits it, as when it refers to itself alone"
     return " ".join(message.split())[:MAX_REASON_CHARS]
 
 

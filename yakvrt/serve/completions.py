@@ -72,6 +72,8 @@ async def completions(http: HttpRequest) -> Response:
 def _prompts(asked: CompletionRequest) -> list[str | list[int]]:
     if isinstance(asked.prompt, str):
         return [asked.prompt]
+    if not asked.prompt:
+        raise ApiError("prompt is an empty list; give a text, token ids or several of them", param="prompt")
     ids = [each for each in asked.prompt if isinstance(each, int)]
     if ids and len(ids) < len(asked.prompt):
         raise ApiError("prompt mixes token ids with texts or lists", param="prompt")

@@ -88,14 +88,18 @@ def supported(value: dict[str, Any], known: Collection[str]) -> dict[str, Any]:
     Raises: ApiError naming another field, unless it changes nothing; or two names with different values.
     """
     given: dict[str, Any] = {}
+    told: dict[str, str] = {}  # the names by which they came
     for name, one in value.items():
         target = SAME.get(name, name)
         if one is None or (name in WITHOUT_EFFECT and target not in known):
             continue
         if target in known:
             if target in given and given[target] != one:
-                raise ApiError(f"{name} and another name of it have different values", param=name)
-            given[target] = one
+                raise ApiError(
+                    f"{told[target]} and {name} are the same parameter with different values; leave one out",
+                    param=name,
+                )
+            given[target], told[target] = one, name
         elif name in ONLY:
             if not any(
                 one == allowed and isinstance(one, bool) is isinstance(allowed, bool)

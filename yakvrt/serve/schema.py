@@ -12,6 +12,7 @@ from yakvrt.grammar import Grammar
 from yakvrt.sampler import SamplingParams
 from yakvrt.serve.errors import ApiError
 from yakvrt.serve.settings import MAX_BIASES, MAX_CHOICES, MAX_STOP_CHARS, MAX_STOPS, MAX_TOP_LOGPROBS
+from yakvrt.terminal import counted
 
 NEVER = -1e38  # a bias as low as this rules a token out: JSON has no minus infinity
 # Fields that are SamplingParams' own, by name.
@@ -116,9 +117,10 @@ def checked_logprobs(n: int, name: str) -> int:
 
 def check_choices(n: int, n_prompts: int) -> None:
     """Raises: ApiError for none, or more than may be asked for at once."""
-    if not (n >= 1 and n_prompts >= 1 and n * n_prompts <= MAX_CHOICES):
+    if not (n >= 1 and n * n_prompts <= MAX_CHOICES):
         raise ApiError(
-            f"n is {n} for {n_prompts} prompts; there must be 1 to {MAX_CHOICES} choices in all", param="n"
+            f"n is {n} for {counted(n_prompts, 'prompt')}; there must be 1 to {MAX_CHOICES} choices in all",
+            param="prompt" if n_prompts > MAX_CHOICES else "n",
         )
 
 
