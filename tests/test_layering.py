@@ -25,7 +25,7 @@ LAYERS: tuple[tuple[str, str], ...] = (
         plan plan_text calibration prediction
         bench bench_arguments bench_records bench_facts record_formats value_lists
         transfer machine_facts trace_file trace_events
-        cli_arguments grammar_arguments machine_arguments device_arguments cli_parsing
+        cli_arguments grammar_arguments machine_arguments device_arguments cli_parsing unknown_flags
         prompt_cache prompt_text terminal""",
     ),
     (

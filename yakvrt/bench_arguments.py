@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from yakvrt.bench_records import test_name
-from yakvrt.cli_arguments import DEFAULT_MODEL
+from yakvrt.cli_arguments import DEFAULT_MODEL, MODEL_FLAGS
 from yakvrt.cli_parsing import Parser
 from yakvrt.device_arguments import add_device_arguments
 from yakvrt.machine_arguments import add_machine_arguments
@@ -77,9 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
     def many(*flags: str, read: Callable[[str], list[int] | list[str]], shown: str, help: str) -> None:
         tests.add_argument(*flags, type=argument(read), action="append", metavar=shown, help=help)
 
-    many(
-        "-m", "--model", read=words, shown="NAME", help=f"name, hub repo, file or directory ({DEFAULT_MODEL})"
-    )
+    many(*MODEL_FLAGS, read=words, shown="NAME", help=f"name, hub repo, file or directory ({DEFAULT_MODEL})")
     many("-p", "--n-prompt", read=numbers, shown="N", help="prompt tokens (512)")
     many("-n", "--n-gen", read=numbers, shown="N", help="generated tokens (128)")
     pairs = argument(prompt_and_gen)

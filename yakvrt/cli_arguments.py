@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from yakvrt.sampler import SamplingParams
 
 DEFAULT_MODEL = "smollm2-135m"
+MODEL_FLAGS = ("-m", "--model", "-hf", "--hf-repo")
 MAX_THREADS = 512
 MAX_IDS = 1 << 24
 MAX_NUMBER = 2**31 - 1
@@ -91,12 +92,8 @@ def add_weight_arguments(parser: argparse.ArgumentParser, *, ctx_size: int = 0) 
     """The flags of loading a model, whatever its KV method."""
     add = parser.add_argument_group("model").add_argument
     shown = "the model's" if ctx_size == 0 else ctx_size
-    add(
-        "-m",
-        "--model",
-        default=DEFAULT_MODEL,
-        help=f"name, hub repo, file or directory ({DEFAULT_MODEL})",
-    )
+    shown_default = f"name, hub repo, file or directory ({DEFAULT_MODEL})"
+    add(*MODEL_FLAGS, default=DEFAULT_MODEL, metavar="NAME", help=shown_default)
     add("-c", "--ctx-size", type=at_least(0), default=ctx_size, metavar="N", help=f"context length ({shown})")
     add("-b", "--batch-size", type=at_least(1), metavar="N", help="upper limit of -ub")
     add(

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
+
+from yakvrt.unknown_flags import refuse_unknown_flags
 
 TRUE, FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 MAX_SHOWN = 60  # characters of a bad value
@@ -13,14 +16,17 @@ T = TypeVar("T")
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with the error in one line; abbreviated flags are refused."""
+    """argparse with the error in one line; flags are neither abbreviated nor joined with their values."""
 
     def __init__(self, verb: str, description: str) -> None:
         super().__init__(prog=f"yakvrt {verb}", description=description, allow_abbrev=False)
         self.epilog = "Every flag can be set as an environment variable: --ctx-size is YAKVRT_CTX_SIZE."
 
+    def _get_option_tuples(self, option_string: str) -> list[Any]:
+        return []  # what else argparse would read "-not a flag" as
+
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"yakvrt: error: {message} (see {self.prog} --help)\n")
+        self.exit(2, f"yakvrt: error: {' '.join(message.split())} (see {self.prog} --help)\n")
 
 
 def kind(name: str, read: Callable[[str], T]) -> Callable[[str], T]:
@@ -41,6 +47,8 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpar
 
     A flag switches off the environment's value for every flag that it excludes.
     """
+    argv = sys.argv[1:] if argv is None else argv
+    refuse_unknown_flags(parser, argv)
     defaults: dict[str, Any] = {}
     for action in parser._actions:
         if action.default is not argparse.SUPPRESS:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from yakvrt import terminal
-from yakvrt.cli_arguments import DEFAULT_MODEL, add_chat_arguments, add_prompt_arguments
+from yakvrt.cli_arguments import DEFAULT_MODEL, MODEL_FLAGS, add_chat_arguments, add_prompt_arguments
 from yakvrt.cli_parsing import Parser, parse
 from yakvrt.prompt_text import chat_tokenizer, read_text
 from yakvrt.terminal import UsageError
@@ -25,7 +25,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--no-bos", action="store_true", help="no BOS (or EOS) that the model would add")
     parser.add_argument("--no-parse-special", action="store_true", help="<|names|> are ordinary text")
     add_chat_arguments(parser)
-    parser.add_argument("-m", "--model", default=DEFAULT_MODEL, help=f"whose tokenizer ({DEFAULT_MODEL})")
+    whose = f"whose tokenizer ({DEFAULT_MODEL})"
+    parser.add_argument(*MODEL_FLAGS, default=DEFAULT_MODEL, metavar="NAME", help=whose)
     parser.add_argument("--offline", action="store_true", help="use no network")
     return parser
 
