@@ -312,6 +312,20 @@ def test_tools(served: Served, client: openai.OpenAI) -> None:
         assert (again["usage"]["prompt_tokens"] < 200) is (choice == "none")
 
 
+def test_a_call_that_is_cut(served: Served) -> None:
+    """Its beginning is no content, whole or streamed."""
+    asked: dict[str, Any] = {"tools": [SWITCH], "tool_choice": "required", "max_tokens": 20}
+    made = served.chat("Light!", **asked).json()
+    assert made["usage"]["completion_tokens"] == 20
+    (choice,) = made["choices"]
+    assert choice["message"] == {"role": "assistant", "content": None, "refusal": None}
+    assert choice["finish_reason"] == "length"
+    lines = served.chat("Light!", stream=True, **asked).text.splitlines()
+    told = [json.loads(line[6:])["choices"][0] for line in lines if line.startswith("data: {")]
+    assert [each["delta"] for each in told] == [{"role": "assistant", "content": ""}, {}]
+    assert told[-1]["finish_reason"] == "length"
+
+
 @pytest.mark.parametrize(
     ("body", "param"),
     [

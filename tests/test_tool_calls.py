@@ -31,10 +31,11 @@ NAMES = ("f", "g")
 Expected = list[str | tuple[str, str]]
 
 
-def parts(style: ToolFormat, pieces: list[str]) -> tuple[Expected, ToolCallParser]:
+def parts(style: ToolFormat, pieces: list[str], *, is_cut: bool = False) -> tuple[Expected, ToolCallParser]:
     """What the parser gives, with the texts between calls joined."""
     parser = ToolCallParser(style, NAMES)
-    found: list[Part] = [part for piece in pieces for part in parser.push(piece)] + parser.flush()
+    found: list[Part] = [part for piece in pieces for part in parser.push(piece)]
+    found += parser.flush(is_cut=is_cut)
     assert all(found)
     assert [part for part in found if isinstance(part, ToolCall)] == parser.calls
     joined: Expected = []
@@ -122,6 +123,35 @@ def test_calls_are_found_however_the_text_is_cut(
         assert parser.finish_reason("length") == "length"
 
 
+CUT: list[tuple[ToolFormat, str, Expected]] = [  # what may have become a call is no text
+    ("qwen", '<tool_call>\n{"name": "f", "argu', []),
+    ("qwen", "Look:\n<tool_call>", ["Look:"]),
+    ("qwen", "Look:\n<tool", ["Look:"]),
+    ("qwen", '<tool_call>{"name": "f"}</tool_call>\n<tool_call>\n{"name": "g", "a', [("f", "{}")]),
+    ("qwen", '<tool_call>{"name": "f"}\n</tool_', [("f", "{}")]),
+    ("qwen", "two words ", ["two words "]),
+    ("qwen", "<tool_call>now", ["<tool_call>now"]),
+    ("qwen", '<tool_call>{"name": "h"}</tool_call>', ['<tool_call>{"name": "h"}</tool_call>']),
+    ("llama", '{"name": "f", "parameters": {"a', []),
+    ("llama", '{"na', []),
+    ("llama", '{"name": "f"}; {"name": "g", "pa', [("f", "{}")]),
+    ("llama", 'Wait <|python_tag|> {"name', ["Wait"]),
+    ("llama", '{"answer": {"na', ['{"answer": {"na']),
+    ("llama", '[f(a=1), g(b="', []),
+    ("llama", "[f", []),
+    ("llama", "[array(1), ", ["[array(1), "]),
+    ("llama", "[f(a=1)]", [("f", '{"a": 1}')]),
+]
+
+
+@pytest.mark.parametrize(("style", "text", "expected"), CUT)
+def test_a_call_that_is_cut_is_no_text(style: ToolFormat, text: str, expected: Expected) -> None:
+    for pieces in ([text], list(text)):
+        found, parser = parts(style, pieces, is_cut=True)
+        assert found == expected
+        assert parser.finish_reason("length") == "length"
+
+
 FRAGMENTS = [
     "<tool_call>",
     "</tool_call>",
@@ -137,15 +167,21 @@ FRAGMENTS += ["}}", "[f(", "a=1", ")]", " ", "\n", "<", ";", "x", '{"name":"g"}'
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.sampled_from(["qwen", "llama"]), st.lists(st.sampled_from(FRAGMENTS), max_size=12), st.data())
+@given(
+    st.sampled_from(["qwen", "llama"]),
+    st.lists(st.sampled_from(FRAGMENTS), max_size=12),
+    st.booleans(),
+    st.data(),
+)
 def test_anything_cut_anywhere_gives_the_same(
-    style: ToolFormat, made: list[str], data: st.DataObject
+    style: ToolFormat, made: list[str], is_cut: bool, data: st.DataObject
 ) -> None:
     text = "".join(made)
-    whole, parser = parts(style, [text])
+    whole, parser = parts(style, [text], is_cut=is_cut)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=6)))
-    assert parts(style, [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)])[0] == whole
-    if not parser.calls:
+    pieces = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+    assert parts(style, pieces, is_cut=is_cut)[0] == whole
+    if not (parser.calls or is_cut):
         assert whole == ([text] if text else [])
     for call in parser.calls:
         assert isinstance(json.loads(call.arguments), dict)

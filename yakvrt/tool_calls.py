@@ -19,6 +19,7 @@ CALL_KEYS: Final = frozenset(("name", "type", *ARGUMENT_KEYS))
 
 _BETWEEN_CALLS = re.compile(r"[\s;,]*")
 _FIRST_KEY = re.compile(r'\{\s*"([^"\\]*)"')
+_FIRST_NAME = re.compile(r"\[\s*([\w.]*)\s*(\(?)")
 _PYTHON = re.compile(r"\[\s*(?:[A-Za-z_][\w.]*\s*\(|(?:[A-Za-z_][\w.]*\s*)?\Z)")
 
 
@@ -36,8 +37,8 @@ class ToolCallParser:
 
     "qwen": <tool_call>{"name": ..., "arguments": {...}}</tool_call>, anywhere in the answer. "llama": an
     answer that is nothing but {"name": ..., "parameters": {...}}, several of them, or [name(key=value), ...];
-    or these after <|python_tag|>. What is malformed or names no known tool is text like any other. Only white
-    space beside calls is left out.
+    or these after <|python_tag|>. What is malformed or names no known tool is text like any other. White
+    space beside calls is left out, and what may have become a call at the end of an answer that was cut.
     """
 
     def __init__(self, style: ToolFormat, names: Collection[str]) -> None:
@@ -45,7 +46,7 @@ class ToolCallParser:
         self._style, self._names, self._marker = style, frozenset(names), MARKERS[style]
         self._held = ""  # what is not certain yet
         self._at_start = style == "llama"  # where calls need no marker
-        self._after_call = False
+        self._after_call = self._is_cut = False
         self._start: int | None = None  # where in _held calls may begin, once they may
         self._end: ObjectEnd | None = None  # of the object under way there
         self._found: list[ToolCall] = []  # in _held
@@ -54,8 +55,9 @@ class ToolCallParser:
         """The text and the calls that are certain now."""
         return self._advance(piece, ended=False)
 
-    def flush(self) -> list[Part]:
-        """The rest, once the answer is complete."""
+    def flush(self, *, is_cut: bool = False) -> list[Part]:
+        """The rest, once the answer is complete, or was cut: then it would have gone on."""
+        self._is_cut = is_cut
         return self._advance("", ended=True)
 
     def finish_reason(self, reason: str) -> str:
@@ -94,15 +96,16 @@ class ToolCallParser:
             self._give(parts, n_text)
             self._start = place - n_text + len(self._marker)
             return True
-        certain = self._held if ended else self._before_marker()
-        self._give(parts, len(certain))
+        self._give(parts, self._n_certain(ended))
         return False
 
-    def _before_marker(self) -> str:
+    def _n_certain(self, ended: bool) -> int:
         """What is held without an end that may begin a marker, and the white space before it."""
         held, marker = self._held, self._marker
         n = next((n for n in range(len(marker) - 1, 0, -1) if held.endswith(marker[:n])), 0)
-        return held[: len(held) - n].rstrip()
+        if ended and not (n and self._is_cut):
+            return len(held)
+        return len(held[: len(held) - n].rstrip())
 
     def _read_tagged(self, parts: list[Part], ended: bool) -> bool:
         """After <tool_call>. Returns: whether text follows, or a call."""
@@ -134,7 +137,9 @@ class ToolCallParser:
             if not ended:
                 return self._wait(parts, len(held), not _PYTHON.match(python), ended)
             self._found = python_calls(python, self._names)
-            return self._are_calls(parts, len(held)) if self._found else self._is_text(parts, len(held))
+            if self._found or (self._is_cut and self._begins_python(python)):
+                return self._are_calls(parts, len(held))
+            return self._is_text(parts, len(held))
         while True:
             if self._end is None:
                 between = _BETWEEN_CALLS.match(held, start)
@@ -162,10 +167,20 @@ class ToolCallParser:
             self._start, self._end = end, None
             start = end
 
+    def _begins_python(self, text: str) -> bool:
+        """Whether a known name is called first in what may be a list of calls, as far as it goes."""
+        begun = _FIRST_NAME.match(text)
+        if begun is None:
+            return False
+        name, parenthesis = begun.groups()
+        return name in self._names or (not parenthesis and any(n.startswith(name) for n in self._names))
+
     def _wait(self, parts: list[Part], at: int, is_text: bool, ended: bool) -> bool:
         """No call so far; it is text up to `at` when it is no call for certain, or nothing more comes."""
         if not (is_text or ended):
             return False
+        if self._is_cut and not is_text:
+            return self._are_calls(parts, len(self._held))
         return self._is_text(parts, at if is_text else len(self._held))
 
     def _is_text(self, parts: list[Part], n: int) -> bool:

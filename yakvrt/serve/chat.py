@@ -43,14 +43,14 @@ class ChatChoice:
             yield self._chunk(self._delta(part), 0 if left else piece.n_ids)
 
     def closing(self) -> Iterator[dict[str, Any]]:
-        for part in self._parser.flush() if self._parser else ():
+        for part in self._rest():
             yield self._chunk(self._delta(part))
         yield self._chunk({}, len(self._request.ids)) | {"finish_reason": self._finish_reason()}
 
     def whole(self) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": self._request.text, "refusal": None}
         if self._parser:
-            parts = [*self._parser.push(self._request.text), *self._parser.flush()]
+            parts = [*self._parser.push(self._request.text), *self._rest()]
             message["content"] = "".join(part for part in parts if isinstance(part, str)) or None
             if self._parser.calls:
                 message["tool_calls"] = [call_object(call) for call in self._parser.calls]
@@ -62,6 +62,10 @@ class ChatChoice:
             ),
             "finish_reason": self._finish_reason(),
         }
+
+    def _rest(self) -> list[Part]:
+        """What the parser still holds. Only a client's stop text ends an answer where it means to go on."""
+        return self._parser.flush(is_cut=self._request.finish_reason != "stop") if self._parser else []
 
     def _delta(self, part: Part) -> dict[str, Any]:
         if isinstance(part, str):
