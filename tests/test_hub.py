@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -249,3 +250,26 @@ def test_a_configuration_is_fetched_without_weights(server: HubServer) -> None:
     assert hub.config_alone("user/m-GGUF:Q4_K_M") is None
     with pytest.raises(HubUnreachable, match=r"fetches its config\.json alone"):
         hub.config_alone("user/never-seen", offline=True)
+
+
+def test_a_plan_without_network_says_so_at_once(server: HubServer, tmp_path: Path) -> None:
+    started = time.monotonic()
+    shown = subprocess.run(
+        [sys.executable, "-m", "yakvrt.plan", "-m", "user/never-seen"],
+        env={**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hf")},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert shown.returncode == 1
+    assert "cannot be reached to fetch user/never-seen" in shown.stderr
+    assert shown.stderr.count("\n") == 1
+    assert time.monotonic() - started < 10
+
+
+def test_a_configuration_that_is_here_needs_no_request(server: HubServer) -> None:
+    config = hub.config_alone("user/sharded")
+    server.requests.clear()
+    assert hub.config_alone("user/sharded") == config
+    assert server.requests == []

@@ -53,11 +53,15 @@ def config_file(repo: str, *, offline: bool) -> Path | None:
 
     Raises: HubError, HubUnreachable.
     """
-    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     offline = offline or constants.HF_HUB_OFFLINE
     with _explained(repo):
+        if isinstance(path := try_to_load_from_cache(repo, "config.json"), str):
+            return Path(path)
+        if not offline:
+            HfApi().model_info(repo, timeout=TIMEOUT_SECONDS)  # one short try, as in _fetch_online
         try:
             return Path(
                 hf_hub_download(repo, "config.json", local_files_only=offline, etag_timeout=TIMEOUT_SECONDS)
