@@ -112,6 +112,13 @@ def test_a_missing_quant_lists_the_others(server: HubServer) -> None:
         hub.resolve("user/m-GGUF:Q6_K", progress=False)
 
 
+def test_a_repository_of_several_models_says_how_to_choose(server: HubServer) -> None:
+    server.repos["user/many"] = {"in/b-IQ1_S.gguf": b"b", "in/a-IQ1_S.gguf": b"a"}
+    with pytest.raises(HubError, match=r"holds 2 models \(.*\): give one of them, as user/many:a-IQ1_S$"):
+        hub.resolve("user/many", progress=False)
+    assert hub.resolve("user/many:a-IQ1_S", progress=False).weights[0].read_bytes() == b"a"
+
+
 @pytest.mark.parametrize(
     ("status", "code", "reason"),
     [

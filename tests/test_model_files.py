@@ -8,10 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny_gguf import write_tiny_gguf
 
 from yakvrt import hub, pull
+from yakvrt.bench_facts import model_facts
 from yakvrt.hub import HubError
 from yakvrt.model_files import files_at
+from yakvrt.model_source import open_model
 
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 INDEX = json.dumps({"weight_map": {"a": SHARDS[0], "b": SHARDS[1], "c": SHARDS[0]}}).encode()
@@ -168,3 +171,31 @@ def test_a_directory_is_not_searched_below_itself(tmp_path: Path) -> None:
     (tmp_path / "closed").chmod(0o700)
     write(tmp_path, {"model.gguf": b""})
     assert files_at(tmp_path).weights == (tmp_path / "model.gguf",)
+
+
+def test_a_directory_of_several_models_says_how_to_choose(tmp_path: Path) -> None:
+    write(tmp_path, {"b-IQ1_S.gguf": b"", "a-IQ1_S.gguf": b""})
+    told = rf"{tmp_path} holds 2 models \(a-IQ1_S, b-IQ1_S\): give one of them, as {tmp_path}/a-IQ1_S\.gguf$"
+    with pytest.raises(HubError, match=told):
+        files_at(tmp_path)
+    assert hub.resolve(f"{tmp_path}/a-IQ1_S.gguf").weights == (tmp_path / "a-IQ1_S.gguf",)
+    with pytest.raises(HubError, match=r"no GGUF file of quant Q8_0: choose one of a-IQ1_S, b-IQ1_S$"):
+        files_at(tmp_path, "Q8_0")
+
+
+@pytest.mark.parametrize("name", ["model.GGUF", "sha256-0123", "model.bin"])
+def test_a_gguf_file_is_known_by_its_first_bytes(tmp_path: Path, name: str) -> None:
+    path = write_tiny_gguf("qwen2", tmp_path / name)
+    assert hub.resolve(str(path)).weights == (path,)
+    with open_model(str(path)) as source:
+        assert source.weight_files == (path,)
+    assert model_facts(hub.resolve(path), "qwen2").n_params > 0
+    path.write_bytes(b"GGML")
+    if path.suffix != ".GGUF":
+        with pytest.raises(HubError, match="is no model file"):
+            hub.resolve(path)
+
+
+def test_a_directory_may_hold_its_gguf_in_capitals(tmp_path: Path) -> None:
+    write(tmp_path, {"model.GGUF": b""})
+    assert files_at(tmp_path).weights == (tmp_path / "model.GGUF",)

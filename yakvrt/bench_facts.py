@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import __version__
+from .model_files import is_gguf
 
 if TYPE_CHECKING:
     from yakvrt.engine import Engine
@@ -80,7 +81,7 @@ def _label(n_params: int) -> str:
 
 def _tensors(path: Path) -> list[tuple[str, int, int]]:
     """Type, number of elements and bytes of every tensor in a weight file."""
-    if path.suffix == ".gguf":
+    if is_gguf(path):
         from gguf_tools.reader import GGUFFile
 
         with GGUFFile(path) as file:

@@ -53,7 +53,7 @@ def files_at(path: Path, quant: str | None = None, name: str | None = None) -> M
         raise HubError(
             f"{path} does not exist: check the path, or list the known names with 'python -m yakvrt models'"
         )
-    if path.suffix not in (".gguf", ".safetensors"):
+    if path.suffix != ".safetensors" and not is_gguf(path):
         raise HubError(
             f"{path} is no model file: give a .gguf file, a .safetensors file or a directory of them"
         )
@@ -73,7 +73,7 @@ def assemble(name: str, directory: Path, weights: Iterable[str]) -> ModelFiles:
             f"{directory} lacks {missing[0]} ({len(missing)} of {len(paths)} weight files are missing): "
             "fetch the model again"
         )
-    if paths[0].suffix == ".gguf":  # a GGUF file carries its own configuration and tokenizer
+    if is_gguf(paths[0]):  # a GGUF file carries its own configuration and tokenizer
         return ModelFiles(name, directory, paths, None, None, None, None)
 
     def beside(*names: str) -> Path | None:
@@ -92,6 +92,17 @@ def assemble(name: str, directory: Path, weights: Iterable[str]) -> ModelFiles:
         beside("generation_config.json"),
         beside("tokenizer_config.json"),
     )
+
+
+def is_gguf(path: Path) -> bool:
+    """Tells a GGUF file by its name, else by its first bytes: those that Ollama keeps have no suffix."""
+    if path.suffix.lower() == ".gguf":
+        return True
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == b"GGUF"
+    except OSError:
+        return False
 
 
 def list_files(directory: Path, *, nested: bool) -> list[str]:
@@ -143,9 +154,9 @@ def choose_weights(
     groups: dict[str, str] = {}
     for name in sorted(known):
         base = PurePosixPath(name).name
-        if base.endswith(".gguf") and not SIDE_WEIGHTS.fullmatch(base):
+        if base.lower().endswith(".gguf") and not SIDE_WEIGHTS.fullmatch(base):
             split = SPLIT_NAME.fullmatch(name)
-            groups.setdefault(split["stem"] if split else name.removesuffix(".gguf"), name)
+            groups.setdefault(split["stem"] if split else name[: -len(".gguf")], name)
     if not groups:
         pickled = any(name.endswith((".bin", ".pt", ".pth")) for name in known)
         reason = (
@@ -172,6 +183,10 @@ def _pick_quant(groups: dict[str, str], quant: str | None, where: str, strict: b
     if quant is None and len(groups) == 1:
         return next(iter(groups.values()))
     listed = ", ".join(sorted(PurePosixPath(stem).name for stem in groups)[:20])
+    if quant is None and not strict:
+        stem, name = min(groups.items())
+        one = f"{where}/{name}" if os.path.isdir(where) else f"{where}:{PurePosixPath(stem).name}"
+        raise HubError(f"{where} holds {len(groups)} models ({listed}): give one of them, as {one}")
     raise HubError(f"{where} holds no GGUF file of quant {quant or DEFAULT_QUANT}: choose one of {listed}")
 
 

@@ -17,7 +17,7 @@ from gguf_tools.split import open_split
 from .config import ConfigError, ModelConfig, config_from_gguf, config_from_json
 from .gguf_source import gguf_tensors
 from .hub import resolve
-from .model_files import ModelFiles
+from .model_files import ModelFiles, is_gguf
 from .no_tokenizer import NoTokenizer
 from .safetensors_source import SafetensorsSource
 from .sampler import SamplingParams
@@ -64,7 +64,7 @@ def open_model(
         yield _dummy(Path(model))
         return
     files = resolve(model, offline=offline, progress=progress)
-    if files.weights[0].suffix == ".gguf":
+    if is_gguf(files.weights[0]):
         with open_split(files.weights) as file:
             config = config_from_gguf(file.metadata, file.tensors)
             architecture = file.metadata["general.architecture"]
@@ -126,7 +126,7 @@ def _dummy(path: Path) -> ModelSource:
         )
     if not file.is_file():
         raise ValueError(f"{path} holds no config.json; --load-format dummy needs a directory with one")
-    if file.suffix == ".gguf":
+    if is_gguf(file):
         with open_split((file,)) as gguf:
             config = config_from_gguf(gguf.metadata, gguf.tensors)
     else:

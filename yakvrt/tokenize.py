@@ -63,10 +63,11 @@ def _load_tokenizer(model: str, *, offline: bool) -> Tokenizer:
     """The tokenizer of a model, without its weights."""
     from gguf_tools.reader import GGUFFile
     from yakvrt import hub
+    from yakvrt.model_files import is_gguf
     from yakvrt.tokenizer import tokenizer_from_files, tokenizer_from_gguf
 
     files = hub.resolve(model, offline=offline)
-    if files.weights[0].suffix == ".gguf":
+    if is_gguf(files.weights[0]):
         with GGUFFile(files.weights[0]) as file:
             return tokenizer_from_gguf(file.metadata)
     if files.tokenizer is None:
