@@ -61,8 +61,10 @@ def test_tools_and_tool_calls_render_as_stock_jinja_does() -> None:
         {"role": "tool", "content": "4"},
         {"role": "assistant", "content": "Four."},
     ]
-    text = render(QWEN3, messages, tools=[TOOL], add_generation_prompt=True)
-    assert text == stock_render(QWEN3, messages, tools=[TOOL], add_generation_prompt=True)
+    for add in (True, False):
+        given = messages[: -1 if add else None]
+        text = render(QWEN3, given, tools=[TOOL], add_generation_prompt=add)
+        assert text == stock_render(QWEN3, given, tools=[TOOL], add_generation_prompt=add)
     assert "é <b> & 'x'" in text  # tojson does not escape for HTML
 
 
@@ -108,6 +110,37 @@ def test_tool_template_is_chosen_when_there_are_tools() -> None:
 def test_a_template_can_refuse_messages() -> None:
     with pytest.raises(ValueError, match=r"roles must alternate\)"):
         render("{{ raise_exception('roles\n must alternate') }}")
+
+
+def test_an_assistants_last_message_is_continued() -> None:
+    """After the prompt for an answer, as it stands: nothing is stripped, nothing ends it."""
+    begun = {"role": "assistant", "content": " 1, 2,\n"}
+    for kwargs in ({}, {"enable_thinking": False}):
+        before = stock_render(QWEN3, HELLO, add_generation_prompt=True, **kwargs)
+        assert render(QWEN3, [*HELLO, begun], **kwargs) == before + begun["content"]
+    assert render(QWEN3, [*HELLO, begun], add_generation_prompt=False).endswith("<|im_end|>\n")
+    plain = "{% for m in messages %}{{ m.content | trim }}|{% endfor %}>"
+    assert render(plain, [*HELLO, begun, *HELLO, begun]) == "Hello!|1, 2,|Hello!|> 1, 2,\n"
+    assert render(plain, [begun]) == "> 1, 2,\n"
+    with pytest.raises(ValueError, match="none comes before the assistant's"):
+        render("{{ messages[0].role }}", [begun])
+    assert render(plain, [*HELLO, {"role": "assistant", "content": None}]) == "Hello!|>"
+
+
+@pytest.mark.parametrize(
+    ("last", "words"),
+    [
+        ([{"content": "a"}, {"content": "b"}], "both an assistant's"),
+        ([{"content": "", "tool_calls": [{"function": {}}]}], "with tool_calls"),
+        ([{"content": "a", "reasoning_content": "hm"}], "with reasoning_content"),
+        ([{"content": [{"type": "text", "text": "a"}]}], "no text"),
+    ],
+)
+def test_last_messages_that_cannot_be_continued(last: list[dict[str, Any]], words: str) -> None:
+    messages = [*HELLO, *({"role": "assistant"} | each for each in last)]
+    with pytest.raises(ValueError, match=words):
+        render("x", messages)
+    assert render("x", messages, add_generation_prompt=False) == "x"
 
 
 @pytest.mark.parametrize(

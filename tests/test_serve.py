@@ -388,8 +388,34 @@ def test_tokens_and_templates(served: Served) -> None:
     ).json()["prompt"]
     assert prompt == "<|im_start|>system\na\nb<|im_end|>\nhey<|im_start|>assistant\n"
     call = {"type": "function", "function": {"name": "f", "arguments": '{"a": "\\ud800"}'}}
-    error = served.refused("/apply-template", messages=[{"role": "assistant", "tool_calls": [call]}])
-    assert error["param"] == "messages"
+    called, told = {"role": "assistant", "tool_calls": [call]}, {"role": "tool", "content": "x"}
+    error = served.refused("/apply-template", messages=[called, told])
+    assert (error["param"], "surrogates" in error["message"]) == ("messages", True)
+
+
+def test_an_assistants_last_message_is_continued(served: Served) -> None:
+    """Over HTTP and in the library; the answer is what follows."""
+    user, begun = {"role": "user", "content": "Count"}, {"role": "assistant", "content": "1, 2,"}
+    messages: Any = [user, begun]
+    prompt = served.post("/apply-template", messages=messages).json()["prompt"]
+    assert prompt == "<|im_start|>user\nCount<|im_end|>\n<|im_start|>assistant\n1, 2,"
+    same: dict[str, Any] = {"temperature": 0, "max_tokens": 6}
+    expected = served.post("/v1/completions", prompt=prompt, **same).json()["choices"][0]["text"]
+    for more in ({}, {"continue_final_message": True}):
+        made = served.post(CHAT, messages=messages, **same, **more).json()
+        assert made["choices"][0]["message"]["content"] == expected
+    assert served.model.scheduler.submit(messages, **same).result(30) == expected
+    calls = [{"type": "function", "function": {"name": "f", "arguments": "{}"}}]
+    for wrong, words in (
+        ([user, begun, begun], "both an assistant's"),
+        ([user, {"role": "assistant", "tool_calls": calls}], "with tool_calls"),
+    ):
+        for path in (CHAT, "/apply-template"):
+            error = served.refused(path, messages=wrong)
+            assert (error["param"], words in error["message"]) == ("messages", True)
+    for last, value in ((begun, False), (user, True)):
+        error = served.refused(CHAT, messages=[user, last], continue_final_message=value)
+        assert error["param"] == "continue_final_message"
 
 
 def test_props_health_and_metrics(served: Served) -> None:

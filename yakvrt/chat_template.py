@@ -51,9 +51,15 @@ class ChatTemplate:
     ) -> str:
         """Render the messages; keyword arguments (enable_thinking, date_string) reach the template unchanged.
 
+        With a generation prompt, an assistant's message at the end is gone on with: as llama-server does,
+        its content follows the prompt for an answer to those before it.
+
         Raises: ValueError when the messages are malformed, or the template is, refuses them or runs wild.
         """
         _check_messages(messages)
+        begun = ""
+        if add_generation_prompt and messages[-1]["role"] == "assistant":
+            begun, messages = _begun_answer(messages), messages[:-1]
         name = self._choose(tools)
         values = {
             "documents": None,
@@ -65,9 +71,11 @@ class ChatTemplate:
         }
         with self._lock:
             try:
-                return self._render(name, values)
+                return self._render(name, values) + begun
             except Exception as error:  # a template is a foreign program: anything can come
                 reason = " ".join(str(error).split())[:300] or type(error).__name__
+                if not messages:
+                    reason = f"none comes before the assistant's: {reason}"
                 raise ValueError(
                     f"the chat template cannot render these messages ({reason}); change them or use --raw"
                 ) from None
@@ -120,6 +128,23 @@ def _check_messages(messages: Sequence[Mapping[str, Any]]) -> None:
     for index, message in enumerate(messages):
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise ValueError(f'message {index} has no role; write {{"role": "user", "content": "Hello"}}')
+
+
+def _begun_answer(messages: Sequence[Mapping[str, Any]]) -> str:
+    """The text of the last message. Raises: ValueError when it cannot be gone on with."""
+    last = messages[-1]
+    if len(messages) > 1 and messages[-2]["role"] == "assistant":
+        raise ValueError("the last two messages are both an assistant's, and one can be continued; join them")
+    for name in ("tool_calls", "reasoning_content"):
+        if last.get(name):
+            raise ValueError(
+                f"the last message is an assistant's with {name}, and only a text can be continued; leave "
+                f"{name} out or add the message that follows"
+            )
+    content = last.get("content")
+    if not isinstance(content, str | None):
+        raise ValueError("the last message is an assistant's, and its content is no text to continue")
+    return content or ""
 
 
 def _raise_exception(message: object) -> NoReturn:

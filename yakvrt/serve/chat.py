@@ -92,6 +92,7 @@ async def chat_completions(http: HttpRequest) -> Response:
     model = service.model
     asked = as_struct(await read_object(http, service.settings.max_body_bytes), ChatRequest)
     check_choices(asked.n, 1)
+    asked.check_continuing()
     vocab_size = model.engine.config.vocab_size
     tools = asked_tools(asked, model.tokenizer.tool_format)
     grammar = tools.grammar if tools and tools.grammar else asked_grammar(asked)

@@ -55,7 +55,6 @@ ONLY: dict[str, tuple[Any, ...]] = {
     "length_penalty": (1,),
     "reasoning_format": ("none",),
     "add_generation_prompt": (True,),
-    "continue_final_message": (False,),
     "skip_special_tokens": (True,),
     "include_stop_str_in_output": (False,),
     "return_tokens": (False,),

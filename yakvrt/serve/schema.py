@@ -85,6 +85,17 @@ class ChatRequest(Sampling, kw_only=True):
     tools: list[dict[str, Any]] = []
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
+    continue_final_message: bool | None = None
+
+    def check_continuing(self) -> None:
+        """Raises: ApiError where it says otherwise than the last message."""
+        role = self.messages[-1].get("role") if self.messages else None
+        if self.continue_final_message not in (None, role == "assistant"):
+            raise ApiError(
+                "an assistant's last message is continued and no other is; change continue_final_message or "
+                "leave it out",
+                param="continue_final_message",
+            )
 
     @property
     def n_logprobs(self) -> int | None:
