@@ -37,7 +37,7 @@ def flags(*argv: str) -> argparse.Namespace:
     return parse(generate.build_parser(), argv)
 
 
-def python(*args: str, **kwargs: Any) -> subprocess.CompletedProcess[str]:
+def python(*args: str | bytes, **kwargs: Any) -> subprocess.CompletedProcess[str]:
     kwargs = {"capture_output": True, "text": True, "timeout": 120, **kwargs}
     return subprocess.run([sys.executable, *args], **kwargs)
 
@@ -218,6 +218,24 @@ def test_text_is_taken_as_it_is_less_one_newline() -> None:
     assert unescape(r"a\nb\t\\n\x41\q\"") == 'a\nb\t\\nA\\q"'
 
 
+def test_escapes_are_bytes_as_llama_cpps_are() -> None:
+    assert unescape(r"\xe6\xbc\xa2") == "漢"
+    assert unescape(r"漢\xe5\xad\x97\n") == "漢字\n"
+    assert unescape(r"\x4") == r"\x4"
+    assert unescape("\ud800") == "\ud800"
+    for text, byte in ((r"\xe6 a", "xe6"), (r"漢\xa2", "xa2"), (r"\xe6漢", "xe6"), (r"\n\xff", "xff")):
+        with pytest.raises(ValueError, match=rf"^an escape \\{byte} begins no UTF-8 character; --no-escape"):
+            unescape(text)
+
+
+def test_escapes_that_are_no_text_end_with_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    for argv, code in ((["-p", r"\xff"], 1), (["-p", "x", "-r", r"\xff"], 2)):
+        assert generate.main(argv) == code
+        error = capsys.readouterr().err
+        assert "begins no UTF-8 character" in error
+        assert error.count("\n") == 1
+
+
 def fail(error: BaseException) -> Callable[[], int]:
     def verb() -> int:
         raise error
@@ -336,6 +354,27 @@ def test_the_ways_to_give_a_prompt_agree(model: tuple[str, ...], tmp_path: Path)
     assert streamed.stderr.startswith("prompt: ")
     system = answer(model, "-n", "1", "-p", "Say hello.", "-sys", "You are a cat.")
     assert system["prompt_ids"] != texts[0]["prompt_ids"]
+
+
+def test_arguments_are_utf8_in_any_locale(model: tuple[str, ...]) -> None:
+    golden = python("-m", "yakvrt.tokenize", *model, "--chat", "-p", "漢字", "-sys", "犬")
+    assert golden.returncode == 0, golden.stderr
+    plain = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    shown = python("-m", "yakvrt.tokenize", *model, "--chat", "-p", "漢字", "-sys", "犬", env=plain)
+    assert (shown.returncode, shown.stdout) == (0, golden.stdout)
+    for env in (plain, None):
+        shown = python("-m", "yakvrt.tokenize", *model, "-p", b"\xe6", env=env)
+        assert shown.returncode == 1
+        assert "not valid Unicode" in shown.stderr
+
+
+def test_tokenize_refuses_ids_that_are_none(model: tuple[str, ...]) -> None:
+    assert python("-m", "yakvrt.tokenize", *model, "--ids", "49151").returncode == 0
+    shown = python("-m", "yakvrt.tokenize", *model, "--ids", "5,49152")
+    assert (shown.returncode, shown.stdout) == (1, "")
+    assert shown.stderr == (
+        "yakvrt: error: token id 49152 is outside the vocabulary; ids run from 0 to 49151\n"
+    )
 
 
 def test_stops_and_seeds(model: tuple[str, ...]) -> None:

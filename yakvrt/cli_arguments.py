@@ -13,7 +13,7 @@ from yakvrt.cli_parsing import kind
 from yakvrt.device_arguments import add_device_arguments, device_keywords, threads_of
 from yakvrt.kvcache import METHODS
 from yakvrt.machine_arguments import add_machine_arguments, machine_keywords
-from yakvrt.prompt_text import unescape
+from yakvrt.prompt_text import argument_text, unescape
 from yakvrt.terminal import Bar, UsageError, counted, note
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def _key_values(text: str) -> dict[str, str]:
 
 
 def _object(text: str) -> dict[str, Any]:
-    value = json.loads(text)
+    value = json.loads(argument_text(text))
     if not isinstance(value, dict):
         raise ValueError(text)
     return value
@@ -133,7 +133,7 @@ def add_prompt_arguments(parser: argparse.ArgumentParser, *, ids_flag: str | Non
     """The ways to give a text."""
     group = parser.add_argument_group("prompt")
     source = group.add_mutually_exclusive_group()
-    source.add_argument("-p", "--prompt", metavar="TEXT", help="the text; - reads stdin")
+    source.add_argument("-p", "--prompt", type=argument_text, metavar="TEXT", help="the text; - reads stdin")
     source.add_argument("-f", "--file", metavar="FILE", help="the text from a file")
     if ids_flag:
         source.add_argument(
@@ -155,7 +155,7 @@ def add_prompt_arguments(parser: argparse.ArgumentParser, *, ids_flag: str | Non
 def add_chat_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of the chat template."""
     add = parser.add_argument_group("chat template").add_argument
-    add("-sys", "--system-prompt", metavar="TEXT", help="the system message")
+    add("-sys", "--system-prompt", type=argument_text, metavar="TEXT", help="the system message")
     add(
         "--chat-template-kwargs",
         type=kind("a JSON object", _object),
@@ -192,6 +192,7 @@ def add_sampling_arguments(parser: argparse.ArgumentParser, *, logprobs: bool = 
         "-r",
         "--reverse-prompt",
         "--stop",
+        type=argument_text,
         action="append",
         dest="stop",
         metavar="TEXT",
@@ -277,9 +278,9 @@ def sampling_overrides(args: argparse.Namespace) -> dict[str, Any]:
         given["logit_bias"] = dict(given["logit_bias"])
     if "stop_ids" in given:
         given["stop_ids"] = frozenset(token for ids in given["stop_ids"] for token in ids)
-    if "stop" in given and getattr(args, "escape", False):
-        given["stop"] = [unescape(stop) for stop in given["stop"]]
     try:
+        if "stop" in given and getattr(args, "escape", False):
+            given["stop"] = [unescape(stop) for stop in given["stop"]]
         SamplingParams(**given)
     except ValueError as error:
         raise UsageError(str(error)) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from pathlib import Path
@@ -15,19 +16,42 @@ if TYPE_CHECKING:
     AnyTokenizer = Tokenizer | NoTokenizer
 
 MAX_TEXT_BYTES = 256 << 20
-ESCAPE = re.compile(r"\\(x[0-9A-Fa-f]{1,2}|[ntr\\'\"])")
-ESCAPED = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\", "'": "'", '"': '"'}
+ESCAPE = re.compile(rb"\\(x[0-9A-Fa-f]{2}|[ntr\\'\"])")
+SURROGATE = re.compile("[\udc80-\udcff]")
+ESCAPED = {b"n": b"\n", b"t": b"\t", b"r": b"\r", b"\\": b"\\", b"'": b"'", b'"': b'"'}
 
 
 def unescape(text: str) -> str:
-    r"""Replace \n, \t, \r, \", \', \\ and \xHH; any other backslash stays."""
-    return ESCAPE.sub(lambda m: ESCAPED.get(m[1]) or chr(int(m[1][1:], 16)), text)
+    r"""Replace \n, \t, \r, \", \', \\ and \xHH, a byte, as llama.cpp does; any other backslash stays.
+
+    Raises: ValueError where the bytes are no UTF-8.
+    """
+
+    def byte(found: re.Match[bytes]) -> bytes:
+        return ESCAPED.get(found[1]) or bytes([int(found[1][1:], 16)])
+
+    data = ESCAPE.sub(byte, text.encode("utf-8", "surrogatepass"))
+    try:
+        return data.decode("utf-8", "surrogatepass")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            rf"an escape \x{data[error.start]:02x} begins no UTF-8 character; --no-escape takes -p and -r "
+            "letter by letter"
+        ) from None
+
+
+def argument_text(text: str) -> str:
+    """The text of an argument, which Python gives as surrogates where the locale has no such characters."""
+    try:
+        return os.fsencode(text).decode("utf-8") if SURROGATE.search(text) else text
+    except UnicodeError:
+        return text  # whoever encodes it says what is wrong
 
 
 def read_text(args: argparse.Namespace) -> str | None:
     """The text of -p, -p - or -f; None when none was given.
 
-    Raises: ValueError when it is too large or not UTF-8.
+    Raises: ValueError when it is too large, or it or its escapes are not UTF-8.
     """
     if args.prompt is not None and args.prompt != "-":
         text = str(args.prompt)

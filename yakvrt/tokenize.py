@@ -47,6 +47,9 @@ def _tokenize(args: argparse.Namespace) -> int:
     text = read_text(args)
     tokenizer = _load_tokenizer(args.model, offline=args.offline)
     if text is None:
+        if wrong := [i for i in args.prompt_ids if i >= tokenizer.vocab_size]:
+            most = tokenizer.vocab_size - 1
+            raise ValueError(f"token id {wrong[0]} is outside the vocabulary; ids run from 0 to {most}")
         print(tokenizer.decode(args.prompt_ids, skip_special=False))
     elif args.chat:
         messages = [] if args.system_prompt is None else [{"role": "system", "content": args.system_prompt}]
