@@ -13,6 +13,8 @@ import pytest
 from test_bad_input_cli import IDS, sentence, yakvrt
 from tiny_files import tiny_copy
 
+from yakvrt.__main__ import MODULES, VERBS
+
 
 def close(*numbers: int) -> Callable[[], None]:
     def before() -> None:
@@ -48,6 +50,17 @@ def test_closed_stderr_and_stdin(tmp_path: Path) -> None:
         code, out, err = yakvrt("-m", model, *IDS, before=close(*numbers))
         assert (code, out[:1], err) == (0, b"{", "")
     assert "stdin is closed" in sentence(yakvrt("-m", model, verb="chat", before=close(0)), 1)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("verb", list(VERBS))
+def test_a_reader_that_has_left_ends_any_help(verb: str, unbuffered: str) -> None:
+    module = MODULES.get(verb, verb).removesuffix(".verb")
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "wb") as stdout:
+        shown = yakvrt("--help", verb=module, stdout=stdout, env={"PYTHONUNBUFFERED": unbuffered})
+    assert shown == (141, b"", "")
 
 
 def python(script: str) -> subprocess.CompletedProcess[str]:

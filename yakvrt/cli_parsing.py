@@ -25,6 +25,10 @@ class Parser(argparse.ArgumentParser):
     def _get_option_tuples(self, option_string: str) -> list[Any]:
         return []  # what else argparse would read "-not a flag" as
 
+    def print_help(self, file: Any = None) -> None:
+        """Raises: OSError, which argparse's own hides."""
+        print(self.format_help(), end="", file=file)
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"yakvrt: error: {' '.join(message.split())} (see {self.prog} --help)\n")
 

@@ -67,7 +67,11 @@ def run(verb: Callable[[], int]) -> int:
     try:
         _open_streams()
         with _interruptible(signals):
-            code = verb()
+            try:
+                code = verb()
+            except SystemExit:  # of --help
+                sys.stdout.flush()
+                raise
             sys.stdout.flush()
             return code
     except BrokenPipeError:
