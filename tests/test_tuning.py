@@ -83,6 +83,16 @@ def test_without_a_home_directory_nothing_was_measured(monkeypatch: pytest.Monke
         save("D", "link", {"a": 1})
 
 
+def test_a_directory_that_takes_no_file_is_told_with_the_remedy(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("YAKVRT_CACHE", str(tmp_path / "file" / "cache"))
+    told = r"cannot be written \(Not a directory\): set YAKVRT_CACHE to a writable directory$"
+    with pytest.raises(RuntimeError, match=told):
+        save("D", "link", {"a": 1})
+
+
 def test_what_load_would_refuse_is_not_written() -> None:
     with pytest.raises(TuningError, match="no number of 0 or more"):
         save("D", "link", {"a": float("inf")})

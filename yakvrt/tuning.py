@@ -64,19 +64,26 @@ def save(device_name: str, section: str, values: Section) -> Path:
     """Replaces one section and keeps the others, unless the file is broken. Seen whole or not at all; of
     several that save at once none loses its section.
 
-    Raises: TuningError for a value that load() would refuse, OSError where the directory takes no file,
-    RuntimeError where there is none.
+    Raises: TuningError for a value that load() would refuse, RuntimeError where there is no directory for it
+        or that takes no file.
     """
     path = tuning_path(device_name)
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with _locked(path.parent):
-        sections = load(device_name) or {}
-        content = {"version": VERSION, "device": device_name, "sections": {**sections, section: values}}
-        _check_tree(content["sections"], 0)
-        text = json.dumps(content, indent=1) + "\n"  # ASCII: names may hold halves of characters
-        if len(text) > MAX_BYTES:
-            raise TuningError(f"{path} would be over {MAX_BYTES >> 10} KiB; remove it, then measure again")
-        write_whole(path, text.encode())
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with _locked(path.parent):
+            sections = load(device_name) or {}
+            content = {"version": VERSION, "device": device_name, "sections": {**sections, section: values}}
+            _check_tree(content["sections"], 0)
+            text = json.dumps(content, indent=1) + "\n"  # ASCII: names may hold halves of characters
+            if len(text) > MAX_BYTES:
+                raise TuningError(
+                    f"{path} would be over {MAX_BYTES >> 10} KiB; remove it, then measure again"
+                )
+            write_whole(path, text.encode())
+    except OSError as error:
+        raise RuntimeError(
+            f"{path} cannot be written ({error.strerror}): set YAKVRT_CACHE to a writable directory"
+        ) from error
     return path
 
 
