@@ -100,7 +100,7 @@ def test_results_are_the_answers_and_refusals_of_the_server(
     ]
     write(tmp_path / "in.jsonl", requests)
     assert batch() == 0
-    assert "8 requests done, 3 failed" in capsys.readouterr().err
+    assert "5 requests done, 3 failed" in capsys.readouterr().err
     results = read(tmp_path / "out.jsonl")
     assert set(results) == {each["custom_id"] for each in requests}
     assert all(each["error"] is None for each in results.values())
@@ -229,6 +229,17 @@ def test_wrong_files(
         fcntl.flock(other, fcntl.LOCK_EX)
         assert batch() == 1
     assert "another run writes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["", "\n\n"])
+def test_a_file_without_requests_is_said(
+    batch: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str
+) -> None:
+    source, output = files(tmp_path)
+    source.write_text(content)
+    assert batch("-m", "/nowhere") == 1
+    assert f"{source} holds no requests; give some, one a line" in capsys.readouterr().err
+    assert output.read_bytes() == b""
 
 
 def test_from_stdin_to_stdout(model: Path, tmp_path: Path) -> None:

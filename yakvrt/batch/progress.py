@@ -74,8 +74,9 @@ class Progress:
         if not self._n_done and self._began is None:
             return
         read, written = (counted(n, "token") for n in (self._prompt_tokens, self._written_tokens))
+        answered = counted(self._n_done - self._n_failed, "request")
         note(
-            f"{counted(self._n_done, 'request')} done, {self._n_failed} failed | prompts: {read}, answers: "
+            f"{answered} done, {self._n_failed} failed | prompts: {read}, answers: "
             f"{written} in {elapsed_s:.1f} s, {self._written_tokens / elapsed_s:.1f} tokens/s"
         )
         if self._n_done < self._n_total:

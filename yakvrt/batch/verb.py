@@ -34,6 +34,8 @@ def _batch(args: argparse.Namespace) -> int:
         if results.same_file(args.input):
             raise terminal.UsageError(f"{args.output} is the input; give another output")
         requests.check(results.held, results.path)
+        if not len(requests):
+            raise ValueError(f"{requests.path} holds no requests; give some, one a line")
         if results.torn_bytes:
             terminal.note(f"{results.path}: dropped a result that a run before had not written whole")
         n_left = len(requests) - len(results.held)
