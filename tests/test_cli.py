@@ -459,6 +459,14 @@ def test_chat_refuses_what_is_no_command(model: tuple[str, ...], tmp_path: Path)
     ]
 
 
+def test_piped_messages_that_are_all_refused_end_with_1(model: tuple[str, ...]) -> None:
+    long = "word " * 300
+    for lines, code in ((f"{long}\n{long}\n", 1), (f"{long}\nhi\n", 0), ("/help\n", 0)):
+        shown = python("-m", "yakvrt.chat", *model, "-n", "2", "-c", "128", input=lines)
+        assert shown.returncode == code, shown.stderr
+        assert shown.stderr.count("; /clear starts over") == lines.count(long)
+
+
 def test_tokenize_goes_both_ways(model: tuple[str, ...]) -> None:
     ids = python("-m", "yakvrt.tokenize", *model, "-p", "Hello world")
     assert json.loads(ids.stdout) == [19556, 905]

@@ -75,7 +75,7 @@ def _chat(args: argparse.Namespace) -> int:
             _converse(talk)
         finally:
             session.close()
-    return 0
+    return 1 if talk.was_refused and not sys.stdin.isatty() else 0
 
 
 class Conversation:
@@ -94,7 +94,7 @@ class Conversation:
         self._params = params
         self._start = [] if system is None else [{"role": "system", "content": system}]
         self._template_kwargs = template_kwargs
-        self._n_answers = 0
+        self._n_answers = self._n_refused = 0
         self._attached = ""
         self.messages: list[dict[str, str]] = list(self._start)
 
@@ -105,6 +105,11 @@ class Conversation:
             self._attached = ""
         else:
             self.messages.pop()
+
+    @property
+    def was_refused(self) -> bool:
+        """Whether no message was answered of those that there were."""
+        return self._n_refused > 0 and not self._n_answers
 
     def again(self) -> None:
         """Answer the last message once more."""
@@ -156,6 +161,7 @@ class Conversation:
                 bar.close()
         except ValueError as error:
             terminal.note(f"error: {terminal.one_line(error)}; /clear starts over")
+            self._n_refused += 1
             return False
         terminal.end_line(sequence.text)
         if sequence.finish_reason == "length":
