@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -106,6 +107,66 @@ def test_an_end_while_loading_or_beyond_the_limit(tmp_path: Path) -> None:
         assert time.monotonic() - started_at < 15
         assert process.stderr is not None
         assert "Traceback" not in process.stderr.read()
+
+
+def n_waiting(url: str) -> float:
+    found = re.search(r"^yakvrt:requests_deferred (\S+)$", httpx.get(f"{url}/metrics").text, re.MULTILINE)
+    return float(found[1]) if found else 0
+
+
+@pytest.mark.parametrize("pause_s", [0.0, 0.3])
+def test_a_second_signal_ends_answers(tmp_path: Path, pause_s: float) -> None:
+    """As the limit does, in streams and whole ones; one line is said of it all."""
+    write_tokenizer(tiny_copy("qwen3", tmp_path / "tiny"))
+    with started("-m", str(tmp_path / "tiny"), "-c", "4096", "-np", "2", "--no-warmup") as (process, url):
+        ready(url)
+        body = {"prompt": "x", "ignore_eos": True, "n": 20}
+        ask = {"method": "POST", "url": f"{url}/v1/completions", "timeout": 60}
+        with (
+            ThreadPoolExecutor(1) as clients,
+            httpx.stream(**ask, json=body | {"stream": True}) as stream,
+        ):
+            whole = clients.submit(lambda: httpx.request(**ask, json=body))
+            lines = stream.iter_lines()
+            next(lines)
+            while n_waiting(url) <= 18:
+                time.sleep(0.01)
+            process.send_signal(signal.SIGINT)
+            time.sleep(pause_s)
+            process.send_signal(signal.SIGINT)
+            started_at = time.monotonic()
+            rest = [line for line in lines if line.startswith("data: ")]
+            assert json.loads(rest[-2][6:])["error"]["code"] == "shutting_down"
+            assert rest[-1] == "data: [DONE]"
+            assert whole.result(30).json()["error"]["code"] == "shutting_down"
+        assert process.wait(30) == 0
+        assert time.monotonic() - started_at < 10
+        assert process.stderr is not None
+        loaded, told = process.stderr.read().splitlines()
+        assert "is ready" in loaded
+        assert told.startswith("yakvrt: shutting down")
+
+
+def test_a_client_that_does_not_read_holds_up_no_end(tmp_path: Path) -> None:
+    write_tokenizer(tiny_copy("qwen3", tmp_path / "tiny"))
+    flags = ("-m", str(tmp_path / "tiny"), "-c", "2048", "-np", "2", "--no-warmup")
+    with started(*flags) as (process, url), socket.socket() as client:
+        ready(url)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", int(url.rpartition(":")[2])))
+        body = {"prompt": "x", "ignore_eos": True, "n": 4, "stream": True, "logprobs": 20}
+        data = json.dumps(body).encode()
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(data)}\r\n\r\n"
+        client.sendall(head.encode() + data)
+        while n_waiting(url) > 1:  # megabytes, more than the system holds for it
+            time.sleep(0.05)
+        for _ in range(2):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.2)
+        assert process.wait(10) == 0
+        assert process.stderr is not None
+        _, told = process.stderr.read().splitlines()
+        assert told.startswith("yakvrt: shutting down")
 
 
 def test_a_model_that_is_none_ends_it(tmp_path: Path) -> None:

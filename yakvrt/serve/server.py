@@ -7,6 +7,7 @@ import contextlib
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
@@ -18,7 +19,9 @@ from yakvrt.serve.service import Model, Service
 from yakvrt.serve.settings import KEEP_ALIVE_S, MAX_HEAD_BYTES
 from yakvrt.terminal import note
 
-CLOSE_S = 10  # for clients to read that their answer was ended
+CLOSE_S = 10.0  # for clients to read that their answer was ended
+HURRY_S = 2.0  # the same after a second signal
+POLL_S = 0.05
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -41,11 +44,11 @@ class Server(uvicorn.Server):
                 proxy_headers=False,
                 server_header=False,
                 timeout_keep_alive=KEEP_ALIVE_S,
-                timeout_graceful_shutdown=round(settings.drain_s) + CLOSE_S,
                 h11_max_incomplete_event_size=MAX_HEAD_BYTES,
             )
         )
         self._service, self._announce = service, announce
+        self._is_hurried = False
         self._socket = listen(settings.host, settings.port)
         self.port: int = self._socket.getsockname()[1]
 
@@ -64,16 +67,34 @@ class Server(uvicorn.Server):
         self._announce()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Ends the answers that are not complete at the limit; their clients are told so."""
-        loop = asyncio.get_running_loop()
-        timer = loop.call_later(
-            self._service.settings.drain_s, lambda: loop.run_in_executor(None, self._service.close)
-        )
+        """Ends the answers that are not complete at the limit, or at a second signal; their clients are told
+        so, and cut off when they do not read it.
+        """
+        ending = asyncio.ensure_future(self._end_answers())
         await super().shutdown(sockets)
-        timer.cancel()
+        ending.cancel()
+
+    async def _end_answers(self) -> None:
+        await self._pause(self._service.settings.drain_s)
+        await asyncio.get_running_loop().run_in_executor(None, self._service.close)
+        await self._pause(CLOSE_S)
+        if self._is_hurried:
+            await asyncio.sleep(HURRY_S)
+        for connection in tuple(self.server_state.connections):
+            connection.transport.abort()
+        await asyncio.sleep(
+            POLL_S
+        )  # they end as those do whose client leaves; cancelled, each would be logged
+        self.force_exit = True
+
+    async def _pause(self, seconds: float) -> None:
+        """Until then, or a second signal."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and not self._is_hurried:
+            await asyncio.sleep(POLL_S)
 
     def answer(self) -> None:
-        """Serves until stop() or a signal. A second signal does not wait for answers."""
+        """Serves until stop() or a signal."""
         try:
             self.run(sockets=[self._socket])
         finally:
@@ -100,9 +121,9 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.should_exit:
-            self.force_exit = True
+            self._is_hurried = True
         else:
-            note("shutting down when the answers under way are complete")
+            note("shutting down when the answers under way are complete; a second signal ends them now")
             self.should_exit = True
 
 
