@@ -128,8 +128,8 @@ def build_parser() -> argparse.ArgumentParser:
     """The verb's flags."""
     parser = Parser(
         "perplexity",
-        "Perplexity of a text over windows of --ctx-size tokens, the second half scored: in one pass, with --kv"
-        " (also full) decoded token by token, as what a KV method reads takes.",
+        "Perplexity of a text over windows of --ctx-size tokens, the second half scored: in one pass, or with"
+        " --kv (also full) decoded token by token, as what a KV method reads takes.",
     )
     add_prompt_arguments(parser, ids_flag=None)
     add = parser.add_argument_group("scoring").add_argument
