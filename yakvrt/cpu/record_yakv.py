@@ -60,7 +60,7 @@ def _record_partials(
     group, head_dim, n_tokens = shape.group, shape.head_dim, 64 * rows.n_blocks
     units = recorder.capacity * recorder.n_kv_heads
     n_runs = -(-rows.n_blocks // BLOCKS_PER_RUN)
-    weights = memory.shared("yakv_weights", units * shape.weight_rows * n_tokens * 4)
+    weights = memory.shared("yakv_weights", units * shape.weight_rows * n_tokens * 2)
     run_stats = memory.shared("yakv_run_stats", units * n_runs * group * 8)
     block_sums = memory.shared("yakv_block_sums", units * group * n_runs * BLOCKS_PER_RUN * 4)
     sums = memory.shared("split_sums", units * group * MAX_PARTIALS * head_dim * 4)
@@ -92,7 +92,7 @@ def _record_partials(
         batch.n_rows,
         scale,
         weights,
-        n_tokens * 4,
+        n_tokens * 2,
         run_stats,
         n_runs,
         block_sums,
@@ -108,7 +108,7 @@ def _record_partials(
         batch.positions,
         batch.n_rows,
         weights,
-        n_tokens * 4,
+        n_tokens * 2,
         run_stats,
         n_runs,
         stats,
@@ -145,7 +145,7 @@ def _record_partials(
         batch.n_rows,
         scale,
         weights,
-        n_tokens * 4,
+        n_tokens * 2,
         run_stats,
         n_runs,
         block_sums,

@@ -257,14 +257,3 @@ def silu(builder: Any, x: Any) -> Any:
     """x / (1 + e^-x)."""
     e = exponential(builder, builder.fsub(const(V16F32, 0.0), x))
     return builder.fdiv(x, builder.fadd(const(V16F32, 1.0), e))
-
-
-def power_of_two(builder: Any, v: Any) -> Any:
-    """2^x, x in [-126, 127], by a degree-5 polynomial, 2.4e-7 relative."""
-    n = round_even(builder, v)
-    r = builder.fsub(v, n)
-    y = const(V16F32, 1.3276470127e-3)
-    for c in (9.6755409613e-3, 5.5507134646e-2, 2.4022120237e-1, 6.9314694405e-1, 1.0000001192):
-        y = fmadd(builder, y, r, const(V16F32, c))
-    exponent = builder.shl(builder.fptosi(n, V16I32), const(V16I32, 23))
-    return builder.bitcast(builder.add(builder.bitcast(y, V16I32), exponent), V16F32)

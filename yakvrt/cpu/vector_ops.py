@@ -205,12 +205,6 @@ def vexp(b: Any, x: Any) -> Any:
     return simd.exponential(b, x)
 
 
-@op(v16f32, v16f32)
-def exp2(b: Any, x: Any) -> Any:
-    """2^x for x in [-126, 127]."""
-    return simd.power_of_two(b, x)
-
-
 @op(f32, f32)
 def scalar_exp(b: Any, x: Any) -> Any:
     return b.extract_element(simd.exponential(b, simd.splat(b, x)), ir.Constant(I32, 0))

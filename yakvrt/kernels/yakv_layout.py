@@ -68,8 +68,8 @@ class YakvShape:
 
     @property
     def weight_rows(self) -> int:
-        """Rows of weights a step keeps per kv head: of its queries, and what else ranks."""
-        return self.group + (self.rule == "mean")
+        """Rows of weights a step keeps per kv head: of its queries, and two for mean logits in float32."""
+        return self.group + 2 * (self.rule == "mean")
 
     @property
     def sink_places(self) -> int:

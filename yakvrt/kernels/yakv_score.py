@@ -23,15 +23,17 @@ from .yakv_store import store_scratch_bytes
 from .yakv_tail import LEAST
 
 LOG2_E = 1.4426950408889634
+RUN_BYTES = BLOCKS_PER_RUN * 256  # of the logits of a query
 
 
 def score_scratch_bytes(group: int, head_dim: int, record_bytes: int) -> int:
     """Scratch of a thread: quantised queries, one row; queries, sums and scores of attention; a block to
-    encode.
+    encode; logits of a run.
     """
     queries = -(-group * record_bytes // 64) * 64 + 8 * head_dim
     attention = group * (2 * head_dim + CHUNK + 16) * 4
-    return -(-queries // 64) * 64 + -(-attention // 64) * 64 + store_scratch_bytes(head_dim)
+    fixed = -(-queries // 64) * 64 + -(-attention // 64) * 64 + store_scratch_bytes(head_dim)
+    return -(-fixed // 64) * 64 + group * RUN_BYTES
 
 
 def make_put_partial(group: int, head_dim: int) -> Any:
@@ -65,13 +67,14 @@ def yakv_score_cpu(*parameters: Any) -> Any:
 
     Args: pools, q, k, v, q_stride, kv_stride, slots, positions, n_rows*, scale*, weights, weights_stride,
     run_stats, n_runs, block_sums, sums, stats, scratch, scratch_stride, q_copy, k_copy (see rms_norm_cpu).
-    Shapes: weights float32 [B, Hk, G, weights_stride / 4], of rule "mean" with a row of mean logits behind
-    those of a head's queries; run_stats float32 [B, Hk, n_runs, G, 2]: maximum and sum of weights of a run
-    of blocks; block_sums float32 [B, Hk, G, n_runs, BLOCKS_PER_RUN] of weights; sums and stats as in
-    merge_partials_cpu, of which the ring is partial 0.
+    Shapes: weights bfloat16 [B, Hk, G, weights_stride / 2], of rule "mean" with a row of mean logits,
+    float32, behind those of a head's queries; run_stats float32 [B, Hk, n_runs, G, 2]: maximum and sum of
+    weights of a run of blocks; block_sums float32 [B, Hk, G, n_runs, BLOCKS_PER_RUN] of weights; sums and
+    stats as in merge_partials_cpu, of which the ring is partial 0.
     """
     from ..cpu import vector_ops as v
     from ..cpu.attention_tiles import make_scores, make_weighted_sum
+    from ..cpu.rough_exponential import normal_exp2, put_weights
     from ..cpu.simd import ELEMENT_BYTES
     from .attend import make_accumulate
     from .higgs_score import make_quantise_query, make_score_blocks, query_bytes
@@ -101,7 +104,8 @@ def yakv_score_cpu(*parameters: Any) -> Any:
     at_row = -(-group * record_bytes // 64) * 64
     at_attention = -(-(at_row + 8 * head_dim) // 64) * 64
     at_encode = at_attention + -(-group * (2 * head_dim + CHUNK + 16) * 4 // 64) * 64
-    head_bytes, place_bytes = head_dim * 4, head_dim * ELEMENT_BYTES[kind]
+    at_logits = score_scratch_bytes(group, head_dim, record_bytes) - group * RUN_BYTES
+    head_bytes, place_bytes, run_bytes = head_dim * 4, head_dim * ELEMENT_BYTES[kind], RUN_BYTES
 
     @v.inline
     def attend(k_cache: int, v_cache: int, place: int, n: int, queries: int, state: int, scores: int) -> None:
@@ -155,30 +159,36 @@ def yakv_score_cpu(*parameters: Any) -> Any:
 
     @v.inline
     def weigh(
-        out: int, stride: int, begin: int, end: int, maxima: int, cell: int, sums: int, sums_stride: int
+        out: int, stride: int, logits: int, n_blocks: int, maxima: int, cell: int, sums: int, sums_stride: int
     ) -> None:
-        """The logits of blocks begin .. end - 1 become weights; their statistics."""
-        if as_mean:
-            share = v.splat(np.float32(1 / group))
-            for j in range(begin * 256, end * 256, 64):
-                total = v.load_f32(out + j)
-                for g in range(1, group):
-                    total = v.add(total, v.load_f32(out + g * stride + j))
-                v.store_f32(out + group * stride + j, v.mul(total, share))
+        """What the logits of a run weigh, and its statistics. out: where its weights begin."""
         to_bits, lowest = v.splat(np.float32(LOG2_E)), v.splat(np.float32(least * LOG2_E))
         for g in range(group):
             negative = v.splat(-v.get_f32(maxima + g * 4) * np.float32(LOG2_E))
-            row = out + g * stride
+            own, row = logits + g * run_bytes, out + g * stride
             v.store_f32(sums + g * sums_stride, v.zero())
-            for block in range(begin, end):
+            for block in range(n_blocks):
                 total = v.zero()
-                for j in range(block * 256, block * 256 + 256, 64):
-                    weight = v.exp2(v.vmax(v.fma(v.load_f32(row + j), to_bits, negative), lowest))
-                    v.store_f32(row + j, weight)
-                    total = v.add(total, weight)
-                v.put_f32(sums + g * sums_stride + (block - begin) * 4, v.hsum(total))
+                for j in range(block * 256, block * 256 + 256, 128):
+                    first = v.fma(v.load_f32(own + j), to_bits, negative)
+                    second = v.fma(v.load_f32(own + j + 64), to_bits, negative)
+                    first = normal_exp2(v.vmax(first, lowest))
+                    second = normal_exp2(v.vmax(second, lowest))
+                    # as they are stored: of a selected row nothing may be left in the tail
+                    total = put_weights(row + j // 2, first, second, total)
+                v.put_f32(sums + g * sums_stride + block * 4, v.hsum(total))
             v.put_f32(cell + g * 8, v.get_f32(maxima + g * 4))
             v.put_f32(cell + g * 8 + 4, v.hsum(v.load_f32(sums + g * sums_stride)))
+
+    @v.inline
+    def average(out: int, logits: int, n_bytes: int) -> None:
+        """Of the queries, where that ranks."""
+        share = v.splat(np.float32(1 / group))
+        for j in range(0, n_bytes, 64):
+            total = v.load_f32(logits + j)
+            for g in range(1, group):
+                total = v.add(total, v.load_f32(logits + g * run_bytes + j))
+            v.store_f32(out + j, v.mul(total, share))
 
     def kernel(thread: int, n_threads: int, counter: int, args: int) -> None:
         pools = v.get_i64(args)
@@ -223,21 +233,34 @@ def yakv_score_cpu(*parameters: Any) -> Any:
                     out = weights + (row * n_heads + head) * weight_rows * weights_stride
                     begin, end = run * BLOCKS_PER_RUN, min((run + 1) * BLOCKS_PER_RUN, n_blocks)
                     maxima = scratch + at_attention
-                    blocks = selector_of(pools, slot, head)
+                    blocks, logits = selector_of(pools, slot, head), scratch + at_logits
                     score_blocks(
                         scratch,
                         blocks,
                         begin,
                         end,
                         n_indexed,
-                        out,
-                        weights_stride,
+                        logits - begin * 256,
+                        run_bytes,
                         maxima,
                         tables,
                         mean_tables,
                     )
                     cell = run_stats + ((row * n_heads + head) * max_runs + run) * group * 8
                     own_sums = block_sums + ((row * n_heads + head) * group * max_runs + run) * 64
-                    weigh(out, weights_stride, begin, end, maxima, cell, own_sums, max_runs * 64)
+                    if as_mean:
+                        means = out + group * weights_stride + begin * 256
+                        average(means, logits, (end - begin) * 256)
+                    own_weights = out + begin * 128
+                    weigh(
+                        own_weights,
+                        weights_stride,
+                        logits,
+                        end - begin,
+                        maxima,
+                        cell,
+                        own_sums,
+                        max_runs * 64,
+                    )
 
     return kernel

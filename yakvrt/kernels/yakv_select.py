@@ -60,7 +60,7 @@ def make_rank(shape: YakvShape) -> Any:
             for j in range(run * run_bytes, min((run + 1) * run_bytes, n * 4), 64):
                 total = v.zero()
                 for g in range(group):
-                    piece = v.load_f32(weights + g * weights_stride + j)
+                    piece = v.load_bf16(weights + g * weights_stride + j // 2)
                     factor = v.splat(v.get_f32(own + g * runs_stride))
                     total = v.fma(piece, factor, total) if as_sum else v.vmax(v.mul(piece, factor), total)
                 largest.store_keys(keys + j, total, 16)

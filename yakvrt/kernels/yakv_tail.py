@@ -80,7 +80,7 @@ def make_logits_of(group: int) -> Any:
     from ..cpu import vector_ops as v
 
     run_tokens = BLOCKS_PER_RUN * 64
-    cut, tiny = np.float32(-np.exp(LEAST) * 1.00001), np.float32(1.2e-38)
+    cut, tiny = np.float32(-np.exp(LEAST) * 1.01), np.float32(1.2e-38)  # 1.01: weights are rounded
 
     @v.inline
     def logits_of(
@@ -95,9 +95,9 @@ def make_logits_of(group: int) -> Any:
     ) -> None:
         for i in range(n):
             token = v.get_i32(ids + i * 4)
-            weight, largest = weights + token * 4, run_stats + token // run_tokens * group * 8
+            weight, largest = weights + token * 2, run_stats + token // run_tokens * group * 8
             for g in range(group):
-                v.put_f32(out + g * stride + i * 4, v.get_f32(weight + g * weights_stride))
+                v.put_f32(out + g * stride + i * 4, v.get_bf16(weight + g * weights_stride))
                 v.put_f32(spare + g * stride + i * 4, v.get_f32(largest + g * 8))
         for g in range(group):
             for j in range(g * stride, g * stride + n * 4, 64):
@@ -139,9 +139,9 @@ def make_add_tail(group: int, head_dim: int) -> Any:
             v.prefetch(values + line)
         for i in range(count):
             token = v.get_i32(ids + i * 4)
-            cell, weight = block_sums + token // 64 * 4, weights + token * 4
+            cell, weight = block_sums + token // 64 * 4, weights + token * 2
             for g in range(group):
-                rest = v.get_f32(cell + g * sums_stride) - v.get_f32(weight + g * weights_stride)
+                rest = v.get_f32(cell + g * sums_stride) - v.get_bf16(weight + g * weights_stride)
                 v.put_f32(cell + g * sums_stride, rest)
         for g in range(group):
             own, total, part = runs + g * runs_stride, v.zero(), v.get_f32(parts + g * 4)
