@@ -23,6 +23,7 @@ from .simd import (
     I8,
     I32,
     I64,
+    READ_ONCE,
     V16F32,
     V16I16,
     V16I32,
@@ -106,7 +107,7 @@ class _TableScorer:
             tiles = [load(builder, at, V64I8, k * self.tile_bytes) for k in range(TILES)]
             ahead = builder.add(block, builder.mul(loop.index, const_i64(256)))
             if self.members.start == 0:
-                emit_prefetch(builder, ahead, self.ahead, 256)
+                emit_prefetch(builder, ahead, self.ahead, 256, READ_ONCE)
             first = builder.mul(loop.index, const_i64(4 * TABLE_BYTES))
             own = [builder.add(table, first) for table in self.tables]
             for j, codes in enumerate(_transposed(builder, tiles)):
@@ -205,7 +206,7 @@ def make_block_scores(kind: str, head_dim: int, group: int) -> Any:
                 block = builder.add(blocks, builder.mul(index, const_i64(block_bytes)))
                 if members.start == 0:
                     scales = builder.add(block, const_i64(behind))
-                    emit_prefetch(builder, scales, scorer.ahead, block_bytes - behind)
+                    emit_prefetch(builder, scales, scorer.ahead, block_bytes - behind, READ_ONCE)
                 own, shifts = slice(members.start, members.stop), None
                 if selector.mean_grid:
                     means, shifts = Scorer(kind, head_dim, members), terms[own]

@@ -82,9 +82,8 @@ class Server(uvicorn.Server):
             await asyncio.sleep(HURRY_S)
         for connection in tuple(self.server_state.connections):
             connection.transport.abort()
-        await asyncio.sleep(
-            POLL_S
-        )  # they end as those do whose client leaves; cancelled, each would be logged
+        # they end as those do whose client leaves; cancelled, each would be logged
+        await asyncio.sleep(POLL_S)
         self.force_exit = True
 
     async def _pause(self, seconds: float) -> None:
