@@ -27,7 +27,7 @@ from gpu_run import GpuRun
 
 from yakvrt.cuda.device import Device
 from yakvrt.cuda.device_kernels import built_kernels
-from yakvrt.cuda.driver import DeviceError
+from yakvrt.cuda.driver import DeviceError, DeviceLost
 
 COPIED_BYTES = 1 << 30  # at once, of the ceilings
 TARGET_MS = 10.0
@@ -130,7 +130,7 @@ def events(cubins: Path, number: int, steps: list[Step], first: int) -> Iterator
                 yield {"step": i, "facts": step.run(device, run)}
             except Exception as error:
                 yield {"step": i, "error": f"{type(error).__name__}: {error}"}
-                if isinstance(error, DeviceError) and not answers(device):
+                if isinstance(error, DeviceLost) or (isinstance(error, DeviceError) and not answers(device)):
                     return
         kernels.close()
 

@@ -65,10 +65,7 @@ class DeviceStates:
         held.copy_rows(0, self._rows, first, n, self._stream)
 
     def free(self) -> None:
-        try:
-            self._stream.synchronise()
-        finally:
-            self._rows.free()
+        self._rows.free()
 
 
 class CudaBackend:
