@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import itertools
 import os
@@ -131,6 +132,29 @@ def test_a_closed_team_and_a_forked_one_refuse(team: KernelTeam) -> None:
             os._exit(0 if "fork" in str(error) else 1)
         os._exit(2)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.parametrize("pause_s", [0.0, 0.003, 0.02])
+def test_the_end_of_a_process_waits_for_a_tape_that_runs(team: KernelTeam, pause_s: float) -> None:
+    """A thread that loads a model may run its first steps then."""
+    tape = chain(team, [np.ones((64, 512), np.float32) for _ in range(400)])
+    ending, refused = Team(2, team.cache), []
+
+    def work() -> None:
+        with contextlib.suppress(RuntimeError):
+            while True:
+                ending.run(tape)
+        refused.append(True)
+
+    caller = threading.Thread(target=work, daemon=True)
+    caller.start()
+    time.sleep(pause_s)
+    end = threading.Thread(target=ending._close, daemon=True)  # as weakref.finalize does at the exit
+    end.start()
+    for thread in (end, caller):
+        thread.join(20)
+        assert not thread.is_alive()
+    assert refused
 
 
 def test_a_dropped_team_ends_its_threads() -> None:

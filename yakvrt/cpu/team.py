@@ -116,6 +116,13 @@ class _Crew:
             self.wake[thread].acquire()
 
 
+def _end(crew: _Crew, caller: threading.Lock, process: int) -> None:
+    """When the last tape is done: at the end of the process another thread may still be in run()."""
+    if os.getpid() == process:
+        with caller:
+            crew.quit()
+
+
 class Team:
     """Threads: the caller of run(), and others that spin for a while between tapes, then sleep.
 
@@ -143,8 +150,8 @@ class Team:
         self._tape: Tape | None = None  # kept while threads may still read it
         self.log: TraceLog | None = None
         self._caller = threading.Lock()
+        self._close = weakref.finalize(self, _end, self._crew, self._caller, self._process)
         self._callers_mask = threading.local()
-        self._close = weakref.finalize(self, self._crew.quit)
 
     def run(self, tape: Tape, threads: np.ndarray | None = None) -> None:
         """Replays the tape on some threads, or on all; returns when they are done."""
@@ -198,9 +205,7 @@ class Team:
 
     def close(self) -> None:
         """Ends the threads; further calls do nothing."""
-        with self._caller:
-            if os.getpid() == self._process:
-                self._close()
+        self._close()
 
     def _trace(self, log: TraceLog, tape: Tape, n_active: int) -> int:
         """How many words of the log the next job will take."""

@@ -99,6 +99,7 @@ class CudaBackend:
         self._fetched: PinnedMemory | None = None
         self._log: TraceLog | None = None
         self._close = weakref.finalize(self, _give_back, device, self._streams, self._kernels, self._held)
+        self._close.atexit = False  # another thread may still load; the driver gives back what a process had
 
     def close(self) -> None:
         """Waits for what is under way; goes on behind what fails. Raises: DeviceError, not of a lost GPU."""
