@@ -296,7 +296,6 @@ def test_launching_loads_no_compiler(tmp_path: Path) -> None:
     statement = f"""
 import sys
 from pathlib import Path
-from threading import Thread
 from yakvrt.cuda import cubin, device, driver, kernel_list, loaded_kernel, memory, stream
 assert cubin.load_cubin(Path({str(tmp_path)!r}), kernel_list.all_kernels("sm_90a")[0], "sm_90a")
 try:

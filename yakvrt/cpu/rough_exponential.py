@@ -28,12 +28,12 @@ from .simd import (
 # of 2^f, 0 <= f < 1, highest power first: 7.5e-5 relative at most, found by reweighted least squares
 POLYNOMIAL = (0.0780244918, 0.2260671995, 0.6958335253, 0.9999252193)
 V32BF16 = ir.VectorType(BF16, 32)
-FLOOR, NEAREST = 1, 4  # of reduce; of what has no rounding of its own
+FLOOR, AS_SET = 1, 4  # how the fraction is taken; how everything else is rounded
 
 
 def _power(b: Any, x: Any) -> Any:
     if FEATURES.avx512:
-        own = ir.Constant(V16F32, ir.Undefined), ir.Constant(I16, -1), ir.Constant(I32, NEAREST)
+        own = ir.Constant(V16F32, ir.Undefined), ir.Constant(I16, -1), ir.Constant(I32, AS_SET)
         floor = ir.Constant(I32, FLOOR)
         f = simd.call(b, "llvm.x86.avx512.mask.reduce.ps.512", V16F32, x, floor, *own)
     else:

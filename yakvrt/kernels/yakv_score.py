@@ -251,9 +251,8 @@ def yakv_score_cpu(*parameters: Any) -> Any:
                     if as_mean:
                         means = out + group * weights_stride + begin * 256
                         average(means, logits, (end - begin) * 256)
-                    own_weights = out + begin * 128
                     weigh(
-                        own_weights,
+                        out + begin * 128,
                         weights_stride,
                         logits,
                         end - begin,
