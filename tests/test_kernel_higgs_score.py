@@ -89,5 +89,7 @@ def test_score(team: KernelTeam, case: tuple[str, int, int, bool]) -> None:
             agreed = np.isclose(got[:, :n], rounded[:, :n], rtol=1e-5, atol=1e-4)
             # a product half-way between two bytes may become either
             assert agreed.mean() >= {"int8": 1, "tables": 0.9}[SCORE_ROUNDING]
-            assert np.abs(got[:, :n] - exact[:, :n]).max() < 0.08 * 6  # logits have a deviation of 6
+            error = got[:, :n] - exact[:, :n]
+            assert np.sqrt((error**2).mean()) < 0.04 * 6  # logits have a deviation of 6, codes err by 2
+            assert np.abs(error).max() < 0.15 * 6
             np.testing.assert_array_equal(maxima[head].max(axis=0), got.max(axis=1))

@@ -10,13 +10,14 @@ from numba.core import types
 from . import simd
 from .simd import (
     BF16,
+    F32,
     FEATURES,
     I16,
     I32,
     V16F32,
-    V16I16,
     V16I32,
     V32I16,
+    V64I8,
     addr,
     const,
     f32,
@@ -27,6 +28,10 @@ from .simd import (
 
 # of 2^f, 0 <= f < 1, highest power first: 7.5e-5 relative at most, found by reweighted least squares
 POLYNOMIAL = (0.0780244918, 0.2260671995, 0.6958335253, 0.9999252193)
+LOG2_E = 1.4426950408889634
+STEPS = 128 * LOG2_E  # of the exponent of a bfloat16, in one nat
+IN_LOW_BITS = 1.5 * 2**23 + 127 * 128  # added to steps, it leaves them, biased, in the low bits of a float32
+V32I32 = ir.VectorType(I32, 32)
 V32BF16 = ir.VectorType(BF16, 32)
 FLOOR, AS_SET = 1, 4  # how the fraction is taken; how everything else is rounded
 
@@ -54,12 +59,6 @@ def rough_exp2(b: Any, x: Any) -> Any:
     return _power(b, simd.vmax(b, x, const(V16F32, -126.0)))
 
 
-@op(v16f32, v16f32)
-def normal_exp2(b: Any, x: Any) -> Any:
-    """2^x, -126 <= x <= 0."""
-    return _power(b, x)
-
-
 @op(f32, f32)
 def scalar_exp2(b: Any, x: Any) -> Any:
     """As rough_exp2."""
@@ -74,19 +73,67 @@ def store_bf16_pair(b: Any, p: Any, first: Any, second: Any) -> None:
 
 
 def _bf16_pair(b: Any, first: Any, second: Any) -> Any:
-    lanes = ir.Constant(ir.VectorType(I32, 32), list(range(32)))
+    lanes = ir.Constant(V32I32, list(range(32)))
     return b.fptrunc(b.shuffle_vector(first, second, lanes), V32BF16)
 
 
-@op(v16f32, addr, v16f32, v16f32, v16f32)
-def put_weights(b: Any, p: Any, first: Any, second: Any, total: Any) -> Any:
-    """Stores 32 weights, normal numbers, as bfloat16, and adds what was stored to `total`, in any lanes."""
+@op(f32, f32)
+def weight_reference(b: Any, largest: Any) -> Any:
+    """What weights are made relative to: the largest logit, or a whole number of steps near it."""
+    if not FEATURES.avx512_vbmi:
+        return largest
+    steps = simd.call(b, "llvm.rint.f32", F32, b.fmul(largest, ir.Constant(F32, STEPS)))
+    return b.fmul(steps, ir.Constant(F32, 1 / STEPS))
+
+
+@op(v16f32, addr, v16f32, v16f32, f32, f32, v16f32)
+def put_weights(b: Any, p: Any, first: Any, second: Any, reference: Any, least: Any, total: Any) -> Any:
+    """Stores what 32 logits weigh, e^max(logit - reference, least), as bfloat16, and adds what was stored to
+    `total`, in any lanes. -87 < least; the reference is one of weight_reference().
+    """
+    to_weights = _by_steps if FEATURES.avx512_vbmi else _by_polynomial
+    weights = to_weights(b, first, second, reference, least)
+    simd.store(b, weights, p)
     if FEATURES.avx512_bf16:
-        weights, ones = _bf16_pair(b, first, second), b.bitcast(const(V32I16, 0x3F80), V32BF16)
-        simd.store(b, b.bitcast(weights, V32I16), p)
+        weights, ones = (b.bitcast(x, V32BF16) for x in (weights, const(V32I16, 0x3F80)))
         return simd.call(b, "llvm.x86.avx512bf16.dpbf16ps.512", V16F32, total, weights, ones)
-    for i, weight in enumerate((first, second)):
-        bits = b.add(b.bitcast(weight, V16I32), const(V16I32, 0x8000))
-        simd.store(b, b.trunc(b.lshr(bits, const(V16I32, 16)), V16I16), p, 32 * i)
-        total = b.fadd(total, b.bitcast(b.and_(bits, const(V16I32, 0xFFFF0000)), V16F32))
+    pairs = b.bitcast(weights, V16I32)
+    for bits in (b.shl(pairs, const(V16I32, 16)), b.and_(pairs, const(V16I32, 0xFFFF0000))):
+        total = b.fadd(total, b.bitcast(bits, V16F32))
     return total
+
+
+def _by_steps(b: Any, first: Any, second: Any, reference: Any, least: Any) -> Any:
+    """Exponents in steps of 1 / 128, biased, are bfloat16 but for the mantissa, which comes from a table.
+    Within 0.7 % of the weight.
+    """
+    scaled = b.fmul(reference, ir.Constant(F32, STEPS))
+    addend = simd.splat(b, b.fsub(ir.Constant(F32, IN_LOW_BITS), scaled))
+    lowest = b.fadd(ir.Constant(F32, IN_LOW_BITS), b.fmul(least, ir.Constant(F32, STEPS)))
+    lowest = simd.splat(b, lowest)
+    steps = [
+        b.bitcast(simd.vmax(b, fmadd(b, x, const(V16F32, STEPS), addend), lowest), V32I16)
+        for x in (first, second)
+    ]
+    low_halves = ir.Constant(V32I32, list(range(0, 64, 2)))
+    bits = b.shuffle_vector(*steps, low_halves)
+    mantissas = [round((2 ** (i / 128) - 1) * 128) for i in range(128)]
+    halves = [ir.Constant(V64I8, mantissas[i : i + 64]) for i in (0, 64)]
+    found = simd.call(
+        b, "llvm.x86.avx512.vpermi2var.qi.512", V64I8, halves[0], b.bitcast(bits, V64I8), halves[1]
+    )
+    exponents = b.and_(bits, const(V32I16, 0xFF80))
+    return b.or_(exponents, b.and_(b.bitcast(found, V32I16), const(V32I16, 0x7F)))
+
+
+def _by_polynomial(b: Any, first: Any, second: Any, reference: Any, least: Any) -> Any:
+    negative = simd.splat(b, b.fmul(reference, ir.Constant(F32, -LOG2_E)))
+    lowest = simd.splat(b, b.fmul(least, ir.Constant(F32, LOG2_E)))
+    weights = [
+        _power(b, simd.vmax(b, fmadd(b, x, const(V16F32, LOG2_E), negative), lowest)) for x in (first, second)
+    ]
+    if FEATURES.avx512_bf16:
+        return b.bitcast(_bf16_pair(b, *weights), V32I16)
+    rounded = [b.add(b.bitcast(weight, V16I32), const(V16I32, 0x8000)) for weight in weights]
+    halves = [b.bitcast(bits, V32I16) for bits in rounded]
+    return b.shuffle_vector(*halves, ir.Constant(V32I32, list(range(1, 64, 2))))

@@ -22,7 +22,6 @@ from .yakv_layout import (
 from .yakv_store import store_scratch_bytes
 from .yakv_tail import LEAST
 
-LOG2_E = 1.4426950408889634
 RUN_BYTES = BLOCKS_PER_RUN * 256  # of the logits of a query
 
 
@@ -74,7 +73,7 @@ def yakv_score_cpu(*parameters: Any) -> Any:
     """
     from ..cpu import vector_ops as v
     from ..cpu.attention_tiles import make_scores, make_weighted_sum
-    from ..cpu.rough_exponential import normal_exp2, put_weights
+    from ..cpu.rough_exponential import put_weights, weight_reference
     from ..cpu.simd import ELEMENT_BYTES
     from .attend import make_accumulate
     from .higgs_score import make_quantise_query, make_score_blocks, query_bytes
@@ -85,7 +84,12 @@ def yakv_score_cpu(*parameters: Any) -> Any:
     shape = YakvShape(*parameters)
     group, head_dim, kind = shape.group, shape.head_dim, shape.kind
     n_sinks, window, sink_places, ring_len = shape.n_sinks, shape.window, shape.sink_places, shape.window + 64
-    centred, weight_rows, as_mean, least = shape.centred, shape.weight_rows, shape.rule == "mean", LEAST
+    centred, weight_rows, as_mean, least = (
+        shape.centred,
+        shape.weight_rows,
+        shape.rule == "mean",
+        np.float32(LEAST),
+    )
     scores_of, add_values = make_scores(group, head_dim, kind), make_weighted_sum(group, head_dim, kind)
     reset, fold = make_accumulate(group, head_dim)
     append, put_partial = make_append(head_dim, kind), make_put_partial(group, head_dim)
@@ -162,22 +166,18 @@ def yakv_score_cpu(*parameters: Any) -> Any:
         out: int, stride: int, logits: int, n_blocks: int, maxima: int, cell: int, sums: int, sums_stride: int
     ) -> None:
         """What the logits of a run weigh, and its statistics. out: where its weights begin."""
-        to_bits, lowest = v.splat(np.float32(LOG2_E)), v.splat(np.float32(least * LOG2_E))
         for g in range(group):
-            negative = v.splat(-v.get_f32(maxima + g * 4) * np.float32(LOG2_E))
+            reference = weight_reference(v.get_f32(maxima + g * 4))
             own, row = logits + g * run_bytes, out + g * stride
             v.store_f32(sums + g * sums_stride, v.zero())
             for block in range(n_blocks):
                 total = v.zero()
                 for j in range(block * 256, block * 256 + 256, 128):
-                    first = v.fma(v.load_f32(own + j), to_bits, negative)
-                    second = v.fma(v.load_f32(own + j + 64), to_bits, negative)
-                    first = normal_exp2(v.vmax(first, lowest))
-                    second = normal_exp2(v.vmax(second, lowest))
+                    first, second = v.load_f32(own + j), v.load_f32(own + j + 64)
                     # as they are stored: of a selected row nothing may be left in the tail
-                    total = put_weights(row + j // 2, first, second, total)
+                    total = put_weights(row + j // 2, first, second, reference, least, total)
                 v.put_f32(sums + g * sums_stride + block * 4, v.hsum(total))
-            v.put_f32(cell + g * 8, v.get_f32(maxima + g * 4))
+            v.put_f32(cell + g * 8, reference)
             v.put_f32(cell + g * 8 + 4, v.hsum(v.load_f32(sums + g * sums_stride)))
 
     @v.inline
