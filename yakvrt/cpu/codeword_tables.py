@@ -37,6 +37,7 @@ from .simd import (
     emit_prefetch,
     fmadd,
     load,
+    opaque,
     splat,
     store,
     vmax,
@@ -49,11 +50,6 @@ MAX_QUERIES = 8  # at once: two accumulators each
 MAX_TABLES = 16384  # bytes of their tables: half of a first cache
 CHUNK = 4  # blocks that come from there again for further queries
 PREFETCH_BLOCKS, PREFETCH_BYTES = 8, 8192  # how far ahead at most
-
-
-def _opaque(builder: Any, value: Any) -> Any:
-    """A constant that LLVM cannot see: it would replace one permutation by three other instructions."""
-    return builder.asm(ir.FunctionType(value.type, [value.type]), "", "=v,0", [value], False)
 
 
 def _transposed(builder: Any, tiles: list[Any]) -> list[Any]:
@@ -69,7 +65,7 @@ def _transposed(builder: Any, tiles: list[Any]) -> list[Any]:
         lanes = [
             64 * k + 16 * L + 4 * t + p for L in range(4) for p in positions for t in range(4) for k in (0, 1)
         ]
-        chosen = _opaque(builder, ir.Constant(V64I8, lanes))
+        chosen = opaque(builder, ir.Constant(V64I8, lanes))
         pairs = [
             builder.bitcast(builder.call(permute, [a, chosen, b]), V32I16)
             for a, b in ((first, second), (third, fourth))

@@ -122,6 +122,11 @@ def splat(builder: Any, scalar: Any, lanes: int = 16) -> Any:
     return builder.shuffle_vector(vector, undefined, const(ir.VectorType(I32, lanes), 0))
 
 
+def opaque(builder: Any, value: Any) -> Any:
+    """A constant vector that LLVM cannot see: it would make three other instructions of one permutation."""
+    return builder.asm(ir.FunctionType(value.type, [value.type]), "", "=v,0", [value], False)
+
+
 def fmadd(builder: Any, a: Any, b: Any, c: Any) -> Any:
     """a * b + c, fused where the target can."""
     return call(builder, "llvm.fmuladd.v16f32", V16F32, a, b, c)
@@ -145,6 +150,25 @@ def round_even(builder: Any, x: Any) -> Any:
 def sum_lanes(builder: Any, v: Any) -> Any:
     fn = declare(builder, "llvm.vector.reduce.fadd.v16f32", F32, [F32, V16F32])
     return builder.call(fn, [ir.Constant(F32, -0.0), v], fastmath=("reassoc",))
+
+
+def sums_of(builder: Any, vectors: list[Any]) -> Any:
+    """The sums of 16 vectors <16 x float>, that of the first in lane 0."""
+    owners = [[i] * 16 for i in range(16)]  # whose parts a lane holds
+    for size in (16, 8, 4, 2):
+        lanes = [
+            [seg + i + at for seg in range(0, 16, size) for i in range(size // 2)] for at in (0, size // 2)
+        ]
+        halves = [ir.Constant(V16I32, own + [16 + i for i in own]) for own in lanes]
+        pairs = [(i, i + len(vectors) // 2) for i in range(len(vectors) // 2)]
+        owners = [[owners[k][i] for k in pair for i in lanes[0]] for pair in pairs]
+        vectors = [
+            builder.fadd(*(builder.shuffle_vector(vectors[i], vectors[j], half) for half in halves))
+            for i, j in pairs
+        ]
+    (total,), (owner,) = vectors, owners
+    order = ir.Constant(V16I32, [owner.index(i) for i in range(16)])
+    return builder.shuffle_vector(total, ir.Constant(V16F32, ir.Undefined), order)
 
 
 def half_to_float(builder: Any, half_bits: Any) -> Any:

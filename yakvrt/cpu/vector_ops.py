@@ -226,6 +226,12 @@ def hsum(b: Any, v: Any) -> Any:
     return simd.sum_lanes(b, v)
 
 
+@op(v16f32, addr)
+def load_sums(b: Any, p: Any) -> Any:
+    """The sums of 16 vectors that lie one behind another."""
+    return simd.sums_of(b, [simd.load(b, p, V16F32, 64 * i) for i in range(16)])
+
+
 @op(f32, v16f32)
 def hmax(b: Any, v: Any) -> Any:
     fn = simd.declare(b, "llvm.vector.reduce.fmax.v16f32", F32, [V16F32])

@@ -90,6 +90,7 @@ def yakv_score_cpu(*parameters: Any) -> Any:
         shape.rule == "mean",
         np.float32(LEAST),
     )
+    blocks_per_run = BLOCKS_PER_RUN
     scores_of, add_values = make_scores(group, head_dim, kind), make_weighted_sum(group, head_dim, kind)
     reset, fold = make_accumulate(group, head_dim)
     append, put_partial = make_append(head_dim, kind), make_put_partial(group, head_dim)
@@ -163,22 +164,33 @@ def yakv_score_cpu(*parameters: Any) -> Any:
 
     @v.inline
     def weigh(
-        out: int, stride: int, logits: int, n_blocks: int, maxima: int, cell: int, sums: int, sums_stride: int
+        out: int,
+        stride: int,
+        logits: int,
+        n_blocks: int,
+        maxima: int,
+        cell: int,
+        sums: int,
+        sums_stride: int,
+        totals: int,
     ) -> None:
         """What the logits of a run weigh, and its statistics. out: where its weights begin."""
         for g in range(group):
             reference = weight_reference(v.get_f32(maxima + g * 4))
             own, row = logits + g * run_bytes, out + g * stride
-            v.store_f32(sums + g * sums_stride, v.zero())
+            for block in range(n_blocks, blocks_per_run):
+                v.store_f32(totals + block * 64, v.zero())
             for block in range(n_blocks):
                 total = v.zero()
                 for j in range(block * 256, block * 256 + 256, 128):
                     first, second = v.load_f32(own + j), v.load_f32(own + j + 64)
                     # as they are stored: of a selected row nothing may be left in the tail
                     total = put_weights(row + j // 2, first, second, reference, least, total)
-                v.put_f32(sums + g * sums_stride + block * 4, v.hsum(total))
+                v.store_f32(totals + block * 64, total)
+            of_blocks = v.load_sums(totals)
+            v.store_f32(sums + g * sums_stride, of_blocks)
             v.put_f32(cell + g * 8, reference)
-            v.put_f32(cell + g * 8 + 4, v.hsum(v.load_f32(sums + g * sums_stride)))
+            v.put_f32(cell + g * 8 + 4, v.hsum(of_blocks))
 
     @v.inline
     def average(out: int, logits: int, n_bytes: int) -> None:
@@ -260,6 +272,7 @@ def yakv_score_cpu(*parameters: Any) -> Any:
                         cell,
                         own_sums,
                         max_runs * 64,
+                        scratch + at_encode,
                     )
 
     return kernel
