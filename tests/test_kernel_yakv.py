@@ -220,9 +220,9 @@ def test_a_slot_that_grows(backend: CpuBackend, shape: YakvShape, prompt: tuple[
             error = np.linalg.norm(out[head] - expected) / np.linalg.norm(expected)
             errors.append(error)
         note_mean(position + 1)
-    # a selector code that rounds the other way may exchange two rows of nearly equal rank
+    # a code or a weight that rounds the other way may exchange two rows of nearly equal rank
     assert np.median(errors) < 2e-3
-    assert max(errors) < 0.15
+    assert max(errors) < 0.25
 
 
 @pytest.mark.parametrize("shape", [BASE, *SHAPES[3:6]], ids=lambda s: f"{s.rule}-{s.k_format}")

@@ -2,9 +2,9 @@
 
 A query has a byte for every position of a code and every point of the grid's first half (query_tables.py). 64
 tokens are looked up at once: a permutation of 128 bytes, mirrored where a code is a mirror image. The bytes
-of four positions are averaged before they are added: that adds below 1 % to the power of the codes' error. So
-a query takes one permutation and two and a half simple operations for 64 codes, where codeword_dots.py takes
-a dot product for every dimension of a sub-vector.
+of two positions are averaged before they are added: that adds half a percent to the power of their error.
+So a query takes one permutation and three simple operations for 64 codes, where codeword_dots.py takes a dot
+product for every dimension of a sub-vector.
 """
 
 from __future__ import annotations
@@ -96,7 +96,8 @@ class _TableScorer:
         at_tables, _, query_bytes = query_layout(self.selector, head_dim)
         self.records = [builder.add(queries, const_i64(g * query_bytes)) for g in members]
         self.tables = [builder.add(record, const_i64(at_tables)) for record in self.records]
-        start = -32 * (head_dim // self.selector.dim)  # a quarter of 127.5, and the averages' rounding
+        # half of 127.5 for each code, and of a pair's average the mean rounding
+        start = -round(63.875 * (head_dim // self.selector.dim))
         self.starts = [const(V32I16, value % 65536) for value in (start + 256 * start, start)]
         self.cells = [[cgutils.alloca_once(builder, V32I16) for _ in self.starts] for _ in members]
 
@@ -125,11 +126,11 @@ class _TableScorer:
                 for j, (codes, mirrored) in enumerate(positions):
                     halves = [load(builder, table, V64I8, j * TABLE_BYTES + i) for i in (0, 64)]
                     found.append(look_up(builder, halves, codes, mirrored))
-                pairs = _average(builder, found[0], found[1]), _average(builder, found[2], found[3])
-                mean = builder.bitcast(_average(builder, *pairs), V32I16)
-                builder.store(builder.add(builder.load(every), mean), every)
-                upper = builder.lshr(mean, const(V32I16, 8))
-                builder.store(builder.add(builder.load(odd), upper), odd)
+                for pair in (found[:2], found[2:]):
+                    mean = builder.bitcast(_average(builder, *pair), V32I16)
+                    builder.store(builder.add(builder.load(every), mean), every)
+                    upper = builder.lshr(mean, const(V32I16, 8))
+                    builder.store(builder.add(builder.load(odd), upper), odd)
         found = []
         for cells in self.cells:
             every, odd = (builder.load(cell) for cell in cells)

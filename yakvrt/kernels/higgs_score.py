@@ -58,8 +58,7 @@ def dots_by_tables(rotated: np.ndarray, grid: np.ndarray, codes: np.ndarray) -> 
     """Dot products of queries with the points that codes name, as tables of bytes find them; float64.
 
     A product is step * (b - 127.5), the step 1 / 127.5 of a query's largest; the grid's second half mirrors
-    the first. Four bytes at a time are averaged as averages of two, rounded up, and those are added; without
-    a quarter of the 127.5 steps and half of the average's own mean rounding, 32 for each code.
+    the first. Bytes are added as averages of two, rounded up; what that adds on the average is taken off.
 
     Shapes: rotated [G, D], grid [256, dim], codes [n, D / dim] -> [G, n].
     """
@@ -68,12 +67,11 @@ def dots_by_tables(rotated: np.ndarray, grid: np.ndarray, codes: np.ndarray) -> 
     step = np.abs(products).max(axis=(1, 2), keepdims=True) / 127.5
     products = np.rint(products / np.where(step > 0, step, 1) + 127.5).astype(int)
     table = np.concatenate([products, 255 - products], axis=2)
-    found = np.zeros((len(rotated), len(codes), -(-n_codes // 4) * 4), int)
+    found = np.zeros((len(rotated), len(codes), n_codes + n_codes % 2), int)
     for i in range(n_codes):
         found[:, :, i] = table[:, i, codes[:, i]]
-    pairs = (found[:, :, 0::2] + found[:, :, 1::2] + 1) // 2
-    averages = (pairs[:, :, 0::2] + pairs[:, :, 1::2] + 1) // 2
-    return 4 * step[:, :, 0] * (averages.sum(axis=2) - 32 * n_codes)
+    averages = (found[:, :, 0::2] + found[:, :, 1::2] + 1) // 2
+    return 2 * step[:, :, 0] * (averages.sum(axis=2) - round((127.5 / 2 + 0.25 / 2) * n_codes))
 
 
 def query_bytes(kind: str, head_dim: int) -> int:
