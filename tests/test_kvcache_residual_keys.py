@@ -39,15 +39,15 @@ def attention(
 @pytest.mark.parametrize(
     ("selector", "heads", "most"),
     [
-        ("2bit", (8, 2, 32), 0.7),
-        ("2bit", (4, 1, 80), 0.7),
+        ("2bit", (8, 2, 32), 0.75),
+        ("2bit", (4, 1, 80), 0.75),
         ("1.5bit", (2, 2, 128), 1.1),
         ("1bit", (3, 1, 64), 1.3),
     ],
 )
 def test_keys_are_as_near_as_their_bits_tell(selector: str, heads: tuple[int, int, int], most: float) -> None:
     """By the squared errors of Gaussian rows: 0.105 * 0.0305 of 2 and 3 bits, 0.27 of 1 bit, 0.008 of 4 bits.
-    Keys at random have no mean that neighbours share.
+    Keys at random have no mean that neighbours share. The rounding of scores (codeword_tables.py) adds to it.
     """
     args = {**EVERYTHING, "selector": selector}
     errors = [relative(*attention({**args, "k_bits": bits}, heads)).mean() for bits in ("r3", "4")]

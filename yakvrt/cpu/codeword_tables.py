@@ -97,7 +97,8 @@ class _TableScorer:
         self.records = [builder.add(queries, const_i64(g * query_bytes)) for g in members]
         self.tables = [builder.add(record, const_i64(at_tables)) for record in self.records]
         # half of 127.5 for each code, and of a pair's average the mean rounding
-        start = -round(63.875 * (head_dim // self.selector.dim))
+        start, fraction = divmod(-63.875 * (head_dim // self.selector.dim), 1)
+        start, self.low_bits = int(start), int(65536 * fraction)
         self.starts = [const(V32I16, value % 65536) for value in (start + 256 * start, start)]
         self.cells = [[cgutils.alloca_once(builder, V32I16) for _ in self.starts] for _ in members]
 
@@ -169,6 +170,8 @@ class _TableScorer:
                     total = builder.and_(total, const(V16I32, 0xFFFF0000))
                 else:
                     total = builder.shl(total, const(V16I32, 16))
+                if self.low_bits:
+                    total = builder.or_(total, const(V16I32, self.low_bits))
                 shift = offset
                 if terms is not None:
                     term = builder.ptrtoint(terms[g], I64)

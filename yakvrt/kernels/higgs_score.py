@@ -71,7 +71,7 @@ def dots_by_tables(rotated: np.ndarray, grid: np.ndarray, codes: np.ndarray) -> 
     for i in range(n_codes):
         found[:, :, i] = table[:, i, codes[:, i]]
     averages = (found[:, :, 0::2] + found[:, :, 1::2] + 1) // 2
-    return 2 * step[:, :, 0] * (averages.sum(axis=2) - round((127.5 / 2 + 0.25 / 2) * n_codes))
+    return 2 * step[:, :, 0] * (averages.sum(axis=2) - (127.5 / 2 + 0.25 / 2) * n_codes)
 
 
 def query_bytes(kind: str, head_dim: int) -> int:
