@@ -1,12 +1,12 @@
-"""Functions that kernels call, each compiled once in a process."""
+"""Functions that kernels call; LLVM inlines them."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from numba import njit
 
+from ..kernel_build.made_once import made_once
 from .simd import FASTMATH
 
 # Only kernels call these functions; wrappers for Python would take longer to compile than most of them.
@@ -17,33 +17,4 @@ _OPTIONS: Any = {
     "no_cfunc_wrapper": True,
     "no_cpython_wrapper": True,
 }
-_made: dict[Any, Any] = {}
-
-
-def inline(function: Any) -> Any:
-    """A function that kernels call; LLVM inlines it into them.
-
-    Builders define theirs anew for every kernel: one with the same code over the same values is the one made
-    before, which need not be compiled again.
-    """
-    key = _key(function)
-    made = _made.get(key)
-    if key is None or made is None or _key(made.py_func) != key:  # a name may have got another value since
-        made = _made[key] = njit(**_OPTIONS)(function)
-    return made
-
-
-def _key(function: Any) -> Any:
-    """None where a value is still to come."""
-    try:
-        values = [cell.cell_contents for cell in function.__closure__ or ()]
-    except ValueError:
-        return None
-    return function.__module__, function.__code__, *map(_identity, values)
-
-
-def _identity(value: Any) -> Any:
-    """Numbers that are equal may differ in type or sign; what else is another object may be another thing."""
-    if isinstance(value, int | float | str | np.generic):
-        return type(value), repr(value)
-    return id(value)  # which stays taken, for the function made of it holds it
+inline = made_once(njit(**_OPTIONS))

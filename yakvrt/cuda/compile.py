@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from ..kernel_build.compilers import answer_requests
@@ -58,10 +59,12 @@ def make_ptx(kernel: Any, symbol: str) -> str:
         # what a .pth file does, unless the packages lie in a directory of PYTHONPATH
         import _numba_cuda_redirector  # noqa: F401
     from numba import cuda
-    from numba.cuda import types
+    from numba.cuda import dispatcher, types
 
     if getattr(cuda, "implementation", "") != "NVIDIA":
         raise RuntimeError("Numba's own CUDA target was loaded, not numba-cuda's: install numba-cuda again")
+    # What kernels call would be compiled for the GPU at hand. It becomes part of them, for whatever GPU.
+    dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=OLDEST)
     numbers = {
         "u8": types.uint8,
         "u16": types.uint16,

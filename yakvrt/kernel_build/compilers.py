@@ -19,7 +19,7 @@ from typing import Any
 # done, total, symbol of the kernel just compiled; called from the threads that drive the compilers
 Progress = Callable[[int, int, str], None]
 
-MAX_COMPILERS = 8  # processes of about 200 MB each
+MAX_COMPILERS = 8  # processes of 200 MB at first, of 550 after all CUDA kernels
 KEPT_ANSWERS = 32  # of a helper, until another takes its place: it keeps memory for everything it compiled
 
 

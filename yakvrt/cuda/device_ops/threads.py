@@ -8,6 +8,7 @@ from llvmlite import ir
 from numba import cuda
 from numba.cuda import cgutils, types
 
+from ...kernel_build.made_once import made_once
 from .llvm_asm import MEMORY, VOID, asm_op, fixed_op
 
 thread = asm_op("mov.u32 $0, %tid.x;", types.int32)
@@ -26,7 +27,4 @@ def _barrier(context: Any, builder: Any, signature: Any, values: Any) -> Any:
 sync_threads = fixed_op(_barrier, types.void)
 sync_warp = asm_op("bar.warp.sync 0xffffffff;", types.void, effect=MEMORY)
 
-
-def inline(function: Any) -> Any:
-    """A function that kernels call; it becomes part of them."""
-    return cuda.jit(device=True, inline="always")(function)
+inline = made_once(cuda.jit(device=True, forceinline=True))
