@@ -103,7 +103,7 @@ def _record_partials(
         k_copy,
     )
     tape.add(
-        kernel("yakv_select", "yakv_select_cpu", *shape.parameters),
+        kernel("yakv_select", "yakv_select_cpu", group, shape.n_sinks, shape.window, shape.rule),
         rows.table,
         batch.positions,
         batch.n_rows,

@@ -20,9 +20,8 @@ def made_once(make: Callable[[Any], Any]) -> Callable[[Any], Any]:
         """A function that kernels call; it becomes part of them."""
         key = _key(function)
         made = held.get(key)
-        if (
-            key is None or made is None or _key(made.py_func) != key
-        ):  # a name may have got another value since
+        # a name may have got another value since
+        if key is None or made is None or _key(made.py_func) != key:
             made = held[key] = make(function)
         return made
 

@@ -68,8 +68,7 @@ class YakvShape:
 
     @property
     def weight_rows(self) -> int:
-        """Rows of weights a step keeps per kv head: of its queries, and two for mean logits in float32."""
-        return self.group + 2 * (self.rule == "mean")
+        return weight_rows(self.group, self.rule)
 
     @property
     def sink_places(self) -> int:
@@ -78,6 +77,11 @@ class YakvShape:
     @property
     def ring_places(self) -> int:
         return self.sink_places + self.window + BLOCK_TOKENS
+
+
+def weight_rows(group: int, rule: str) -> int:
+    """Rows of weights a step keeps per kv head: of its queries, and two for mean logits in float32."""
+    return group + 2 * (rule == "mean")
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from .select_topk import keys_bytes, select_scratch_bytes
-from .yakv_layout import BLOCKS_PER_RUN, YakvShape, indexed_end, pool_word
+from .yakv_layout import BLOCKS_PER_RUN, indexed_end, pool_word, weight_rows
 from .yakv_tail import RUN_HEADER, run_weights_bytes
 
 RATIO_BITS = 20  # a budget ratio is a whole number of 2^-20
@@ -29,7 +29,7 @@ def select_rows_scratch_bytes(group: int, n_tokens: int) -> int:
     return group * run_weights_bytes(n_runs) + keys_bytes(n_tokens) + selection
 
 
-def make_rank(shape: YakvShape) -> Any:
+def make_rank(group: int, rule: str) -> Any:
     """An inline rank(keys, weights, weights_stride, runs, runs_stride, n): sort keys of n tokens of a head.
 
     Shapes: weights as in yakv_score_cpu, runs as make_run_weights leaves them: they become the weights of
@@ -39,7 +39,7 @@ def make_rank(shape: YakvShape) -> Any:
     from ..cpu import vector_ops as v
     from .select_topk import make_pad
 
-    group, as_mean, as_sum = shape.group, shape.rule == "mean", shape.rule == "sum"
+    as_mean, as_sum = rule == "mean", rule == "sum"
     pad, run_bytes, header = make_pad(), BLOCKS_PER_RUN * 256, RUN_HEADER
 
     @v.inline
@@ -68,7 +68,7 @@ def make_rank(shape: YakvShape) -> Any:
     return rank
 
 
-def yakv_select_cpu(*parameters: Any) -> Any:
+def yakv_select_cpu(group: int, n_sinks: int, window: int, rule: str) -> Any:
     """Threads share (row, kv head).
 
     Args: pools, positions, n_rows*, weights, weights_stride, run_stats, n_runs, stats, ids,
@@ -80,9 +80,8 @@ def yakv_select_cpu(*parameters: Any) -> Any:
     from .yakv_layout import MAX_PARTIALS
     from .yakv_tail import make_run_weights
 
-    shape = YakvShape(*parameters)
-    group, n_sinks, window, weight_rows = shape.group, shape.n_sinks, shape.window, shape.weight_rows
-    run_weights, rank, select_largest = make_run_weights(group), make_rank(shape), make_select_largest()
+    n_weights = weight_rows(group, rule)  # rows
+    run_weights, rank, select_largest = make_run_weights(group), make_rank(group, rule), make_select_largest()
     end_of, budget_in, bytes_of = v.inline(indexed_end), v.inline(budget_of), v.inline(keys_bytes)
     heads_at, read_at, steps_at = pool_word("n_kv_heads"), pool_word("rows_read"), pool_word("steps")
 
@@ -105,7 +104,7 @@ def yakv_select_cpu(*parameters: Any) -> Any:
             stride = run_weights(runs, own_stats, run_stats + unit * max_runs * group * 8, n_runs)
             keys = runs + group * stride
             if k < n:
-                rank(keys, weights + unit * weight_rows * weights_stride, weights_stride, runs, stride, n)
+                rank(keys, weights + unit * n_weights * weights_stride, weights_stride, runs, stride, n)
             count = select_largest(keys, n, k, ids + unit * ids_stride, keys + bytes_of(n))
             v.put_i64(counts + unit * 8, count)
             read += count
