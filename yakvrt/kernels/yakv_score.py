@@ -67,9 +67,10 @@ def yakv_score_cpu(*parameters: Any) -> Any:
     Args: pools, q, k, v, q_stride, kv_stride, slots, positions, n_rows*, scale*, weights, weights_stride,
     run_stats, n_runs, block_sums, sums, stats, scratch, scratch_stride, q_copy, k_copy (see rms_norm_cpu).
     Shapes: weights bfloat16 [B, Hk, G, weights_stride / 2], of rule "mean" with a row of mean logits,
-    float32, behind those of a head's queries; run_stats float32 [B, Hk, n_runs, G, 2]: maximum and sum of
-    weights of a run of blocks; block_sums float32 [B, Hk, G, n_runs, BLOCKS_PER_RUN] of weights; sums and
-    stats as in merge_partials_cpu, of which the ring is partial 0.
+    float32, behind those of a head's queries; run_stats float32 [B, Hk, n_runs, G, 2]: the logit that the
+    weights of a run of blocks are relative to (weight_reference), and their sum; block_sums float32 [B, Hk,
+    G, n_runs, BLOCKS_PER_RUN] of weights; sums and stats as in merge_partials_cpu, of which the ring is
+    partial 0.
     """
     from ..cpu import vector_ops as v
     from ..cpu.attention_tiles import make_scores, make_weighted_sum
@@ -169,7 +170,9 @@ def yakv_score_cpu(*parameters: Any) -> Any:
         sums_stride: int,
         totals: int,
     ) -> None:
-        """What the logits of a run weigh, and its statistics. out: where its weights begin."""
+        """What the logits of a run weigh, and its statistics. out: where its weights begin; totals: room for
+        a vector of each block.
+        """
         for g in range(group):
             reference = weight_reference(v.get_f32(maxima + g * 4))
             own, row = logits + g * run_bytes, out + g * stride
