@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from fake_gpu import FakeGpu
 from golden_values import tiny_cases, tiny_dir
+from kernel_team import SCORE_ROUNDING
 from tiny_device_model import WIDE_CONFIG, slots_together
 
 import yakvrt
@@ -284,7 +285,10 @@ def test_yakv_on_the_gpu_is_that_of_the_cpu(
         return logits
 
     cpu, cuda = run(device="cpu"), run(device="cuda", kv_device="cpu")
-    assert np.abs(cuda - cpu).max() < 0.02 * np.abs(cpu).max()
+    # where the CPU scores by tables (codeword_tables.py) it may select another row for the last
+    far = {"int8": 0.02, "tables": 0.1}[SCORE_ROUNDING] * np.abs(cpu).max()
+    assert np.abs(cuda - cpu).max() < far
+    assert np.median(np.abs(cuda - cpu)) < 0.005 * np.abs(cpu).max()
     assert cuda.argmax(axis=1).tolist() == cpu.argmax(axis=1).tolist()
     assert not gpu.failures
     assert not gpu.held

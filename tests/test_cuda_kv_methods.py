@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 from fake_gpu import FakeGpu
+from kernel_team import SCORE_ROUNDING
 from kv_slots import KvSlots
 
 from yakvrt.cuda.backend import CudaBackend
@@ -17,6 +18,8 @@ from yakvrt.prefix_cache import PrefixCache
 
 HEADS, CTX = (2, 1, 64), 384
 YAKV = {"sparse_budget": "0.13", "min_seqlen_to_prune": "0"}
+# how far the CPU may be: scoring by tables (codeword_tables.py) it may select another row for the last
+FAR = {"int8": 5e-3, "tables": 0.1}[SCORE_ROUNDING]
 WAITS = ("Synchronize", "DtoH", "HtoD")
 Rows = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -87,7 +90,8 @@ def test_yakv_is_that_of_the_cpu(
             if how == "host":
                 assert 0 < stats["hit_rate"] < 1
     (cpu, *cpu_counts), (gpu, *gpu_counts), (host, *host_counts) = found
-    assert error(gpu, cpu) < 5e-3
+    assert error(gpu, cpu) < FAR
+    assert np.median([error(*pair) for pair in zip(gpu, cpu, strict=True)]) < min(FAR, 0.02)
     np.testing.assert_array_equal(host, gpu)
     assert cpu_counts == gpu_counts == host_counts
 
