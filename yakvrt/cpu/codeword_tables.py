@@ -2,8 +2,8 @@
 
 A query has a byte for every position of a code and every point of the grid's first half (query_tables.py). 64
 tokens are looked up at once: a permutation of 128 bytes, mirrored where a code is a mirror image. The bytes
-of two positions are averaged before they are added: that adds half a percent to the power of their error.
-So a query takes one permutation and three simple operations for 64 codes, where codeword_dots.py takes a dot
+of two positions are averaged before they are added: that adds below 1 % to the power of the codes' error. So
+a query takes one permutation and three simple operations for 64 codes, where codeword_dots.py takes a dot
 product for every dimension of a sub-vector.
 """
 
