@@ -262,6 +262,12 @@ def atomic_store(b: Any, p: Any, x: Any) -> None:
     b.store_atomic(x, b.inttoptr(p, I64.as_pointer()), "seq_cst", 8)
 
 
+@op(types.void, addr, types.int64)
+def atomic_publish(b: Any, p: Any, x: Any) -> None:
+    """A store; who loads x sees all that was stored before."""
+    b.store_atomic(x, b.inttoptr(p, I64.as_pointer()), "release", 8)
+
+
 @op(types.void)
 def pause(b: Any) -> None:
     """Tells the core that this is a spin loop."""

@@ -11,8 +11,13 @@ from typing import Any
 
 MAX_THREADS = 512
 
-# Byte offsets into the control block: words that different threads write lie on different cache lines.
-ARRIVED, PHASE, COUNTER, JOB, LED, TAPE, N_ROWS, QUIT, N_ACTIVE, TRACE, THREADS = (128 * i for i in range(11))
+LINE_BYTES = 128  # words that different threads write lie this far apart
+
+# Byte offsets into the control block. COUNTERS: two work counters, which ops before and behind a barrier use
+# by turns. BARRIER: the number of the last barrier before the job, counted upwards from 1 through all jobs.
+COUNTERS, JOBS, THIS_JOB, THREADS = 0, 2 * LINE_BYTES, 3 * LINE_BYTES, 4 * LINE_BYTES
+JOB, LED, QUIT = (JOBS + 8 * i for i in range(3))
+TAPE, N_ROWS, N_ACTIVE, BARRIER, TRACE = (THIS_JOB + 8 * i for i in range(5))
 
 # Words of a traced job, 0 otherwise. BOUNDS: the address of the first rows of its stages, and behind them its
 # number of rows. TIMES: the address of the first thread's times, TIMES_BYTES before those of the next.
@@ -21,11 +26,14 @@ ARRIVED, PHASE, COUNTER, JOB, LED, TAPE, N_ROWS, QUIT, N_ACTIVE, TRACE, THREADS 
 BOUNDS, N_STAGES, TIMES, TIMES_BYTES = (8 * i for i in range(4))
 PAIR = 2
 
-# Words of one thread. TICKET: the last job that named it * 1024 + its place in that job. PARKED: it sleeps.
-# WAKE: publish found it asleep. WALL_NS, OWN_NS: time spent in jobs by the clock on the wall, and by the
-# thread's own, which stands still while something else has the core. TIME: two words for the system's answer.
-TICKET, PARKED, WAKE, WALL_NS, OWN_NS, TIME = (8 * i for i in range(6))
-THREAD_BYTES = 128
+# Words of one thread. TICKET: the last job that named it * 1024 + its place in that job. DONE: the ticket of
+# the last job that it is done with. PARKED: it sleeps. WAKE: publish found it asleep. WALL_NS, OWN_NS: time
+# spent in jobs by the clock on the wall, and by the thread's own, which stands still while something else has
+# the core. TIME: two words for the system's answer.
+TICKET, DONE, PARKED, WAKE, WALL_NS, OWN_NS, TIME = (8 * i for i in range(7))
+# Behind them, by place, a line for each round of a barrier: the last one that the place's partner came to.
+ARRIVALS, ROUNDS = LINE_BYTES, (MAX_THREADS - 1).bit_length()
+THREAD_BYTES = ARRIVALS + LINE_BYTES * ROUNDS
 PLACES = 1024
 
 SPINS = 2000  # pauses before a waiting thread starts to yield its core
@@ -36,42 +44,64 @@ def control_bytes(n_threads: int) -> int:
     return THREADS + THREAD_BYTES * n_threads
 
 
+def _make_wait_for() -> Any:
+    """An inline wait_for(word, value): until the word at that address is at least as large."""
+    from ..cpu import vector_ops as v
+
+    @v.inline
+    def wait_for(word: int, value: int) -> None:
+        spins = 0
+        while v.atomic_load(word) < value:
+            spins += 1
+            if spins < SPINS:
+                v.pause()
+            else:
+                v.sched_yield()
+
+    return wait_for
+
+
 def _make_run() -> Any:
     from ..cpu import clock
     from ..cpu import vector_ops as v
 
     nanoseconds, ticks, wall, own = clock.nanoseconds, clock.ticks, clock.WALL, clock.OWN
+    wait_for = _make_wait_for()
 
     @v.inline
-    def barrier(control: int, n_threads: int) -> None:
-        if n_threads == 1:
-            v.atomic_store(control + COUNTER, 0)
-            return
-        phase = v.atomic_load(control + PHASE)
-        if v.atomic_add(control + ARRIVED, 1) == n_threads - 1:
-            v.atomic_store(control + ARRIVED, 0)
-            v.atomic_store(control + COUNTER, 0)  # every op starts with its work counter at 0
-            v.atomic_store(control + PHASE, phase + 1)
-        else:
-            spins = 0
-            while v.atomic_load(control + PHASE) == phase:
-                spins += 1
-                if spins < SPINS:
-                    v.pause()
-                else:
-                    v.sched_yield()
+    def counter_before(control: int, barrier: int) -> int:
+        """The work counter of ops before this barrier, 0 for the first of them."""
+        return control + COUNTERS + barrier % 2 * LINE_BYTES
 
     @v.inline
-    def replay(control: int, place: int, n_threads: int) -> None:
+    def wait(control: int, place: int, n_threads: int, barrier: int) -> None:
+        """A dissemination barrier (Hensgen, Finkel and Manber, 1988): in every round a thread tells the one
+        so many places on that it is here, and hears the same from so many places back, twice as many each
+        time.
+        """
+        words, distance = THREADS + ARRIVALS, 1
+        while distance < n_threads:
+            partner = (place + distance) % n_threads
+            v.atomic_publish(control + words + partner * THREAD_BYTES, barrier)
+            wait_for(control + words + place * THREAD_BYTES, barrier)
+            words, distance = words + LINE_BYTES, 2 * distance
+        if place == 0:  # nobody uses it before the next barrier
+            v.put_i64(counter_before(control, barrier), 0)
+
+    @v.inline
+    def replay(control: int, place: int, n_threads: int, barrier: int) -> int:
+        """`barrier`: the number of the first. Returns: of the one that would follow the last op."""
         tape, n_rows = v.get_i64(control + TAPE), v.get_i64(control + N_ROWS)
         for i in range(n_rows):
-            row = tape + i * 24
-            v.call_kernel(v.get_i64(row), place, n_threads, control + COUNTER, v.get_i64(row + 8))
+            row, counter = tape + i * 24, counter_before(control, barrier)
+            v.call_kernel(v.get_i64(row), place, n_threads, counter, v.get_i64(row + 8))
             if v.get_i64(row + 16) and i < n_rows - 1:
-                barrier(control, n_threads)
+                wait(control, place, n_threads, barrier)
+                barrier += 1
+        return barrier
 
     @v.inline
-    def replay_traced(control: int, place: int, n_threads: int, answer: int) -> None:
+    def replay_traced(control: int, place: int, n_threads: int, barrier: int, answer: int) -> int:
         """The same, with ticks read between stages and around barriers."""
         tape, n_rows = v.get_i64(control + TAPE), v.get_i64(control + N_ROWS)
         bounds, n_stages = v.get_i64(control + TRACE + BOUNDS), v.get_i64(control + TRACE + N_STAGES)
@@ -83,12 +113,13 @@ def _make_run() -> Any:
             out += 8 * PAIR
             waited, read = 0, False
             for i in range(v.get_i64(bounds + 8 * stage), v.get_i64(bounds + 8 * stage + 8)):
-                row = tape + i * 24
-                v.call_kernel(v.get_i64(row), place, n_threads, control + COUNTER, v.get_i64(row + 8))
+                row, counter = tape + i * 24, counter_before(control, barrier)
+                v.call_kernel(v.get_i64(row), place, n_threads, counter, v.get_i64(row + 8))
                 read = v.get_i64(row + 16) and i < n_rows - 1
                 if read:
                     arrived = ticks(answer)
-                    barrier(control, n_threads)
+                    wait(control, place, n_threads, barrier)
+                    barrier += 1
                     now = ticks(answer)
                     waited += now - arrived
             if not read:
@@ -97,21 +128,23 @@ def _make_run() -> Any:
             v.put_i64(out + 8, waited)
         v.put_i64(out + 16, nanoseconds(wall, answer))
         v.put_i64(out + 24, ticks(answer))
+        return barrier
 
     @v.inline
-    def run(thread: int, place: int, control: int) -> None:
-        """Thread `thread`'s part of the job, as number `place` of those that take part."""
+    def run(thread: int, place: int, control: int) -> int:
+        """Thread `thread`'s part of the job, as number `place` of those that take part. Returns: the number
+        of the barrier that would come next.
+        """
         words = control + THREADS + THREAD_BYTES * thread
         began_wall, began_own = nanoseconds(wall, words + TIME), nanoseconds(own, words + TIME)
-        n_threads = v.get_i64(control + N_ACTIVE)
+        n_threads, barrier = v.get_i64(control + N_ACTIVE), v.get_i64(control + BARRIER) + 1
         if v.get_i64(control + TRACE + BOUNDS):
-            replay_traced(control, place, n_threads, words + TIME)
+            barrier = replay_traced(control, place, n_threads, barrier, words + TIME)
         else:
-            replay(control, place, n_threads)
-        # before the last barrier, after which another job may be on its way
+            barrier = replay(control, place, n_threads, barrier)
         v.put_i64(words + WALL_NS, v.get_i64(words + WALL_NS) + nanoseconds(wall, words + TIME) - began_wall)
         v.put_i64(words + OWN_NS, v.get_i64(words + OWN_NS) + nanoseconds(own, words + TIME) - began_own)
-        barrier(control, n_threads)
+        return barrier
 
     return run
 
@@ -140,14 +173,19 @@ def publish_cpu() -> Any:
 
 
 def lead_cpu() -> Any:
-    """Runs the published tape as thread 0; returns when all threads are done. Args: control."""
+    """Runs the published tape as thread 0; returns when all threads are done. Args: as publish_cpu."""
     from ..cpu import vector_ops as v
 
-    run = _make_run()
+    run, wait_for = _make_run(), _make_wait_for()
 
     def kernel(thread: int, n_threads: int, counter: int, args: int) -> None:
         control = v.get_i64(args)
-        run(0, 0, control)
+        barrier = run(0, 0, control)
+        for place in range(1, v.get_i64(args + 24)):
+            words = control + THREADS + THREAD_BYTES * v.get_i64(args + 32 + 8 * place)
+            wait_for(words + DONE, v.get_i64(words + TICKET))
+        v.put_i64(control + COUNTERS + barrier % 2 * LINE_BYTES, 0)
+        v.put_i64(control + BARRIER, barrier)
         v.atomic_store(control + LED, v.atomic_load(control + JOB))
 
     return kernel
@@ -174,6 +212,7 @@ def follow_cpu() -> Any:
                 if v.atomic_load(control + QUIT):
                     return
                 run(thread, ticket % PLACES, control)
+                v.atomic_publish(words + DONE, ticket)
                 idle = 0
                 continue
             idle += 1
