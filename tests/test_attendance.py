@@ -97,7 +97,7 @@ def test_any_subset_gives_the_same_result() -> None:
     for repeat in range(300):
         active = np.flatnonzero(rng.integers(0, 2, 5) | (np.arange(5) == repeat % 5))
         buffers[0][:] = repeat + np.arange(37)[:, None]
-        crew.announce(tape.address, tape.n_rows, active)
+        crew.announce(tape.words, active)
         crew.complete()
         np.testing.assert_array_equal(buffers[-1], buffers[0][::-1])
     assert (crew.wall_ns > 0).all()

@@ -50,13 +50,16 @@ class Trace(Protocol):
         """A slice on the track of a slot, or one of those that wait for one, by time.perf_counter()."""
 
 
+_NOTHING = nullcontext()
+
+
 class NoTrace:
     """Nothing is noted."""
 
     def span(
         self, name: str, layer: int = NO_LAYER, *, whole: bool = False, **numbers: int
     ) -> AbstractContextManager[None]:
-        return nullcontext()
+        return _NOTHING
 
     def sample(self, totals: Totals) -> None:
         pass

@@ -19,8 +19,9 @@ MIN_ARGUMENTS = 24  # blocks are filled up with zeros, which stand for "not used
 
 class Tape:
     """Rows of (kernel, arguments, barrier), resolved to addresses by finish(), which also tells the stages
-    that traces show; bounds_words are the address of their first rows, behind which the number of rows lies,
-    and their number, time_words how many words a thread writes times to.
+    that traces show; `words` are the address of the rows and their number, bounds_words the address of the
+    stages' first rows, behind which the number of rows lies, and their number, time_words how many words a
+    thread writes times to.
 
     Owns: the argument blocks, and a reference to every array whose address they hold.
     """
@@ -28,10 +29,9 @@ class Tape:
     def __init__(self) -> None:
         self._rows: list[tuple[KernelSpec, np.ndarray, bool]] = []
         self._kept: list[Any] = []
-        self._table = np.empty((0, 3), np.int64)
         self._stages: list[tuple[int, Stage]] = []
         self.stages: tuple[Stage, ...] = ()
-        self.bounds_words, self.time_words = (0, 0), 0
+        self.words, self.bounds_words, self.time_words = (0, 0), (0, 0), 0
 
     def add(self, spec: KernelSpec, *arguments: np.ndarray | int | None, barrier: bool = True) -> None:
         """Appends one op; an array stands for its address, None for address 0, arguments left out for 0.
@@ -77,6 +77,7 @@ class Tape:
         rows = [(addresses[spec], block.ctypes.data, barrier) for spec, block, barrier in self._rows]
         self._table = np.array(rows, np.int64).reshape(-1, 3)
         self._table[-1, 2] = 1
+        self.words = self._table.ctypes.data, len(rows)
         stages = {first: stage for first, stage in self._stages if first < len(rows)}
         found = tuple(stages.values()) or (Stage(),)
         if found != self.stages:  # traces know them by their identity
@@ -85,14 +86,6 @@ class Tape:
         self._bounds = np.array([0, *list(stages)[1:], len(rows)], np.int64)
         self.bounds_words = self._bounds.ctypes.data, len(self.stages)
         self.time_words = padded(PAIR * (len(self.stages) + 2), LINE_WORDS)
-
-    @property
-    def address(self) -> int:
-        return int(self._table.ctypes.data)
-
-    @property
-    def n_rows(self) -> int:
-        return len(self._table)
 
 
 @dataclass(frozen=True, slots=True)

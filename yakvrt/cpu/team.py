@@ -51,13 +51,14 @@ class _Crew:
         words = protocol.control_bytes(n_threads) // 8
         memory = np.zeros(words + 16, np.int64)
         self.control = memory[-(memory.ctypes.data // 8) % 16 :][:words]
-        self.trace_words = self.control.data[protocol.TRACE // 8 : protocol.TRACE // 8 + 4]
+        self.words = self.control.data  # read and written in a fraction of the time
         of_thread = self.control[protocol.THREADS // 8 :].reshape(n_threads, -1)
         self.wall_ns, self.own_ns = of_thread[:, protocol.WALL_NS // 8], of_thread[:, protocol.OWN_NS // 8]
         self.wake_words = of_thread[:, protocol.WAKE // 8]
         self.everyone = np.arange(n_threads)
-        self.job = np.zeros(4 + n_threads, np.int64)
-        self.job[0] = self.control.ctypes.data
+        job = np.zeros(4 + n_threads, np.int64)
+        job[0] = self.control.ctypes.data
+        self.job, self.job_address = job.data, job.ctypes.data
         self.wake = [threading.Semaphore(0) for _ in range(n_threads)]
         self.threads = [
             threading.Thread(target=self._work, args=(t,), name=f"yakvrt-{t}", daemon=True)
@@ -68,34 +69,36 @@ class _Crew:
 
     def trace(self, tape: Tape, address: int) -> None:
         """The next job, of this tape, writes down times there."""
-        words = self.trace_words
-        words[0], words[1] = tape.bounds_words
-        words[2], words[3] = address, 8 * tape.time_words
+        words, first = self.words, protocol.TRACE // 8
+        words[first], words[first + 1] = tape.bounds_words
+        words[first + 2], words[first + 3] = address, 8 * tape.time_words
 
     def trace_none(self) -> None:
-        self.trace_words[0] = 0
+        self.words[protocol.TRACE // 8] = 0
 
-    def announce(self, tape: int, n_rows: int, active: np.ndarray) -> None:
+    def announce(self, tape: tuple[int, int], active: np.ndarray) -> None:
         """Gives out a job to some threads; the caller takes the place of the first."""
-        self.job[1:4] = tape, n_rows, len(active)
-        self.job[4 : 4 + len(active)] = active
-        self.publish(0, self.n_threads, 0, self.job.ctypes.data)
+        self.job[1], self.job[2] = tape
+        self.job[3] = n_active = len(active)
+        self.job[4 : 4 + n_active] = active.data
+        self.publish(0, self.n_threads, 0, self.job_address)
 
     def complete(self) -> None:
         """Wakes who sleeps and leads the announced job to its end."""
-        for t in np.flatnonzero(self.wake_words):
-            self.wake[t].release()
-        self.lead(0, self.n_threads, 0, self.job.ctypes.data)
+        if self.words[protocol.ASLEEP // 8]:
+            for t in np.flatnonzero(self.wake_words):
+                self.wake[t].release()
+        self.lead(0, self.n_threads, 0, self.job_address)
 
     def finish_interrupted(self) -> None:
         """Ends a job whose leader was interrupted (Ctrl-C) between announcing and leading it."""
-        if self.control[protocol.JOB // 8] != self.control[protocol.LED // 8]:
+        if self.words[protocol.JOB // 8] != self.words[protocol.LED // 8]:
             self.complete()
 
     def quit(self) -> None:
         self.finish_interrupted()
-        self.control[protocol.QUIT // 8] = 1
-        self.announce(0, 0, self.everyone)
+        self.words[protocol.QUIT // 8] = 1
+        self.announce((0, 0), self.everyone)
         for t in range(1, self.n_threads):
             self.wake[t].release()
         for thread in self.threads:
@@ -111,7 +114,7 @@ class _Crew:
         arguments = np.array([self.control.ctypes.data, 0], np.int64)
         while True:
             self.follow(thread, self.n_threads, 0, arguments.ctypes.data)
-            if self.control[protocol.QUIT // 8]:
+            if self.words[protocol.QUIT // 8]:
                 return
             self.wake[thread].acquire()
 
@@ -169,7 +172,7 @@ class Team:
             try:
                 if mask:
                     crew.lead_from(threads)
-                crew.announce(tape.address, tape.n_rows, threads)
+                crew.announce(tape.words, threads)
                 crew.complete()
             finally:
                 if mask:

@@ -15,8 +15,9 @@ LINE_BYTES = 128  # words that different threads write lie this far apart
 
 # Byte offsets into the control block. COUNTERS: two work counters, which ops before and behind a barrier use
 # by turns. BARRIER: the number of the last barrier before the job, counted upwards from 1 through all jobs.
+# ASLEEP: how many threads of the job publish found asleep.
 COUNTERS, JOBS, THIS_JOB, THREADS = 0, 2 * LINE_BYTES, 3 * LINE_BYTES, 4 * LINE_BYTES
-JOB, LED, QUIT = (JOBS + 8 * i for i in range(3))
+JOB, LED, QUIT, ASLEEP = (JOBS + 8 * i for i in range(4))
 TAPE, N_ROWS, N_ACTIVE, BARRIER, TRACE = (THIS_JOB + 8 * i for i in range(5))
 
 # Words of a traced job, 0 otherwise. BOUNDS: the address of the first rows of its stages, and behind them its
@@ -163,11 +164,14 @@ def publish_cpu() -> Any:
         v.put_i64(control + N_ACTIVE, n_active)
         for t in range(1, n_threads):
             v.put_i64(control + THREADS + THREAD_BYTES * t + WAKE, 0)
-        job = v.atomic_add(control + JOB, 1) + 1
+        job, n_asleep = v.atomic_add(control + JOB, 1) + 1, 0
         for place in range(1, n_active):
             words = control + THREADS + THREAD_BYTES * v.get_i64(args + 32 + 8 * place)
             v.atomic_store(words + TICKET, job * PLACES + place)
-            v.put_i64(words + WAKE, v.atomic_swap(words + PARKED, 0))
+            asleep = v.atomic_swap(words + PARKED, 0)
+            v.put_i64(words + WAKE, asleep)
+            n_asleep += asleep
+        v.put_i64(control + ASLEEP, n_asleep)
 
     return kernel
 
