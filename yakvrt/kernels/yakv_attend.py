@@ -130,6 +130,16 @@ def yakv_attend_cpu(*parameters: Any) -> Any:
                 v.store_f32(scores + at + first * 4, v.add(found, known))
 
     @v.inline
+    def ask_for(places: int, first: int, last: int, codes: int, scales: int) -> None:
+        """Prefetches rows, which lie anywhere in memory."""
+        for i in range(first, last):
+            row = codes + v.get_i32(places + i * 4) * stride
+            for line in range(0, stride, 64):
+                v.prefetch(row + line)
+            v.prefetch(row + stride - 1)
+            v.prefetch(scales + v.get_i32(places + i * 4) * 4)
+
+    @v.inline
     def attend_run(
         places: int,
         ids: int,
@@ -148,12 +158,6 @@ def yakv_attend_cpu(*parameters: Any) -> Any:
         offsets: int,
     ) -> None:
         """Folds up to 64 rows into the state."""
-        for i in range(n):  # rows lie anywhere in memory
-            place = v.get_i32(places + i * 4)
-            v.prefetch(codes + place * stride)
-            if stride > 64:
-                v.prefetch(codes + place * stride + 64)
-            v.prefetch(scales + place * 4)
         for i in range(n):
             place = v.get_i32(places + i * 4)
             decode_k(rows + i * row_floats, codes + place * stride, v.get_f16(scales + place * 4), k_tables)
@@ -221,17 +225,22 @@ def yakv_attend_cpu(*parameters: Any) -> Any:
                         )
                     put_partial(sums, stats, row, head, n_heads, 1, state)
                     continue
+                codes, scales = rows_of(pools, slot, head), scales_of(pools, slot, head)
+                own_places, own_ids = places + own * ids_stride, ids + own * ids_stride
+                begin, end = run * run_rows, min((run + 1) * run_rows, n_selected)
+                last_own = min((last - 1 - head * per_head) * run_rows, n_selected)  # of this thread
                 if ready != head:
+                    ask_for(own_places, begin, min(begin + at_once, end), codes, scales)
                     source = q + row * q_stride + head * group * row_floats
                     prepare(source, scale, mean_of(pools, slot, head), queries, offsets)
                     ready = head
-                codes, scales = rows_of(pools, slot, head), scales_of(pools, slot, head)
-                end = min((run + 1) * run_rows, n_selected)
-                for start in range(run * run_rows, end, at_once):
+                for start in range(begin, end, at_once):
+                    stop = min(start + at_once, end)
+                    ask_for(own_places, stop, min(stop + at_once, last_own), codes, scales)
                     attend_run(
-                        places + own * ids_stride + start * 4,
-                        ids + own * ids_stride + start * 4,
-                        min(at_once, end - start),
+                        own_places + start * 4,
+                        own_ids + start * 4,
+                        stop - start,
                         own_weights,
                         weights_stride,
                         own_runs,

@@ -109,7 +109,7 @@ def ring_place(position: int, n_sinks: int, sink_places: int, ring_len: int) -> 
 
 def run_len(n_selected: int) -> int:
     """Selected rows per run: a multiple of 16, so that the runs of a head find room beside ring and tail."""
-    return max(32, (n_selected + 16 * 14 - 1) // (16 * 14) * 16)
+    return max(64, (n_selected + 16 * 14 - 1) // (16 * 14) * 16)
 
 
 def make_address(name: str) -> Any:

@@ -87,7 +87,8 @@ def yakv_score_cpu(*parameters: Any) -> Any:
     n_sinks, window, sink_places, ring_len = shape.n_sinks, shape.window, shape.sink_places, shape.window + 64
     centred, weight_rows, as_mean = shape.centred, shape.weight_rows, shape.rule == "mean"
     least, blocks_per_run = np.float32(LEAST), BLOCKS_PER_RUN
-    scores_of, add_values = make_scores(group, head_dim, kind), make_weighted_sum(group, head_dim, kind)
+    scores_of = make_scores(group, head_dim, kind, prefetch=True)
+    add_values = make_weighted_sum(group, head_dim, kind, prefetch=True)
     reset, fold = make_accumulate(group, head_dim)
     append, put_partial = make_append(head_dim, kind), make_put_partial(group, head_dim)
     encode_block, mean_key = make_encode_block(shape), make_mean_key(shape)

@@ -85,6 +85,12 @@ def yakv_select_cpu(group: int, n_sinks: int, window: int, rule: str) -> Any:
     end_of, budget_in, bytes_of = v.inline(indexed_end), v.inline(budget_of), v.inline(keys_bytes)
     heads_at, read_at, steps_at = pool_word("n_kv_heads"), pool_word("rows_read"), pool_word("steps")
 
+    @v.inline
+    def lengths(position: int, ratio: int, at_least: int, min_len: int) -> Any:
+        """How many rows are indexed, and how many of them to select."""
+        n = end_of(position, n_sinks, window) - n_sinks
+        return n, budget_in(position + 1, n, ratio, at_least, min_len)
+
     def kernel(thread: int, n_threads: int, counter: int, args: int) -> None:
         pools, positions, n_rows = v.get_i64(args), v.get_i64(args + 8), v.get_i64(v.get_i64(args + 16))
         weights, weights_stride = v.get_i64(args + 24), v.get_i64(args + 32)
@@ -94,11 +100,8 @@ def yakv_select_cpu(group: int, n_sinks: int, window: int, rule: str) -> Any:
         runs = v.get_i64(args + 112) + thread * v.get_i64(args + 120)
         n_heads = v.get_i64(pools + heads_at)
         first, last = v.share(n_rows * n_heads, thread, n_threads, 0)
-        read = 0
         for unit in range(first, last):
-            position = v.get_i64(positions + unit // n_heads * 8)
-            n = end_of(position, n_sinks, window) - n_sinks
-            k = budget_in(position + 1, n, ratio, at_least, min_len)
+            n, k = lengths(v.get_i64(positions + unit // n_heads * 8), ratio, at_least, min_len)
             n_runs = (n // 64 + BLOCKS_PER_RUN - 1) // BLOCKS_PER_RUN
             own_stats = stats + unit * group * MAX_PARTIALS * 8
             stride = run_weights(runs, own_stats, run_stats + unit * max_runs * group * 8, n_runs)
@@ -107,9 +110,12 @@ def yakv_select_cpu(group: int, n_sinks: int, window: int, rule: str) -> Any:
                 rank(keys, weights + unit * n_weights * weights_stride, weights_stride, runs, stride, n)
             count = select_largest(keys, n, k, ids + unit * ids_stride, keys + bytes_of(n))
             v.put_i64(counts + unit * 8, count)
-            read += count
-        v.atomic_add(pools + read_at, read)
-        if thread == 0:
+        if thread == 0:  # for all: two cores that add to one word wait for each other
+            read = 0
+            for row in range(n_rows):
+                n, k = lengths(v.get_i64(positions + row * 8), ratio, at_least, min_len)
+                read += n_heads * k
+            v.atomic_add(pools + read_at, read)
             v.atomic_add(pools + steps_at, n_rows)
 
     return kernel
