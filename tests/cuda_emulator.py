@@ -1,4 +1,4 @@
-"""Runs CUDA kernels without a GPU: one greenlet for each thread of a block, one block after another.
+"""Runs CUDA kernels without a GPU: the threads of a block in greenlets, one block after another.
 
 A kernel is built with the emulated vocabulary in place of device_ops and runs as plain Python. Threads run
 until they wait for others; `seed` shuffles who goes first, for a missing barrier may hide behind one order.
@@ -45,13 +45,15 @@ def line_of(name: str, site: tuple[Any, int]) -> str:
 class Thread:
     """One CUDA thread. `copies` and `products` are under way: groups, the last of them still open. `fences`:
     how many barriers of the block lay before each of its fence_async. `waits_for`: the name of an op where it
-    waits for all lanes of its warp, all threads of its block, or for what `until` tells.
+    waits for all lanes of its warp, all threads of its block, or for what `until` tells. `greenlet`: from
+    its first wait on its own; before, it may share that of threads that ended.
     """
 
     __slots__ = (
         "block",
         "combine",
         "copies",
+        "ended",
         "fenced",
         "fences",
         "greenlet",
@@ -68,8 +70,8 @@ class Thread:
         "warp",
     )
 
-    def __init__(self, block: Block, number: int, body: Callable[[], None]) -> None:
-        self.block, self.number = block, number
+    def __init__(self, block: Block, number: int) -> None:
+        self.block, self.number, self.ended = block, number, False
         self.warp, self.lane = divmod(number, WARP)
         self.stamp = (0, number, self.warp, 0, 0)
         self.waits_for, self.value, self.site = "", None, (None, 0)
@@ -80,11 +82,7 @@ class Thread:
         self.fenced, self.fences = False, list[int]()
         self.seen: dict[Any, int] = {}  # phases of barriers in shared memory whose end it knows of
         self.until: Callable[[], bool] | None = None
-        self.greenlet = greenlet(body)
-
-    @property
-    def ended(self) -> bool:
-        return bool(self.greenlet.dead)
+        self.greenlet: greenlet
 
     def error(self, what: str) -> EmulationError:
         x, y = self.block.index
@@ -136,8 +134,8 @@ class Block:
     ) -> None:
         self.index, self.grid = index, grid
         self.scheduler = getcurrent()
-        body = partial(kernel.function, *arguments)
-        self.threads = [Thread(self, number, body) for number in range(kernel.threads)]
+        self.body = partial(kernel.function, *arguments)
+        self.threads = [Thread(self, number) for number in range(kernel.threads)]
         self.ready: Iterator[Thread] = iter(())  # whose turn it is in this round
         # threads of each warp and warpgroup that wait for the rest of it
         self.waiting = {n: [0] * -(-kernel.threads // n) for n in (WARP, WARPGROUP)}
@@ -165,32 +163,51 @@ class Block:
         return Pointer(self._arrays[number], offset // size)
 
     def run(self, rng: random.Random | None) -> None:
-        context = contextvars.copy_context()  # numpy keeps there what it does about overflows
-        for thread in self.threads:
-            thread.greenlet.gr_context = context.copy()
-        round_, started = list(self.threads), False
+        round_ = list(self.threads)
+        if rng:
+            rng.shuffle(round_)
+        self._start(round_)
+        round_ = self._released()
         while round_:
             if rng:
                 rng.shuffle(round_)
-            turns = iter(round_)
-            # threads start here, one beside the other, not one inside the other
-            self.ready = turns if started else iter(())
-            for thread in turns:
+            self.ready = iter(round_)
+            for thread in self.ready:
                 Running.thread = thread
                 thread.greenlet.switch()
-            started = True
-            round_ = [
-                thread
-                for n, counts in self.waiting.items()
-                for number, n_waiting in enumerate(counts)
-                if n_waiting
-                for thread in self._released_team(n, number)
-            ]
-            round_ = round_ or self._released_waiters()
-            if not round_ and not all(thread.ended for thread in self.threads):
-                round_ = self._released_block()
+            round_ = self._released()
         if left := self.beside.left():
             raise EmulationError(f"block {self.index} ends with {left} under way")
+
+    def _start(self, threads: list[Thread]) -> None:
+        """Runs threads until they wait: where one does, another greenlet goes on with the next."""
+        context, body, left = contextvars.copy_context(), self.body, iter(threads)
+
+        def work() -> None:
+            here = getcurrent()
+            for thread in left:
+                Running.thread, thread.greenlet = thread, here
+                body()
+                thread.ended = True
+
+        while left.__length_hint__():
+            worker = greenlet(work)
+            worker.gr_context = context.copy()  # numpy keeps there what it does about overflows
+            worker.switch()
+
+    def _released(self) -> list[Thread]:
+        """Whose turn it is next; none once all have ended."""
+        round_ = [
+            thread
+            for n, counts in self.waiting.items()
+            for number, n_waiting in enumerate(counts)
+            if n_waiting
+            for thread in self._released_team(n, number)
+        ]
+        round_ = round_ or self._released_waiters()
+        if not round_ and not all(thread.ended for thread in self.threads):
+            round_ = self._released_block()
+        return round_
 
     def _released_team(self, n: int, number: int) -> list[Thread]:
         """The threads of a warp or warpgroup, where all of them have come to the same op."""

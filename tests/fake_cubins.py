@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import asdict
 from pathlib import Path
 
+from cuda_emulated_shortcuts import shortened
 from cuda_kernel import emulated
 
 from yakvrt.cuda.cubin import Cubin, Manifest, Resources, kernel_sources, write_cubin
@@ -17,7 +18,7 @@ WRITTEN: dict[str, KernelSpec] = {}  # the kernels of all fake cubins
 
 def built(symbol: str) -> CudaKernel | None:
     """The kernel of this name over the emulated vocabulary; None where no cubin of it was written."""
-    return WRITTEN[symbol].build(emulated) if symbol in WRITTEN else None
+    return WRITTEN[symbol].build(shortened) if symbol in WRITTEN else None
 
 
 def write_fake_cubin(

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from cuda_cases.higgs import encode, mean_rows, residuals
 from cuda_emulated_ops import emulated
-from cuda_kernel import emulated_kernel, run_kernel, solve
+from cuda_emulated_shortcuts import shortened
+from cuda_kernel import emulated_kernel, poisoned, run_kernel, solve
 
 from yakvrt.kernels.cuda_kernel import CudaKernel
 from yakvrt.kernels.higgs_encode import nearest_ref
@@ -32,28 +33,45 @@ def test_encode(case: tuple[int, int, str, int, str, bool, bool]) -> None:
     solve(encode(*case, n_rows))
 
 
-def test_equally_near_points_give_the_lowest_code() -> None:
-    """Searches among points that float32 holds exactly, of sub-vectors as near to several of them."""
-    dim, n_points = 2, 64
-    half = RNG.choice([-2, -1, 1, 2], (n_points // 2, dim)).astype(np.float32)
-    grid = np.vstack([half, -half])
-    stride = 4
-    points = np.zeros((n_points // 2, stride), np.float32)
+def search_in_emulator(g: Any, y: np.ndarray, half: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Codes and scores. Shapes: y [threads, together, d], the first half of a grid [n / 2, d]."""
+    n_threads, together, dim = y.shape
+    stride = -(-(dim + 1) // 4) * 4
+    points = np.zeros((len(half), stride), np.float32)
     points[:, :dim], points[:, dim] = half, 0.5 * (half**2).sum(axis=1)
-    y = RNG.integers(-3, 4, (32, TOGETHER[dim], dim)).astype(np.float32)
-    search = make_search(emulated, dim, n_points, stride, TOGETHER[dim])
+    search = make_search(g, dim, 2 * len(half), stride, together)
 
-    def kernel(out: Any, y: Any, points: Any) -> None:
-        own, codes, scores = emulated.local_f32(8), emulated.local_i32(4), emulated.local_f32(4)
-        for i in range(8):
-            own[i] = y[emulated.thread() * 8 + i]
+    def kernel(out: Any, best: Any, y: Any, points: Any) -> None:
+        thread = emulated.thread()
+        own, codes = emulated.local_f32(together * dim), emulated.local_i32(together)
+        scores = emulated.local_f32(together)
+        for i in range(together * dim):
+            own[i] = y[thread * together * dim + i]
         search(own, points, codes, scores)
-        for i in range(4):
-            out[emulated.thread() * 4 + i] = codes[i]
+        for i in range(together):
+            out[thread * together + i], best[thread * together + i] = codes[i], scores[i]
 
-    out = np.full(y.shape[:2], -7, np.int32)
-    run_kernel(CudaKernel(kernel, "i32* f32* f32*", 32), 1, [out], out, y, points)
-    np.testing.assert_array_equal(out, nearest_ref(y, grid))
+    out, best = np.full(y.shape[:2], -7, np.int32), poisoned(*y.shape[:2])
+    run_kernel(CudaKernel(kernel, "i32* f32* f32* f32*", n_threads), 1, [out, best], out, best, y, points)
+    return out, best
+
+
+@pytest.mark.parametrize("g", [emulated, shortened], ids=["function", "shortcut"])
+def test_equally_near_points_give_the_lowest_code(g: Any) -> None:
+    """Searches among points that float32 holds exactly, of sub-vectors as near to several of them."""
+    half = RNG.choice([-2, -1, 1, 2], (32, 2)).astype(np.float32)
+    y = RNG.integers(-3, 4, (32, TOGETHER[2], 2)).astype(np.float32)
+    np.testing.assert_array_equal(search_in_emulator(g, y, half)[0], nearest_ref(y, np.vstack([half, -half])))
+
+
+@pytest.mark.parametrize("dim", TOGETHER)
+def test_the_shortcut_of_whole_models_is_the_search_to_the_bit(dim: int) -> None:
+    half = RNG.standard_normal((128, dim)).astype(np.float32)
+    half[3] = half[90]
+    y = RNG.standard_normal((32, TOGETHER[dim], dim)).astype(np.float32)
+    y[0], y[1], y[2, 0, 0], y[3, 0, 0], y[4] = 0, -0.0, np.nan, np.inf, half[90]
+    for own, shortcut in zip(*(search_in_emulator(g, y, half) for g in (emulated, shortened)), strict=True):
+        np.testing.assert_array_equal(own.view(np.uint32), shortcut.view(np.uint32))
 
 
 @pytest.mark.parametrize(
