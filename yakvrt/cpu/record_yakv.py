@@ -28,7 +28,7 @@ def record_yakv(recorder: Recorder, out: Buffer, q: Buffer, k: Buffer, v: Buffer
     partials = _record_partials(recorder, q, k, v, rows)
     out_copy = recorder.memory.write_private(out)
     recorder.tape.add(
-        kernel("yakv_attend", "merge_partials_cpu", rows.shape.group, rows.shape.head_dim),
+        kernel("merge_partials", "merge_partials_cpu", rows.shape.group, rows.shape.head_dim),
         out.data,
         out.data.strides[0],
         *partials,

@@ -1,6 +1,7 @@
 """Joins partial results of attention: out = sum_i f_i sums_i / sum_i f_i weight_i, f_i = 2^(m_i - max m).
 
-Partials are what attend_decode_cuda describes: of the splits of a history, selected rows, a tail.
+On a GPU partials are what attend_decode_cuda describes: of the splits of a history, selected rows, a tail. On
+a CPU they are YAKV's, and e takes the place of 2.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import numpy as np
 
 from .attend_fragments import LEAST
 from .cuda_kernel import CudaKernel, Work
+from .yakv_layout import FIRST_RUN, MAX_PARTIALS, run_len
 
 
 def merge_partials_ref(sums: np.ndarray, stats: np.ndarray) -> np.ndarray:
@@ -25,6 +27,52 @@ def merge_partials_ref(sums: np.ndarray, stats: np.ndarray) -> np.ndarray:
     known = np.where(there[..., None], sums.astype(np.float64), 0)
     joined = (factors[..., None] * known).sum(axis=2)
     return joined / (factors * weights).sum(axis=-1)[..., None]
+
+
+def merge_partials_cpu(group: int, head_dim: int) -> Any:
+    """Joins the partials of every query head: of the ring, the tail, runs of selected rows.
+
+    Args: out, row_bytes, sums, stats, counts (selected rows, int64 [B, Hk]), n_heads, n_rows*, factors
+    (16 floats a thread), out_copy (see rms_norm_cpu).
+    Shapes: sums float32 [B, 16, Hq, D], stats float32 [B, Hq, 2, 16]: maxima and weights of the partials.
+    """
+    from ..cpu import vector_ops as v
+
+    run_len_of = v.inline(run_len)
+    head_bytes = head_dim * 4
+
+    def kernel(thread: int, n_threads: int, counter: int, args: int) -> None:
+        out, row_bytes = v.get_i64(args), v.get_i64(args + 8)
+        sums, stats, counts = v.get_i64(args + 16), v.get_i64(args + 24), v.get_i64(args + 32)
+        n_heads, n_rows = v.get_i64(args + 40), v.get_i64(v.get_i64(args + 48))
+        factors, out_copy = v.get_i64(args + 56) + thread * 64, v.get_i64(args + 64)
+        out += thread * out_copy
+        first, last = v.share(n_rows * n_heads, thread, n_threads, out_copy)
+        for unit in range(first, last):
+            row, head = unit // n_heads, unit % n_heads
+            n_selected = v.get_i64(counts + row * (n_heads // group) * 8)
+            run_rows = run_len_of(n_selected)
+            n_partials = FIRST_RUN + (n_selected + run_rows - 1) // run_rows
+            maxima = stats + unit * MAX_PARTIALS * 8
+            weights = maxima + MAX_PARTIALS * 4
+            largest = v.get_f32(maxima)
+            for i in range(1, n_partials):
+                largest = max(largest, v.get_f32(maxima + i * 4))
+            total = np.float32(0)
+            for i in range(n_partials):
+                factor = v.scalar_exp(v.get_f32(maxima + i * 4) - largest)
+                v.put_f32(factors + i * 4, factor)
+                total += factor * v.get_f32(weights + i * 4)
+            inverse = np.float32(1) / total
+            target = out + row * row_bytes + head * head_bytes
+            for i in range(n_partials):
+                factor = v.splat(v.get_f32(factors + i * 4) * inverse)
+                source = sums + ((row * MAX_PARTIALS + i) * n_heads + head) * head_bytes
+                for j in range(0, head_bytes, 64):
+                    piece = v.mul(v.load_f32(source + j), factor)
+                    v.store_f32(target + j, v.add(piece, v.load_f32(target + j)) if i else piece)
+
+    return kernel
 
 
 def merge_partials_cuda(g: Any, head_dim: int) -> CudaKernel:

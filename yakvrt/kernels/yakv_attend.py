@@ -1,5 +1,5 @@
 """Third pass of a YAKV decode step: the selected rows are decoded and attended to, in runs, and the tail is
-added; then all partial results of a query head are joined.
+added.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from .higgs_layout import ROW_FORMATS, row_bytes
 from .select_topk import select_topk_ref, weights_ref
 from .yakv_layout import (
     BLOCKS_PER_RUN,
-    FIRST_RUN,
     MAX_PARTIALS,
     YakvShape,
     indexed_end,
@@ -258,51 +257,5 @@ def yakv_attend_cpu(*parameters: Any) -> Any:
                     for g in range(group):
                         unrotate(state + g * row_floats, state + g * row_floats)
                 put_partial(sums, stats, row, head, n_heads, 2 + run, state)
-
-    return kernel
-
-
-def merge_partials_cpu(group: int, head_dim: int) -> Any:
-    """Joins the partial softmax results of every query head.
-
-    Args: out, row_bytes, sums, stats, counts (selected rows, int64 [B, Hk]), n_heads, n_rows*, factors
-    (16 floats a thread), out_copy (see rms_norm_cpu).
-    Shapes: sums float32 [B, 16, Hq, D], stats float32 [B, Hq, 2, 16]: maxima and weights of the partials.
-    """
-    from ..cpu import vector_ops as v
-
-    run_len_of = v.inline(run_len)
-    head_bytes = head_dim * 4
-
-    def kernel(thread: int, n_threads: int, counter: int, args: int) -> None:
-        out, row_bytes = v.get_i64(args), v.get_i64(args + 8)
-        sums, stats, counts = v.get_i64(args + 16), v.get_i64(args + 24), v.get_i64(args + 32)
-        n_heads, n_rows = v.get_i64(args + 40), v.get_i64(v.get_i64(args + 48))
-        factors, out_copy = v.get_i64(args + 56) + thread * 64, v.get_i64(args + 64)
-        out += thread * out_copy
-        first, last = v.share(n_rows * n_heads, thread, n_threads, out_copy)
-        for unit in range(first, last):
-            row, head = unit // n_heads, unit % n_heads
-            n_selected = v.get_i64(counts + row * (n_heads // group) * 8)
-            run_rows = run_len_of(n_selected)
-            n_partials = FIRST_RUN + (n_selected + run_rows - 1) // run_rows
-            maxima = stats + unit * MAX_PARTIALS * 8
-            weights = maxima + MAX_PARTIALS * 4
-            largest = v.get_f32(maxima)
-            for i in range(1, n_partials):
-                largest = max(largest, v.get_f32(maxima + i * 4))
-            total = np.float32(0)
-            for i in range(n_partials):
-                factor = v.scalar_exp(v.get_f32(maxima + i * 4) - largest)
-                v.put_f32(factors + i * 4, factor)
-                total += factor * v.get_f32(weights + i * 4)
-            inverse = np.float32(1) / total
-            target = out + row * row_bytes + head * head_bytes
-            for i in range(n_partials):
-                factor = v.splat(v.get_f32(factors + i * 4) * inverse)
-                source = sums + ((row * MAX_PARTIALS + i) * n_heads + head) * head_bytes
-                for j in range(0, head_bytes, 64):
-                    piece = v.mul(v.load_f32(source + j), factor)
-                    v.store_f32(target + j, v.add(piece, v.load_f32(target + j)) if i else piece)
 
     return kernel
