@@ -113,7 +113,12 @@ def score_tape(
     scratch = aligned(bench.threads * (group * query_bytes(kind, head_dim) + 8 * head_dim + 64))
     scratch = scratch.reshape(bench.threads, -1)
     arguments = (logits, logits.strides[0], maxima, q, 0, np.array([0.1], np.float32), blocks, stride)
-    arguments += (n_heads, np.array([n]), tables_of(selector.grid), tables_of(selector.mean_grid))
+    arguments += (
+        n_heads,
+        np.array([n // BLOCK_TOKENS]),
+        tables_of(selector.grid),
+        tables_of(selector.mean_grid),
+    )
     spec = kernel("higgs_score", "higgs_score_cpu", kind, head_dim, group, False)
     return tape_of(bench.cache, spec, *arguments, scratch, scratch.strides[0], 0)
 

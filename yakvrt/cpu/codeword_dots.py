@@ -200,10 +200,9 @@ def mean_of_tile(builder: Any, term: Any, tile: Any) -> Any:
 
 
 def make_block_scores(kind: str, head_dim: int, group: int) -> Any:
-    """An intrinsic f(queries, blocks, first, last, n_tokens, logits, logits_stride, maxima, tables,
-    mean_tables).
+    """An intrinsic f(queries, blocks, first, last, logits, logits_stride, maxima, tables, mean_tables).
 
-    logits[g][t] of the tokens of blocks first .. last - 1, -inf from n_tokens on; maxima[g] over them.
+    logits[g][t] of the tokens of blocks first .. last - 1; maxima[g] over them, -inf of none.
     """
     selector = SELECTORS[kind]
     block_bytes, tile_bytes = selector.block_bytes(head_dim), selector.tile_bytes(head_dim)
@@ -220,7 +219,6 @@ def make_block_scores(kind: str, head_dim: int, group: int) -> Any:
         blocks: Any,
         first: Any,
         last: Any,
-        n_tokens: Any,
         logits: Any,
         logits_stride: Any,
         maxima: Any,
@@ -228,12 +226,9 @@ def make_block_scores(kind: str, head_dim: int, group: int) -> Any:
         mean_tables: Any,
     ) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            queries, blocks, first, last, n_tokens, logits, logits_stride, maxima, tables, mean_tables = (
-                values
-            )
+            queries, blocks, first, last, logits, logits_stride, maxima, tables, mean_tables = values
             largest = [cgutils.alloca_once_value(builder, lowest) for _ in range(group)]
             terms = [cgutils.alloca_once(builder, V16F32) for _ in range(group)]
-            count = builder.trunc(n_tokens, I32)
             table = Table(builder, selector.dim, tables)
             with cgutils.for_range(builder, builder.sub(last, first)) as outer:
                 index = builder.add(first, outer.index)
@@ -254,8 +249,6 @@ def make_block_scores(kind: str, head_dim: int, group: int) -> Any:
                         builder.mul(index, const_i64(BLOCK_TOKENS)),
                         builder.mul(inner.index, const_i64(TILE_TOKENS)),
                     )
-                    left = splat(builder, builder.sub(count, builder.trunc(token, I32)))
-                    present = builder.icmp_signed("<", ir.Constant(V16I32, list(range(16))), left)
                     out = builder.add(logits, builder.mul(token, const_i64(4)))
                     for scorer in scorers:
                         means = [const(V16F32, 0.0)] * len(scorer.queries)
@@ -265,7 +258,6 @@ def make_block_scores(kind: str, head_dim: int, group: int) -> Any:
                         records = scorer.records(builder, queries)
                         scores = scorer.tile_scores(builder, tile, scales, records, table, means)
                         for g, score in zip(scorer.queries, scores, strict=True):
-                            score = builder.select(present, score, lowest)
                             target = builder.add(out, builder.mul(logits_stride, const_i64(g)))
                             simd.store(builder, score, target)
                             builder.store(vmax(builder, score, builder.load(largest[g])), largest[g])
@@ -274,6 +266,6 @@ def make_block_scores(kind: str, head_dim: int, group: int) -> Any:
                 simd.store(builder, builder.call(reduce, [builder.load(cell)]), maxima, 4 * g)
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 10), codegen
+        return types.void(*[types.int64] * 9), codegen
 
     return block_scores

@@ -142,24 +142,19 @@ class _TableScorer:
         self,
         block: Any,
         token: Any,
-        count: Any,
         table: Table,
         rows: list[Any],
         largest: list[Any],
         terms: Any,
     ) -> None:
-        """The logits of a block whose first token is `token`, -inf from `count` on."""
+        """The logits of a block whose first token is `token`."""
         builder = self.builder
         sums = self.sums(block)
         scales = builder.add(block, const_i64(self.selector.scales(self.head_dim)))
-        lowest = const(V16F32, float("-inf"))
-        left = splat(builder, builder.trunc(builder.sub(count, token), I32))
-        present, key_scales = [], []
+        key_scales = []
         for k in range(TILES):
             halves = load(builder, scales, V16I16, 2 * TILE_TOKENS * k)
             key_scales.append(builder.fmul(simd.half_to_float(builder, halves), table.step(builder)))
-            tokens = ir.Constant(V16I32, [16 * k + i for i in range(16)])
-            present.append(builder.icmp_signed("<", tokens, left))
         for g, (record, found) in enumerate(zip(self.records, sums, strict=True)):
             step = splat(builder, load(builder, record, F32, 20))
             offset = splat(builder, load(builder, record, F32, 4))
@@ -178,7 +173,6 @@ class _TableScorer:
                     shift = builder.fadd(offset, mean_of_tile(builder, term, const_i64(k)))
                 factor = builder.fmul(key_scales[k], step)
                 score = fmadd(builder, builder.sitofp(total, V16F32), factor, shift)
-                score = builder.select(present[k], score, lowest)
                 store(builder, score, row, 64 * k)
                 most = vmax(builder, score, most)
             builder.store(most, largest[g])
@@ -200,7 +194,6 @@ def make_block_scores(kind: str, head_dim: int, group: int) -> Any:
         blocks: Any,
         first: Any,
         last: Any,
-        n_tokens: Any,
         logits: Any,
         logits_stride: Any,
         maxima: Any,
@@ -208,9 +201,7 @@ def make_block_scores(kind: str, head_dim: int, group: int) -> Any:
         mean_tables: Any,
     ) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            queries, blocks, first, last, n_tokens, logits, logits_stride, maxima, tables, mean_tables = (
-                values
-            )
+            queries, blocks, first, last, logits, logits_stride, maxima, tables, mean_tables = values
             table = Table(builder, selector.dim, tables)
             largest = [cgutils.alloca_once_value(builder, lowest) for _ in range(group)]
             terms = [cgutils.alloca_once(builder, V16F32) for _ in range(group)]
@@ -231,7 +222,7 @@ def make_block_scores(kind: str, head_dim: int, group: int) -> Any:
                     for cell, term in zip(shifts, found, strict=True):
                         builder.store(term, cell)
                 token = builder.mul(index, const_i64(BLOCK_TOKENS))
-                scorer.put_scores(block, token, n_tokens, table, rows[own], largest[own], shifts)
+                scorer.put_scores(block, token, table, rows[own], largest[own], shifts)
 
             scorers = [_TableScorer(builder, kind, head_dim, queries, members) for members in parts]
             with cgutils.for_range_slice(builder, first, last, const_i64(CHUNK)) as (start, _):
@@ -245,6 +236,6 @@ def make_block_scores(kind: str, head_dim: int, group: int) -> Any:
                 store(builder, builder.call(reduce, [builder.load(cell)]), maxima, 4 * g)
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 10), codegen
+        return types.void(*[types.int64] * 9), codegen
 
     return block_scores

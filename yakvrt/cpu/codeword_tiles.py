@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
@@ -19,7 +18,6 @@ from .codeword_dots import Scorer, Table, mean_of_tile
 from .query_record import padded_to_vector, query_layout
 from .simd import (
     F32,
-    I32,
     I64,
     V16F32,
     V16I16,
@@ -107,19 +105,15 @@ class _TileScorer:
             address = builder.add(self.sums, const_i64(tile * self.n_queries * ROW_BYTES))
             amx.emit_store(builder, sums, address, const_i64(ROW_BYTES))
 
-    def put_scores(
-        self, block: Any, token: Any, count: Any, table: Table, rows: list[Any], largest: list[Any]
-    ) -> None:
-        """The logits of a block whose first token is `token`, once multiplied, -inf from `count` on."""
-        builder, lowest = self.builder, const(V16F32, float("-inf"))
+    def put_scores(self, block: Any, token: Any, table: Table, rows: list[Any], largest: list[Any]) -> None:
+        """The logits of a block whose first token is `token`, once multiplied."""
+        builder = self.builder
         scales = builder.add(block, const_i64(self.selector.scales(self.head_dim)))
         with cgutils.for_range(builder, const_i64(TILES)) as loop:
             halves = load(builder, scales, V16I16, builder.mul(loop.index, const_i64(2 * TILE_TOKENS)))
             key_scales = builder.fmul(simd.half_to_float(builder, halves), table.step(builder))
             sums = builder.add(self.sums, builder.mul(loop.index, const_i64(self.n_queries * ROW_BYTES)))
             start = builder.add(token, builder.mul(loop.index, const_i64(TILE_TOKENS)))
-            left = splat(builder, builder.trunc(builder.sub(count, start), I32))
-            present = builder.icmp_signed("<", ir.Constant(V16I32, list(range(16))), left)
             at = builder.mul(start, const_i64(4))
             for g, record in enumerate(self.records):
                 total = self._centred(load(builder, sums, V16I32, ROW_BYTES * g), record)
@@ -128,7 +122,7 @@ class _TileScorer:
                     term = builder.add(self.terms, const_i64(ROW_BYTES * g))
                     offset = builder.fadd(offset, mean_of_tile(builder, term, loop.index))
                 factor = builder.fmul(key_scales, splat(builder, load(builder, record, F32)))
-                score = builder.select(present, fmadd(builder, total, factor, offset), lowest)
+                score = fmadd(builder, total, factor, offset)
                 store(builder, score, builder.add(rows[g], at))
                 builder.store(vmax(builder, score, builder.load(largest[g])), largest[g])
 
@@ -151,7 +145,6 @@ def make_block_scores(kind: str, head_dim: int, group: int) -> Any:
         blocks: Any,
         first: Any,
         last: Any,
-        n_tokens: Any,
         logits: Any,
         logits_stride: Any,
         maxima: Any,
@@ -159,9 +152,7 @@ def make_block_scores(kind: str, head_dim: int, group: int) -> Any:
         mean_tables: Any,
     ) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            queries, blocks, first, last, n_tokens, logits, logits_stride, maxima, tables, mean_tables = (
-                values
-            )
+            queries, blocks, first, last, logits, logits_stride, maxima, tables, mean_tables = values
             table = Table(builder, selector.dim, tables)
             for start in range(0, group, MAX_QUERIES):
                 members = range(start, min(start + MAX_QUERIES, group))
@@ -192,13 +183,13 @@ def make_block_scores(kind: str, head_dim: int, group: int) -> Any:
                             for g, term in enumerate(means.mean_terms(builder, block, records, mean_table)):
                                 store(builder, term, scorer.terms, ROW_BYTES * g)
                         token = builder.mul(index, const_i64(BLOCK_TOKENS))
-                        scorer.put_scores(block, token, n_tokens, table, rows, largest)
+                        scorer.put_scores(block, token, table, rows, largest)
                 amx.emit_release(builder)
                 reduce = declare(builder, "llvm.vector.reduce.fmax.v16f32", F32, [V16F32])
                 for g, cell in zip(members, largest, strict=True):
                     store(builder, builder.call(reduce, [builder.load(cell)]), maxima, 4 * g)
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 10), codegen
+        return types.void(*[types.int64] * 9), codegen
 
     return block_scores

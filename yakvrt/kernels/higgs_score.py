@@ -162,12 +162,12 @@ def _make_put_int8(kind: str, head_dim: int) -> Any:
 
 
 def make_score_blocks(kind: str, head_dim: int, group: int) -> Any:
-    """An inline score_blocks(queries, blocks, first_block, last_block, n_tokens, logits, logits_stride,
-    maxima, tables, mean_tables).
+    """An inline score_blocks(queries, blocks, first_block, last_block, logits, logits_stride, maxima, tables,
+    mean_tables).
 
     Writes logits[g][t], float32 rows logits_stride bytes apart, for the tokens t of blocks first_block ..
-    last_block - 1 of one head (whose block 0 lies at `blocks`); from n_tokens on they are -inf. maxima[g]
-    becomes the largest of them. `queries`: G records of quantise_query.
+    last_block - 1 of one head (whose block 0 lies at `blocks`), all of them full. maxima[g] becomes the
+    largest of them, -inf of none. `queries`: G records of quantise_query.
     """
     from ..cpu import codeword_dots, codeword_tables, codeword_tiles
     from ..cpu.query_record import scores_by_tables, scores_on_registers
@@ -181,8 +181,8 @@ def higgs_score_cpu(kind: str, head_dim: int, group: int, signs: bool) -> Any:
     """Logits of the queries of several heads. Threads share the blocks of every head.
 
     Args: logits, logits_stride (between queries), maxima, q, means, factor*, blocks, head_stride (of blocks),
-    n_heads, n_tokens*, tables, mean_tables, scratch, scratch_stride, logits_head_stride.
-    Shapes: logits float32 [n_heads][G][64 B], maxima float32 [n_heads][threads][G], q float32
+    n_heads, n_blocks*, tables, mean_tables, scratch, scratch_stride, logits_head_stride.
+    Shapes: logits float32 [n_heads][G][64 n_blocks], maxima float32 [n_heads][threads][G], q float32
     [n_heads][G][D], means float32 [n_heads][D] or 0. Scratch of a thread: G * query_bytes + 8 D bytes.
     """
     from ..cpu import vector_ops as v
@@ -195,11 +195,10 @@ def higgs_score_cpu(kind: str, head_dim: int, group: int, signs: bool) -> Any:
         logits, logits_stride, maxima = v.get_i64(args), v.get_i64(args + 8), v.get_i64(args + 16)
         q, means, factor = v.get_i64(args + 24), v.get_i64(args + 32), v.get_f32(v.get_i64(args + 40))
         blocks, head_stride, n_heads = v.get_i64(args + 48), v.get_i64(args + 56), v.get_i64(args + 64)
-        n_tokens = v.get_i64(v.get_i64(args + 72))
+        n_blocks = v.get_i64(v.get_i64(args + 72))
         tables, mean_tables = v.get_i64(args + 80), v.get_i64(args + 88)
         queries = v.get_i64(args + 96) + thread * v.get_i64(args + 104)
         scratch, logits_head_stride = queries + group * record_bytes, v.get_i64(args + 112)
-        n_blocks = (n_tokens + BLOCK_TOKENS - 1) // BLOCK_TOKENS
         first, last = v.share(n_blocks, thread, n_threads, 0)
         for head in range(n_heads):
             mean = means + head * head_dim * 4 if means else 0
@@ -211,7 +210,6 @@ def higgs_score_cpu(kind: str, head_dim: int, group: int, signs: bool) -> Any:
                 blocks + head * head_stride,
                 first,
                 last,
-                n_tokens,
                 logits + head * logits_head_stride,
                 logits_stride,
                 maxima + (head * n_threads + thread) * group * 4,

@@ -250,7 +250,6 @@ def yakv_score_cpu(*parameters: Any) -> Any:
                         blocks,
                         begin,
                         end,
-                        n_indexed,
                         logits - begin * 256,
                         run_bytes,
                         maxima,
