@@ -186,7 +186,7 @@ def test_a_tape_is_traced_and_then_is_not(team: KernelTeam, tmp_path: Path) -> N
     assert [log.labels[i].name for i in records["label"]] == ["a", "b"] * team.n_threads
     assert records["track"].tolist() == [t for t in range(team.n_threads) for _ in "ab"]
     assert (records["begin_ns"][1::2] == records["end_ns"][::2]).all()
-    assert len(set(records["end_ns"][1::2])) == 1  # at the last barrier
+    assert len(set(records["end_ns"][1::2])) == 1  # with the job
     assert records["second"].tolist() == [30 // team.n_threads, 20 // team.n_threads] * team.n_threads
 
 

@@ -68,15 +68,11 @@ class Tape:
         return [spec for spec, _, _ in self._rows]
 
     def finish(self, addresses: dict[KernelSpec, int]) -> None:
-        """Resolves the kernels.
-
-        The last op always ends in a barrier: the team's next job may overwrite this one.
-        """
+        """Resolves the kernels. Behind the last op the team's leader waits for all threads."""
         if not self._rows:
             raise ValueError("a tape without ops cannot be run")
         rows = [(addresses[spec], block.ctypes.data, barrier) for spec, block, barrier in self._rows]
         self._table = np.array(rows, np.int64).reshape(-1, 3)
-        self._table[-1, 2] = 1
         self.words = self._table.ctypes.data, len(rows)
         stages = {first: stage for first, stage in self._stages if first < len(rows)}
         found = tuple(stages.values()) or (Stage(),)

@@ -2,7 +2,8 @@
 
 A tape is rows of (kernel address, argument address, barrier flag). Thread 0 leads; the others wait in
 `follow` for a job that names them: not every thread takes part in every job (cpu/attendance.py says why).
-All synchronisation goes through words of `control`, each on its own cache line.
+All synchronisation goes through words of `control`: the work counters, words of the leader and of the job,
+words of each thread, and those by which threads tell each other of a barrier.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ MAX_THREADS = 512
 LINE_BYTES = 128  # words that different threads write lie this far apart
 
 # Byte offsets into the control block. COUNTERS: two work counters, which ops before and behind a barrier use
-# by turns. BARRIER: the number of the last barrier before the job, counted upwards from 1 through all jobs.
+# by turns. BARRIER: how many barriers there were before the job, the end of a job counted as one.
 # ASLEEP: how many threads of the job publish found asleep.
 COUNTERS, JOBS, THIS_JOB, THREADS = 0, 2 * LINE_BYTES, 3 * LINE_BYTES, 4 * LINE_BYTES
 JOB, LED, QUIT, ASLEEP = (JOBS + 8 * i for i in range(4))
@@ -32,7 +33,7 @@ PAIR = 2
 # spent in jobs by the clock on the wall, and by the thread's own, which stands still while something else has
 # the core. TIME: two words for the system's answer.
 TICKET, DONE, PARKED, WAKE, WALL_NS, OWN_NS, TIME = (8 * i for i in range(7))
-# Behind them, by place, a line for each round of a barrier: the last one that the place's partner came to.
+# Behind them, by place, a line for each round of a barrier: the last one that whoever tells it has come to.
 ARRIVALS, ROUNDS = LINE_BYTES, (MAX_THREADS - 1).bit_length()
 THREAD_BYTES = ARRIVALS + LINE_BYTES * ROUNDS
 PLACES = 1024
@@ -71,7 +72,7 @@ def _make_run() -> Any:
 
     @v.inline
     def counter_before(control: int, barrier: int) -> int:
-        """The work counter of ops before this barrier, 0 for the first of them."""
+        """The work counter of ops before this barrier, one of which may draw from it: it starts at 0."""
         return control + COUNTERS + barrier % 2 * LINE_BYTES
 
     @v.inline
@@ -82,8 +83,8 @@ def _make_run() -> Any:
         """
         words, distance = THREADS + ARRIVALS, 1
         while distance < n_threads:
-            partner = (place + distance) % n_threads
-            v.atomic_publish(control + words + partner * THREAD_BYTES, barrier)
+            told = (place + distance) % n_threads
+            v.atomic_publish(control + words + told * THREAD_BYTES, barrier)
             wait_for(control + words + place * THREAD_BYTES, barrier)
             words, distance = words + LINE_BYTES, 2 * distance
         if place == 0:  # nobody uses it before the next barrier
