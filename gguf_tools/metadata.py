@@ -105,11 +105,12 @@ class Cursor:
 
     def _announce(self, count: int, item_bytes: int, what: str) -> None:
         self.entries += count
-        if count > self.left() // item_bytes or self.entries > MAX_ARRAY_ENTRIES:
+        if count > self.left() // item_bytes:
             raise self.fail(
-                f"{what} announces {count} entries; {self.left()} bytes are left, "
-                f"and at most {MAX_ARRAY_ENTRIES} entries are read in all"
+                f"the file ends inside {what}: {count} entries announced, {self.left()} bytes left"
             )
+        if self.entries > MAX_ARRAY_ENTRIES:
+            raise self.fail(f"{what} has {count}; at most {MAX_ARRAY_ENTRIES} entries are read in all")
 
     def _skip_array(self, what: str, depth: int) -> None:
         start = self.offset

@@ -8,6 +8,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
@@ -167,6 +168,14 @@ def test_long_messages_are_cut() -> None:
     assert terminal.one_line(MemoryError("no room")) == (
         "out of memory (no room); lower --ctx-size or take a smaller model"
     )
+
+
+def test_a_missing_package_is_named() -> None:
+    with pytest.raises(ModuleNotFoundError) as caught:
+        import_module("no_such_package.inside")
+    line = terminal.one_line(caught.value)
+    assert "the package no_such_package is missing here" in line
+    assert "pip install ." in line
 
 
 # ---- prompts

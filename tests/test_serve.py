@@ -258,6 +258,13 @@ def test_response_format(served: Served, client: openai.OpenAI, monkeypatch: pyt
     assert (error["type"], error["code"]) == ("invalid_request_error", "grammar_failed")
 
 
+@pytest.mark.parametrize("message", [{"role": "user"}, {"role": "system", "content": None}])
+def test_only_an_assistant_may_say_nothing(served: Served, message: dict[str, Any]) -> None:
+    error = served.refused(CHAT, messages=[message])
+    assert error["param"] == "messages[0].content"
+    assert "content is missing" in error["message"]
+
+
 SWITCH: Any = {
     "type": "function",
     "function": {

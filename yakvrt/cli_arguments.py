@@ -91,7 +91,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, ctx_size: int = 0) -
 def add_weight_arguments(parser: argparse.ArgumentParser, *, ctx_size: int = 0) -> None:
     """The flags of loading a model, whatever its KV method."""
     add = parser.add_argument_group("model").add_argument
-    shown = "the model's" if ctx_size == 0 else ctx_size
+    shown = "0: the model's" if ctx_size == 0 else f"{ctx_size}; 0: the model's"
     shown_default = f"name, hub repo, file or directory ({DEFAULT_MODEL})"
     add(*MODEL_FLAGS, default=DEFAULT_MODEL, metavar="NAME", help=shown_default)
     add("-c", "--ctx-size", type=at_least(0), default=ctx_size, metavar="N", help=f"context length ({shown})")
@@ -103,7 +103,9 @@ def add_weight_arguments(parser: argparse.ArgumentParser, *, ctx_size: int = 0) 
         metavar="N",
         help="prompt tokens computed at once (240; 512 on a CPU with AMX, 2048 on a GPU)",
     )
-    add("-t", "--threads", type=at_least(-1, MAX_THREADS), metavar="N", help="threads (the physical cores)")
+    add(
+        "-t", "--threads", type=at_least(-1, MAX_THREADS), metavar="N", help="threads (0: the physical cores)"
+    )
     add(
         "--dtype",
         choices=("auto", "f32", "bf16", "q8_0", "q4_0"),

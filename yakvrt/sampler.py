@@ -30,8 +30,8 @@ def _require(name: str, value: object, low: float, high: float, *, integer: bool
     if isinstance(value, bool) or not isinstance(value, int if integer else Real):
         raise ValueError(f"{name} is {repr(value)[:80]}, it must be {wanted}")
     if not low <= value <= high:  # type: ignore[operator]
-        above = "" if low <= -LARGEST else f" of at least {low:g}"
-        limits = f" from {low:g} to {high:g}" if high < LARGEST else above or " that is finite"
+        above = "" if low <= -LARGEST else f" of at least {low}"
+        limits = f" from {low} to {high}" if high < LARGEST else above or " that is finite"
         raise ValueError(f"{name} is {str(value)[:80]}, it must be {wanted}{limits}")
 
 

@@ -57,6 +57,11 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, MemoryError):
         why = f" ({message})" if message else ""
         return f"out of memory{why}; lower --ctx-size or take a smaller model"
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return (
+            f"the package {error.name.partition('.')[0]} is missing here; activate the environment that"
+            " yakvrt was installed in (. .venv/bin/activate), or install it: pip install ."
+        )
     kind = type(error).__name__
     return f"internal error ({kind}: {message}); set YAKVRT_DEBUG=1 to see where it comes from"
 

@@ -59,6 +59,9 @@ def _message(message: dict[str, Any], place: str) -> dict[str, Any]:
                 code="unsupported_parameter",
                 param=f"{place}.{name[:60]}",
             )
+    if role != "assistant" and message.get("content") is None:
+        place = f"{place}.content"
+        raise ApiError(f"{place} is missing; it must be a text or a list of parts", param=place)
     return made
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import signal
 import socket
 import threading
@@ -142,5 +143,6 @@ def listen(host: str, port: int) -> socket.socket:
             raise
     except OSError as error:
         reason = error.strerror or str(error)
-        raise RuntimeError(f"cannot listen on {host} port {port} ({reason}); name another --port") from None
+        other = "--port" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "--host"
+        raise RuntimeError(f"cannot listen on {host} port {port} ({reason}); name another {other}") from None
     return made
