@@ -423,6 +423,18 @@ def test_ctrl_c_keeps_the_text(model: tuple[str, ...]) -> None:
     assert error.startswith(b"prompt: ")
 
 
+def test_ctrl_c_while_the_prompt_is_read(
+    model: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("yakvrt.prompt_cache.PromptCache.keep_prompt", interrupted)
+    assert generate.main([*model, "-p", "A story:"]) == 130
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == ("", "yakvrt: interrupted while reading the prompt\n")
+
+
 def test_a_reader_that_leaves_is_no_error(model: tuple[str, ...]) -> None:
     command = [sys.executable, "-m", "yakvrt.generate", *model, "--raw", "-p", "A story:", "--ignore-eos"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:

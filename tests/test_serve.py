@@ -309,7 +309,7 @@ def test_tools(served: Served, client: openai.OpenAI) -> None:
     # The answer goes back with what the function returned; a conversation may go on without a call.
     messages += [message.model_dump(), {"role": "tool", "tool_call_id": call.id, "content": "done"}]
     body = {"messages": messages, "tools": [SWITCH]}
-    prompt = served.post("/apply-template", **body).json()["prompt"]
+    prompt = served.post("/apply-template", **body, temperature=0).json()["prompt"]
     assert '<tool_call>{"name": "switch", "arguments": {"on": ' in prompt
     assert "<|im_start|>tool\ndone<|im_end|>" in prompt
     assert '"description": "Switches the light"' in prompt

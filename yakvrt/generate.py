@@ -91,6 +91,8 @@ def _generate(args: argparse.Namespace) -> int:
             import json
 
             print(json.dumps(_record(sequence, tokenizer, args.model)))
+        elif code and not sequence.ids:
+            terminal.note("interrupted while reading the prompt")
         else:
             terminal.end_line(sequence.text)
             terminal.footer(sequence.timings, sequence.kv)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
@@ -11,7 +9,7 @@ from starlette.responses import Response
 from yakvrt.serve.body import as_struct, read_object
 from yakvrt.serve.errors import ApiError, json_response
 from yakvrt.serve.messages import check_template_kwargs, template_messages
-from yakvrt.serve.schema import SAMPLING
+from yakvrt.serve.schema import SAMPLING, ChatRequest
 from yakvrt.serve.service import Service
 from yakvrt.serve.settings import MAX_TEXT_CHARS, MAX_TOKENS
 
@@ -29,14 +27,6 @@ class DetokenizeRequest(msgspec.Struct):
     """Of /detokenize."""
 
     tokens: list[int]
-
-
-class TemplateRequest(msgspec.Struct):
-    """Of /apply-template."""
-
-    messages: list[dict[str, Any]]
-    tools: list[dict[str, Any]] = []
-    chat_template_kwargs: dict[str, Any] = {}
 
 
 async def health(http: Request) -> Response:
@@ -149,10 +139,10 @@ async def detokenize(http: Request) -> Response:
 
 
 async def apply_template(http: Request) -> Response:
-    """The prompt that messages become."""
+    """The prompt that the messages of a request for a chat become."""
     service: Service = http.app.state.service
     model = service.model
-    asked = as_struct(await read_object(http, service.settings.max_body_bytes), TemplateRequest)
+    asked = as_struct(await read_object(http, service.settings.max_body_bytes), ChatRequest)
     check_template_kwargs(asked.chat_template_kwargs)
     messages = template_messages(asked.messages)
 
