@@ -9,8 +9,9 @@ from kernel_team import KernelTeam, count, number, poisoned
 from yakvrt.cpu.features import host_features
 from yakvrt.kernels.attend import CHUNK, attend_ref, scratch_floats
 from yakvrt.kernels.attend_bf16 import scratch_bytes
-from yakvrt.kernels.attend_decode import MAX_SPLITS, split_len_of
+from yakvrt.kernels.attend_decode import split_len_of
 from yakvrt.kernels.kv_append import kv_append_ref
+from yakvrt.kernels.merge_partials import MAX_PARTIALS
 
 RNG = np.random.default_rng(3)
 # heads of Llama, Qwen, SmolLM2 and tiny models, and sizes that are no power of two
@@ -164,7 +165,10 @@ def decode(
         np.stack([rows[i][newest[i]] for i in range(n_rows)]).astype(np.float32)
         for rows in (cache.rows_k, cache.rows_v)
     )
-    sums, stats = poisoned(n_rows, MAX_SPLITS, n_heads, head_dim), poisoned(n_rows, n_heads, 2, MAX_SPLITS)
+    sums, stats = (
+        poisoned(n_rows, MAX_PARTIALS, n_heads, head_dim),
+        poisoned(n_rows, n_heads, 2, MAX_PARTIALS),
+    )
     memory, per_thread = scratch(group, head_dim, team.n_threads)
     positions = np.array(newest)
     row_bytes = n_heads * head_dim * 4
@@ -179,8 +183,8 @@ def decode(
     )
     out = poisoned(n_rows, n_heads * head_dim)
     factors = poisoned(team.n_threads, 16)
-    merge = (out, row_bytes, sums, stats, positions, n_heads, count(n_rows), factors)
-    team.run("attend_decode", "merge_splits_cpu", (head_dim,), *merge)
+    merge = (out, row_bytes, sums, stats, n_heads, count(n_rows), factors)
+    team.run("merge_partials", "merge_partials_cpu", (head_dim,), *merge)
     return out, cache, q
 
 
@@ -188,4 +192,4 @@ def decode(
 def test_splits_cover_every_length(length: int) -> None:
     split_len = split_len_of(length)
     assert split_len % 16 == 0
-    assert -(-length // split_len) <= MAX_SPLITS
+    assert -(-length // split_len) <= MAX_PARTIALS

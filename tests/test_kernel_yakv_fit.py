@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from kernel_team import KernelTeam, count, poisoned
 
+from yakvrt.kernels.merge_partials import MAX_PARTIALS
 from yakvrt.kernels.yakv_fit import STEPS, TAIL, best_parts, tail_errors_ref
-from yakvrt.kernels.yakv_layout import FIRST_RUN, MAX_PARTIALS, run_len
+from yakvrt.kernels.yakv_layout import FIRST_RUN, run_len
 from yakvrt.kvcache.tail_fit import FIT_TOKENS
 
 RNG = np.random.default_rng(23)

@@ -9,7 +9,7 @@ import numpy as np
 from ..kernel_build.spec import kernel
 from ..kernels.attend import scratch_floats
 from ..kernels.attend_bf16 import can_attend_bf16, scratch_bytes
-from ..kernels.attend_decode import MAX_SPLITS
+from ..kernels.merge_partials import MAX_PARTIALS
 from ..ops import Buffer, KvRows
 from .features import host_features
 from .memory import ALIGNMENT, padded
@@ -46,14 +46,10 @@ def record_decode_attention(
     recorder: Recorder, out: Buffer, q: Buffer, k: Buffer, v: Buffer, rows: KvRows
 ) -> None:
     """Appends the row of every slot, attends in splits of the history, and joins the splits into out."""
-    memory, batch = recorder.memory, recorder.batch
-    n_units = recorder.capacity * recorder.n_heads * MAX_SPLITS
-    sums = memory.shared("split_sums", n_units * recorder.head_dim * 4)
-    stats = memory.shared("split_stats", n_units * 8)
+    memory, partials = recorder.memory, partials_memory(recorder)
     recorder.tape.add(
         kernel("attend_decode", "attend_decode_cpu", *_shape(recorder), rows.kind),
-        sums,
-        stats,
+        *partials,
         q.data,
         k.data,
         v.data,
@@ -67,17 +63,28 @@ def record_decode_attention(
         memory.copy_bytes(q),
         memory.copy_bytes(k),
     )
+    record_merge(recorder, out, partials)
+
+
+def partials_memory(recorder: Recorder) -> tuple[np.ndarray, np.ndarray]:
+    """For the sums and stats of partial results of attention; see merge_partials_cpu."""
+    n_units = recorder.capacity * recorder.n_heads * MAX_PARTIALS
+    sums = recorder.memory.shared("partial_sums", n_units * recorder.head_dim * 4)
+    return sums, recorder.memory.shared("partial_stats", n_units * 8)
+
+
+def record_merge(recorder: Recorder, out: Buffer, partials: tuple[np.ndarray, np.ndarray]) -> None:
+    """Joins them into out."""
+    memory = recorder.memory
     out_copy = memory.write_private(out)
     recorder.tape.add(
-        kernel("attend_decode", "merge_splits_cpu", recorder.head_dim),
+        kernel("merge_partials", "merge_partials_cpu", recorder.head_dim),
         out.data,
         out.data.strides[0],
-        sums,
-        stats,
-        batch.positions,
+        *partials,
         recorder.n_heads,
-        batch.n_rows,
-        memory.shared("split_factors", memory.n_threads * 64),
+        recorder.batch.n_rows,
+        memory.shared("partial_factors", memory.n_threads * 64),
         out_copy,
         barrier=not out_copy,
     )

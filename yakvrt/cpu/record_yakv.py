@@ -12,11 +12,12 @@ from ..kernel_build.spec import kernel
 from ..kernels.higgs_layout import row_bytes
 from ..kernels.higgs_score import query_bytes
 from ..kernels.yakv_attend import attend_rows_scratch_bytes
-from ..kernels.yakv_layout import BLOCKS_PER_RUN, MAX_PARTIALS
+from ..kernels.yakv_layout import BLOCKS_PER_RUN
 from ..kernels.yakv_score import score_scratch_bytes
 from ..kernels.yakv_select import select_rows_scratch_bytes
 from ..ops import Buffer
 from .memory import padded
+from .record_attention import partials_memory, record_merge
 
 if TYPE_CHECKING:
     from .recorder import Recorder
@@ -25,46 +26,41 @@ if TYPE_CHECKING:
 
 def record_yakv(recorder: Recorder, out: Buffer, q: Buffer, k: Buffer, v: Buffer, rows: YakvRows) -> None:
     """See Ops.attend_yakv."""
-    partials = _record_partials(recorder, q, k, v, rows)
-    out_copy = recorder.memory.write_private(out)
-    recorder.tape.add(
-        kernel("merge_partials", "merge_partials_cpu", rows.shape.group, rows.shape.head_dim),
-        out.data,
-        out.data.strides[0],
-        *partials,
-        out_copy,
-        barrier=not out_copy,
-    )
+    partials, _ = _record_partials(recorder, q, k, v, rows)
+    record_merge(recorder, out, partials)
 
 
 def record_tail_errors(
     recorder: Recorder, errors: np.ndarray, exact: Buffer, q: Buffer, k: Buffer, v: Buffer, rows: YakvRows
 ) -> None:
     """See Ops.yakv_tail_errors."""
-    partials = _record_partials(recorder, q, k, v, rows)
+    partials, counts = _record_partials(recorder, q, k, v, rows)
     recorder.tape.add(
         kernel("yakv_fit", "tail_errors_cpu", rows.shape.group, rows.shape.head_dim),
         errors,
         exact.data,
         exact.data.strides[0],
         *partials,
+        counts,
+        recorder.n_heads,
+        recorder.batch.n_rows,
+        recorder.memory.shared("partial_factors", recorder.memory.n_threads * 64),
     )
 
 
 def _record_partials(
     recorder: Recorder, q: Buffer, k: Buffer, v: Buffer, rows: YakvRows
-) -> tuple[np.ndarray | int, ...]:
-    """Returns: the partial results of every query head, as arguments that all their readers share."""
+) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
+    """Returns: the partial results of every query head, and how many rows of each KV head were selected."""
     memory, batch, tape, shape = recorder.memory, recorder.batch, recorder.tape, rows.shape
     layer = recorder.in_stage.layer
     group, head_dim, n_tokens = shape.group, shape.head_dim, 64 * rows.n_blocks
+    partials = partials_memory(recorder)
     units = recorder.capacity * recorder.n_kv_heads
     n_runs = -(-rows.n_blocks // BLOCKS_PER_RUN)
     weights = memory.shared("yakv_weights", units * shape.weight_rows * n_tokens * 2)
     run_stats = memory.shared("yakv_run_stats", units * n_runs * group * 8)
     block_sums = memory.shared("yakv_block_sums", units * group * n_runs * BLOCKS_PER_RUN * 4)
-    sums = memory.shared("split_sums", units * group * MAX_PARTIALS * head_dim * 4)
-    stats = memory.shared("split_stats", units * group * MAX_PARTIALS * 8)
     ids = memory.shared("yakv_ids", units * n_tokens * 4)
     counts = memory.shared("yakv_counts", units * 8)
     scale = memory.number(head_dim**-0.5)
@@ -96,8 +92,7 @@ def _record_partials(
         run_stats,
         n_runs,
         block_sums,
-        sums,
-        stats,
+        *partials,
         *scratch,
         q_copy,
         k_copy,
@@ -111,7 +106,7 @@ def _record_partials(
         n_tokens * 2,
         run_stats,
         n_runs,
-        stats,
+        partials[1],
         ids,
         n_tokens * 4,
         counts,
@@ -149,8 +144,7 @@ def _record_partials(
         run_stats,
         n_runs,
         block_sums,
-        sums,
-        stats,
+        *partials,
         ids,
         n_tokens * 4,
         counts,
@@ -158,5 +152,4 @@ def _record_partials(
         q_copy,
         places,
     )
-    factors = memory.shared("split_factors", memory.n_threads * 64)
-    return sums, stats, counts, recorder.n_heads, batch.n_rows, factors
+    return partials, counts

@@ -7,18 +7,17 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
+from .merge_partials import MAX_PARTIALS, make_put_partial
 
-MAX_SPLITS = 16  # lanes of a vector: the splits of a head are joined in one
 MIN_SPLIT = 64  # positions
 
 
 def split_len_of(length: int) -> int:
-    """Positions per split: a multiple of 16, at least MIN_SPLIT, so that MAX_SPLITS of them hold `length`.
+    """Positions per split: a multiple of 16, at least MIN_SPLIT, so that MAX_PARTIALS of them hold `length`.
 
-    Plain Python for the tests, compiled into both kernels.
+    Plain Python for the tests, compiled into the kernel.
     """
-    return max(MIN_SPLIT, (length + 16 * MAX_SPLITS - 1) // (16 * MAX_SPLITS) * 16)
+    return max(MIN_SPLIT, (length + 16 * MAX_PARTIALS - 1) // (16 * MAX_PARTIALS) * 16)
 
 
 def attend_decode_cpu(group: int, head_dim: int, kind: str) -> Any:
@@ -26,9 +25,7 @@ def attend_decode_cpu(group: int, head_dim: int, kind: str) -> Any:
 
     Args: sums, stats, q, k, v, q_stride, kv_stride, k_cache, v_cache, slot_stride, head_stride, slots,
     positions, n_rows*, n_kv_heads, scale*, scratch, scratch_stride, q_copy, k_copy (see rms_norm_cpu).
-    Threads share (split, kv head) items.
-    Shapes: sums float32 [B, MAX_SPLITS, Hq, D], stats float32 [B, Hq, 2, MAX_SPLITS]: the maximum and the sum
-    of weights of every split. merge_splits_cpu joins them.
+    Threads share (split, kv head) items. Splits are partials, sums and stats as in merge_partials_cpu.
     """
     from ..cpu import vector_ops as v
     from ..cpu.attention_tiles import make_scores, make_weighted_sum
@@ -40,6 +37,7 @@ def attend_decode_cpu(group: int, head_dim: int, kind: str) -> Any:
     add_values = make_weighted_sum(group, head_dim, kind, prefetch=True)
     reset, fold = make_accumulate(group, head_dim)
     append, split_len_in = make_append(head_dim, kind), v.inline(split_len_of)
+    put_partial, put_none = make_put_partial(group, head_dim)
     position_bytes = head_dim * ELEMENT_BYTES[kind]
     head_bytes = head_dim * 4
 
@@ -80,57 +78,8 @@ def attend_decode_cpu(group: int, head_dim: int, kind: str) -> Any:
                     for g in range(group):
                         fold(scores + g * CHUNK * 4, n_positions, n_lanes, state, g)
                     add_values(v_cache + base + chunk * position_bytes, n_positions, scores, CHUNK * 4, state)
-                for g in range(group):
-                    unit = head * group + g
-                    target = sums + ((row * MAX_SPLITS + split) * n_kv_heads * group + unit) * head_bytes
-                    for j in range(0, head_bytes, 64):
-                        v.store_f32(target + j, v.load_f32(state + g * head_bytes + j))
-                    maxima = stats + (row * n_kv_heads * group + unit) * MAX_SPLITS * 8
-                    weights = maxima + MAX_SPLITS * 4
-                    running = state + group * head_bytes + g * 8
-                    v.put_f32(maxima + split * 4, v.get_f32(running))
-                    v.put_f32(weights + split * 4, v.get_f32(running + 4))
-                    if split == 0:
-                        for unused in range(n_splits, MAX_SPLITS):
-                            v.put_f32(maxima + unused * 4, np.float32(-1e30))
-                            v.put_f32(weights + unused * 4, np.float32(0))
-
-    return kernel
-
-
-def merge_splits_cpu(head_dim: int) -> Any:
-    """Joins the softmax sums of the splits.
-
-    Args: out, row_bytes, sums, stats, positions, n_heads, n_rows*, factors (16 floats a thread), out_copy
-    (see rms_norm_cpu).
-    """
-    from ..cpu import vector_ops as v
-
-    split_len_in = v.inline(split_len_of)
-    head_bytes = head_dim * 4
-
-    def kernel(thread: int, n_threads: int, counter: int, args: int) -> None:
-        out, row_bytes = v.get_i64(args), v.get_i64(args + 8)
-        sums, stats, positions = v.get_i64(args + 16), v.get_i64(args + 24), v.get_i64(args + 32)
-        n_heads, n_rows = v.get_i64(args + 40), v.get_i64(v.get_i64(args + 48))
-        factors, out_copy = v.get_i64(args + 56) + thread * 64, v.get_i64(args + 64)
-        out += thread * out_copy
-        first, last = v.share(n_rows * n_heads, thread, n_threads, out_copy)
-        for unit in range(first, last):
-            row, head = unit // n_heads, unit % n_heads
-            length = v.get_i64(positions + row * 8) + 1
-            split_len = split_len_in(length)
-            n_splits = (length + split_len - 1) // split_len
-            maxima = v.load_f32(stats + unit * MAX_SPLITS * 8)
-            e = v.vexp(v.add(maxima, v.splat(-v.hmax(maxima))))
-            total = v.hsum(v.mul(e, v.load_f32(stats + unit * MAX_SPLITS * 8 + MAX_SPLITS * 4)))
-            v.store_f32(factors, v.mul(e, v.splat(np.float32(1) / total)))
-            target = out + row * row_bytes + head * head_bytes
-            for split in range(n_splits):
-                factor = v.splat(v.get_f32(factors + split * 4))
-                source = sums + ((row * MAX_SPLITS + split) * n_heads + head) * head_bytes
-                for j in range(0, head_bytes, 64):
-                    piece = v.mul(v.load_f32(source + j), factor)
-                    v.store_f32(target + j, v.add(piece, v.load_f32(target + j)) if split else piece)
+                put_partial(sums, stats, row, head, n_kv_heads, split, state)
+                if split == 0:
+                    put_none(stats, row, head, n_kv_heads, n_splits)
 
     return kernel

@@ -1,7 +1,7 @@
 """Joins partial results of attention: out = sum_i f_i sums_i / sum_i f_i weight_i, f_i = 2^(m_i - max m).
 
-On a GPU partials are what attend_decode_cuda describes: of the splits of a history, selected rows, a tail. On
-a CPU they are YAKV's, and e takes the place of 2.
+Partials are of the splits of a history, of selected rows, of a tail. On a GPU they are what
+attend_decode_cuda describes; on a CPU e takes the place of 2.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import numpy as np
 
 from .attend_fragments import LEAST
 from .cuda_kernel import CudaKernel, Work
-from .yakv_layout import FIRST_RUN, MAX_PARTIALS, run_len
+
+MAX_PARTIALS = 16  # of a query head on a CPU: lanes of a vector
 
 
 def merge_partials_ref(sums: np.ndarray, stats: np.ndarray) -> np.ndarray:
@@ -29,44 +30,74 @@ def merge_partials_ref(sums: np.ndarray, stats: np.ndarray) -> np.ndarray:
     return joined / (factors * weights).sum(axis=-1)[..., None]
 
 
-def merge_partials_cpu(group: int, head_dim: int) -> Any:
-    """Joins the partials of every query head: of the ring, the tail, runs of selected rows.
+def make_put_partial(group: int, head_dim: int) -> tuple[Any, Any]:
+    """(put_partial, put_none) for the heads of a group.
 
-    Args: out, row_bytes, sums, stats, counts (selected rows, int64 [B, Hk]), n_heads, n_rows*, factors
-    (16 floats a thread), out_copy (see rms_norm_cpu).
-    Shapes: sums float32 [B, 16, Hq, D], stats float32 [B, Hq, 2, 16]: maxima and weights of the partials.
+    put_partial(sums, stats, row, head, n_kv_heads, index, state): the softmax state of their queries becomes
+    a partial (see merge_partials_cpu). put_none(stats, row, head, n_kv_heads, first): from `first` on there
+    are none.
     """
     from ..cpu import vector_ops as v
 
-    run_len_of = v.inline(run_len)
+    head_bytes = head_dim * 4
+
+    @v.inline
+    def put_partial(
+        sums: int, stats: int, row: int, head: int, n_kv_heads: int, index: int, state: int
+    ) -> None:
+        n_heads = n_kv_heads * group
+        for g in range(group):
+            unit = head * group + g
+            target = sums + ((row * MAX_PARTIALS + index) * n_heads + unit) * head_bytes
+            for j in range(0, head_bytes, 64):
+                v.store_f32(target + j, v.load_f32(state + g * head_bytes + j))
+            maxima = stats + (row * n_heads + unit) * MAX_PARTIALS * 8
+            running = state + group * head_bytes + g * 8
+            v.put_f32(maxima + index * 4, v.get_f32(running))
+            v.put_f32(maxima + (MAX_PARTIALS + index) * 4, v.get_f32(running + 4))
+
+    @v.inline
+    def put_none(stats: int, row: int, head: int, n_kv_heads: int, first: int) -> None:
+        for g in range(group):
+            maxima = stats + ((row * n_kv_heads + head) * group + g) * MAX_PARTIALS * 8
+            for index in range(first, MAX_PARTIALS):
+                v.put_f32(maxima + index * 4, np.float32(-1e30))
+                v.put_f32(maxima + (MAX_PARTIALS + index) * 4, np.float32(0))
+
+    return put_partial, put_none
+
+
+def merge_partials_cpu(head_dim: int) -> Any:
+    """Joins the partials of every query head: of the splits of a history, or YAKV's.
+
+    Args: out, row_bytes, sums, stats, n_heads, n_rows*, factors (16 floats a thread), out_copy (see
+    rms_norm_cpu).
+    Shapes: sums float32 [B, MAX_PARTIALS, Hq, D], stats float32 [B, Hq, 2, MAX_PARTIALS]: maxima and weights.
+    The first is always there; a weight of 0 says that one is not.
+    """
+    from ..cpu import vector_ops as v
+
     head_bytes = head_dim * 4
 
     def kernel(thread: int, n_threads: int, counter: int, args: int) -> None:
         out, row_bytes = v.get_i64(args), v.get_i64(args + 8)
-        sums, stats, counts = v.get_i64(args + 16), v.get_i64(args + 24), v.get_i64(args + 32)
-        n_heads, n_rows = v.get_i64(args + 40), v.get_i64(v.get_i64(args + 48))
-        factors, out_copy = v.get_i64(args + 56) + thread * 64, v.get_i64(args + 64)
+        sums, stats = v.get_i64(args + 16), v.get_i64(args + 24)
+        n_heads, n_rows = v.get_i64(args + 32), v.get_i64(v.get_i64(args + 40))
+        factors, out_copy = v.get_i64(args + 48) + thread * 64, v.get_i64(args + 56)
         out += thread * out_copy
         first, last = v.share(n_rows * n_heads, thread, n_threads, out_copy)
         for unit in range(first, last):
             row, head = unit // n_heads, unit % n_heads
-            n_selected = v.get_i64(counts + row * (n_heads // group) * 8)
-            run_rows = run_len_of(n_selected)
-            n_partials = FIRST_RUN + (n_selected + run_rows - 1) // run_rows
-            maxima = stats + unit * MAX_PARTIALS * 8
-            weights = maxima + MAX_PARTIALS * 4
-            largest = v.get_f32(maxima)
-            for i in range(1, n_partials):
-                largest = max(largest, v.get_f32(maxima + i * 4))
-            total = np.float32(0)
-            for i in range(n_partials):
-                factor = v.scalar_exp(v.get_f32(maxima + i * 4) - largest)
-                v.put_f32(factors + i * 4, factor)
-                total += factor * v.get_f32(weights + i * 4)
-            inverse = np.float32(1) / total
+            maxima, weights = stats + unit * MAX_PARTIALS * 8, stats + (2 * unit + 1) * MAX_PARTIALS * 4
+            largest = v.hmax(v.load_f32(maxima))
+            e = v.vexp(v.add(v.load_f32(maxima), v.splat(-largest)))
+            total = v.hsum(v.mul(e, v.load_f32(weights)))
+            v.store_f32(factors, v.mul(e, v.splat(np.float32(1) / total)))
             target = out + row * row_bytes + head * head_bytes
-            for i in range(n_partials):
-                factor = v.splat(v.get_f32(factors + i * 4) * inverse)
+            for i in range(MAX_PARTIALS):
+                if i and v.get_f32(weights + i * 4) == np.float32(0):
+                    continue
+                factor = v.splat(v.get_f32(factors + i * 4))
                 source = sums + ((row * MAX_PARTIALS + i) * n_heads + head) * head_bytes
                 for j in range(0, head_bytes, 64):
                     piece = v.mul(v.load_f32(source + j), factor)

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from .higgs_layout import ROW_FORMATS, row_bytes
+from .merge_partials import MAX_PARTIALS, make_put_partial
 from .select_topk import select_topk_ref, weights_ref
 from .yakv_layout import (
     BLOCKS_PER_RUN,
-    MAX_PARTIALS,
+    FIRST_RUN,
     YakvShape,
     indexed_end,
     make_address,
@@ -82,7 +83,6 @@ def yakv_attend_cpu(*parameters: Any) -> Any:
     from .attend import make_accumulate
     from .higgs_rows import make_decode_row
     from .rotate import make_rotate
-    from .yakv_score import make_put_partial
 
     shape = YakvShape(*parameters)
     group, head_dim, weight_rows, tail = shape.group, shape.head_dim, shape.weight_rows, shape.tail
@@ -92,7 +92,7 @@ def yakv_attend_cpu(*parameters: Any) -> Any:
     decode_k, decode_v = make_decode_row(shape.k_format, head_dim), make_decode_row(shape.v_format, head_dim)
     row_scores, add_values = make_row_scores(head_dim), make_weighted_sum(group, head_dim, "f32")
     reset, fold = make_accumulate(group, head_dim)
-    put_partial = make_put_partial(group, head_dim)
+    put_partial, put_none = make_put_partial(group, head_dim)
     rotate, unrotate = make_rotate(head_dim), make_rotate(head_dim, inverse=True)
     _, _, _, rows_of, scales_of, values_of, mean_of = make_pool_addresses(shape)
     parts_of = make_address("tail_parts")
@@ -223,6 +223,7 @@ def yakv_attend_cpu(*parameters: Any) -> Any:
                             n_selected,
                         )
                     put_partial(sums, stats, row, head, n_heads, 1, state)
+                    put_none(stats, row, head, n_heads, FIRST_RUN + per_head - 1)
                     continue
                 codes, scales = rows_of(pools, slot, head), scales_of(pools, slot, head)
                 own_places, own_ids = places + own * ids_stride, ids + own * ids_stride

@@ -14,7 +14,8 @@ import numpy as np
 
 from .attend_fragments import LEAST
 from .cuda_kernel import CudaKernel, Work
-from .yakv_layout import FIRST_RUN, MAX_PARTIALS, run_len
+from .merge_partials import MAX_PARTIALS
+from .yakv_layout import FIRST_RUN, run_len
 
 TAIL = 1  # the partial result of the tail
 STEPS = 32  # the parts tried are 0, 1/32, ..., 1

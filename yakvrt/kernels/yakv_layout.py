@@ -33,7 +33,6 @@ POOL_WORDS = (
     *("n_places", "hits"),  # of the cache of rows, if there is one; selected rows that were in it
 )
 MOST_PLACES = 1 << 16  # of a head in a cache of rows: so many marks a block of a GPU holds
-MAX_PARTIALS = 16  # of one query head: the ring, the tail, then runs of selected rows; lanes of a vector
 FIRST_RUN = 2
 BLOCKS_PER_RUN = 16  # scored by one thread at a time; lanes of a vector
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from .attend import CHUNK
+from .merge_partials import make_put_partial
 from .yakv_layout import (
     BLOCKS_PER_RUN,
-    MAX_PARTIALS,
     YakvShape,
     indexed_end,
     make_pool_addresses,
@@ -33,32 +33,6 @@ def score_scratch_bytes(group: int, head_dim: int, record_bytes: int) -> int:
     attention = group * (2 * head_dim + CHUNK + 16) * 4
     fixed = -(-queries // 64) * 64 + -(-attention // 64) * 64 + store_scratch_bytes(head_dim)
     return -(-fixed // 64) * 64 + group * RUN_BYTES
-
-
-def make_put_partial(group: int, head_dim: int) -> Any:
-    """An inline put_partial(sums, stats, row, head, n_heads, index, state): the softmax state of a group
-    of queries becomes one of the partial results of their heads. See merge_partials_cpu.
-    """
-    from ..cpu import vector_ops as v
-
-    head_bytes = head_dim * 4
-
-    @v.inline
-    def put_partial(
-        sums: int, stats: int, row: int, head: int, n_kv_heads: int, index: int, state: int
-    ) -> None:
-        n_heads = n_kv_heads * group
-        for g in range(group):
-            unit = head * group + g
-            target = sums + ((row * MAX_PARTIALS + index) * n_heads + unit) * head_bytes
-            for j in range(0, head_bytes, 64):
-                v.store_f32(target + j, v.load_f32(state + g * head_bytes + j))
-            maxima = stats + (row * n_heads + unit) * MAX_PARTIALS * 8
-            running = state + group * head_bytes + g * 8
-            v.put_f32(maxima + index * 4, v.get_f32(running))
-            v.put_f32(maxima + (MAX_PARTIALS + index) * 4, v.get_f32(running + 4))
-
-    return put_partial
 
 
 def yakv_score_cpu(*parameters: Any) -> Any:
@@ -90,7 +64,7 @@ def yakv_score_cpu(*parameters: Any) -> Any:
     scores_of = make_scores(group, head_dim, kind, prefetch=True)
     add_values = make_weighted_sum(group, head_dim, kind, prefetch=True)
     reset, fold = make_accumulate(group, head_dim)
-    append, put_partial = make_append(head_dim, kind), make_put_partial(group, head_dim)
+    append, (put_partial, _) = make_append(head_dim, kind), make_put_partial(group, head_dim)
     encode_block, mean_key = make_encode_block(shape), make_mean_key(shape)
     forget = make_forget()
     quantise_query = make_quantise_query(shape.selector, head_dim)

@@ -76,8 +76,8 @@ def yakv_select_cpu(group: int, n_sinks: int, window: int, rule: str) -> Any:
     Shapes: ids int32 [B, Hk, ids_stride / 4], counts int64 [B, Hk]; others as in yakv_score_cpu.
     """
     from ..cpu import vector_ops as v
+    from .merge_partials import MAX_PARTIALS
     from .select_topk import make_select_largest
-    from .yakv_layout import MAX_PARTIALS
     from .yakv_tail import make_run_weights
 
     n_weights = weight_rows(group, rule)  # rows

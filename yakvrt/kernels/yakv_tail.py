@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from .yakv_layout import BLOCKS_PER_RUN, MAX_PARTIALS
+from .merge_partials import MAX_PARTIALS
+from .yakv_layout import BLOCKS_PER_RUN
 
 # Exponents are cut off here: e^-43 is nothing beside 1 in float32, and the product of two such weights is
 # still a normal number.
