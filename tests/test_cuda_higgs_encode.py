@@ -66,6 +66,8 @@ def test_equally_near_points_give_the_lowest_code(g: Any) -> None:
 
 @pytest.mark.parametrize("dim", TOGETHER)
 def test_the_shortcut_of_whole_models_is_the_search_to_the_bit(dim: int) -> None:
+    taken = make_search(shortened, dim, 256, -(-(dim + 1) // 4) * 4, TOGETHER[dim])
+    assert taken.__module__ == "cuda_emulated_shortcuts"
     half = RNG.standard_normal((128, dim)).astype(np.float32)
     half[3] = half[90]
     y = RNG.standard_normal((32, TOGETHER[dim], dim)).astype(np.float32)

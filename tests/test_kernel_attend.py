@@ -165,10 +165,8 @@ def decode(
         np.stack([rows[i][newest[i]] for i in range(n_rows)]).astype(np.float32)
         for rows in (cache.rows_k, cache.rows_v)
     )
-    sums, stats = (
-        poisoned(n_rows, MAX_PARTIALS, n_heads, head_dim),
-        poisoned(n_rows, n_heads, 2, MAX_PARTIALS),
-    )
+    sums = poisoned(n_rows, MAX_PARTIALS, n_heads, head_dim)
+    stats = poisoned(n_rows, n_heads, 2, MAX_PARTIALS)
     memory, per_thread = scratch(group, head_dim, team.n_threads)
     positions = np.array(newest)
     row_bytes = n_heads * head_dim * 4

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .merge_partials import MAX_PARTIALS, make_put_partial
+from .merge_partials import MAX_PARTIALS, make_put_none, make_put_partial
 
 MIN_SPLIT = 64  # positions
 
@@ -37,7 +37,7 @@ def attend_decode_cpu(group: int, head_dim: int, kind: str) -> Any:
     add_values = make_weighted_sum(group, head_dim, kind, prefetch=True)
     reset, fold = make_accumulate(group, head_dim)
     append, split_len_in = make_append(head_dim, kind), v.inline(split_len_of)
-    put_partial, put_none = make_put_partial(group, head_dim)
+    put_partial, put_none = make_put_partial(group, head_dim), make_put_none(group)
     position_bytes = head_dim * ELEMENT_BYTES[kind]
     head_bytes = head_dim * 4
 

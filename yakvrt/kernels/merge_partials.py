@@ -30,12 +30,9 @@ def merge_partials_ref(sums: np.ndarray, stats: np.ndarray) -> np.ndarray:
     return joined / (factors * weights).sum(axis=-1)[..., None]
 
 
-def make_put_partial(group: int, head_dim: int) -> tuple[Any, Any]:
-    """(put_partial, put_none) for the heads of a group.
-
-    put_partial(sums, stats, row, head, n_kv_heads, index, state): the softmax state of their queries becomes
-    a partial (see merge_partials_cpu). put_none(stats, row, head, n_kv_heads, first): from `first` on there
-    are none.
+def make_put_partial(group: int, head_dim: int) -> Any:
+    """An inline put_partial(sums, stats, row, head, n_kv_heads, index, state): the softmax state of a group
+    of queries becomes one of the partials of their heads. See merge_partials_cpu.
     """
     from ..cpu import vector_ops as v
 
@@ -56,6 +53,13 @@ def make_put_partial(group: int, head_dim: int) -> tuple[Any, Any]:
             v.put_f32(maxima + index * 4, v.get_f32(running))
             v.put_f32(maxima + (MAX_PARTIALS + index) * 4, v.get_f32(running + 4))
 
+    return put_partial
+
+
+def make_put_none(group: int) -> Any:
+    """An inline put_none(stats, row, head, n_kv_heads, first): a group has no partials from `first` on."""
+    from ..cpu import vector_ops as v
+
     @v.inline
     def put_none(stats: int, row: int, head: int, n_kv_heads: int, first: int) -> None:
         for g in range(group):
@@ -64,7 +68,7 @@ def make_put_partial(group: int, head_dim: int) -> tuple[Any, Any]:
                 v.put_f32(maxima + index * 4, np.float32(-1e30))
                 v.put_f32(maxima + (MAX_PARTIALS + index) * 4, np.float32(0))
 
-    return put_partial, put_none
+    return put_none
 
 
 def merge_partials_cpu(head_dim: int) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .higgs_layout import ROW_FORMATS, row_bytes
-from .merge_partials import MAX_PARTIALS, make_put_partial
+from .merge_partials import MAX_PARTIALS, make_put_none, make_put_partial
 from .select_topk import select_topk_ref, weights_ref
 from .yakv_layout import (
     BLOCKS_PER_RUN,
@@ -92,7 +92,7 @@ def yakv_attend_cpu(*parameters: Any) -> Any:
     decode_k, decode_v = make_decode_row(shape.k_format, head_dim), make_decode_row(shape.v_format, head_dim)
     row_scores, add_values = make_row_scores(head_dim), make_weighted_sum(group, head_dim, "f32")
     reset, fold = make_accumulate(group, head_dim)
-    put_partial, put_none = make_put_partial(group, head_dim)
+    put_partial, put_none = make_put_partial(group, head_dim), make_put_none(group)
     rotate, unrotate = make_rotate(head_dim), make_rotate(head_dim, inverse=True)
     _, _, _, rows_of, scales_of, values_of, mean_of = make_pool_addresses(shape)
     parts_of = make_address("tail_parts")

@@ -33,7 +33,7 @@ POOL_WORDS = (
     *("n_places", "hits"),  # of the cache of rows, if there is one; selected rows that were in it
 )
 MOST_PLACES = 1 << 16  # of a head in a cache of rows: so many marks a block of a GPU holds
-FIRST_RUN = 2
+FIRST_RUN = 2  # among the partials of a query head, behind the ring and the tail
 BLOCKS_PER_RUN = 16  # scored by one thread at a time; lanes of a vector
 
 

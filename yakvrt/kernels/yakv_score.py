@@ -64,7 +64,7 @@ def yakv_score_cpu(*parameters: Any) -> Any:
     scores_of = make_scores(group, head_dim, kind, prefetch=True)
     add_values = make_weighted_sum(group, head_dim, kind, prefetch=True)
     reset, fold = make_accumulate(group, head_dim)
-    append, (put_partial, _) = make_append(head_dim, kind), make_put_partial(group, head_dim)
+    append, put_partial = make_append(head_dim, kind), make_put_partial(group, head_dim)
     encode_block, mean_key = make_encode_block(shape), make_mean_key(shape)
     forget = make_forget()
     quantise_query = make_quantise_query(shape.selector, head_dim)
