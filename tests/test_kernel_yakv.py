@@ -222,7 +222,7 @@ def test_a_slot_that_grows(backend: CpuBackend, shape: YakvShape, prompt: tuple[
         note_mean(position + 1)
     # a code or a weight that rounds the other way may exchange two rows of nearly equal rank;
     # a step of a weight is 0.0054 in a logit
-    assert np.median(errors) < 2e-3
+    assert np.median(errors) < 2.5e-3
     assert max(errors) < 0.25
 
 

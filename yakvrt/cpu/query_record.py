@@ -1,7 +1,8 @@
 """One query as the scoring kernels read it: a header, what scores codes, and its codes for mean rows.
 
 Header: float32 factor, float32 offset, int32 -127 * sum of codes, float32 -0.5 * sum of codes, float32
--127.5 * sum of codes, float32 factor of table sums.
+-127.5 * sum of codes; float32 factor of table sums, and that in steps of weights times the grid's step; how
+sums become steps (codeword_weights.py): int32 multiplier, int32 shift.
 
 int8 codes follow the look-ups of selector codes (codeword_dots.py): with AVX-512 VBMI those of four
 sub-vectors for one dimension, then for the next; elsewhere they are in their own order. Where a permutation
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from ..kernels.higgs_layout import Selector
 
 HEADER = 64
+OFFSET, FACTOR, STEPS_FACTOR, MULTIPLIER, SHIFT = 4, 20, 24, 28, 32  # where they begin
 TABLE_BYTES = 128  # of one position: 255 - b mirrors a byte b
 MOST_ON_REGISTERS = 256  # dimensions: four matrix registers of queries
 

@@ -35,8 +35,7 @@ from .simd import (
     vmax,
 )
 
-# What scoring multiplies a sum of averages of two by: it finds the sum in the upper half of a 32-bit lane.
-STEP = 2 * 2.0**-16 / 127.5  # of the largest product
+STEP = 2 / 127.5  # of the largest product: what a sum of averages of two counts
 
 
 def make_put_tables(kind: str, head_dim: int) -> Any:

@@ -236,13 +236,9 @@ def store_floats(builder: Any, kind: str, value: Any, address: Any, offset: Any 
     store(builder, value, address, offset)
 
 
-READ_ONCE = 4  # into the first, past the others
-
-
 def emit_prefetch(builder: Any, address: Any, ahead: int, n_bytes: int, level: int = 2) -> None:
-    """Asks for the cache lines `ahead` bytes behind the n_bytes at the address, into the cache of that level,
-    or READ_ONCE; any address is allowed. A stream is read faster through the second, which waits for more
-    lines at once.
+    """Asks for the cache lines `ahead` bytes behind the n_bytes at the address, into the cache of that level;
+    any address is allowed. A stream is read faster through the second, which waits for more lines at once.
     """
     fn = declare(builder, "llvm.prefetch.p0", ir.VoidType(), [I8.as_pointer(), I32, I32, I32])
     read, locality, data = (ir.Constant(I32, flag) for flag in (0, 4 - level, 1))

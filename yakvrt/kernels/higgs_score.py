@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .higgs_encode import decode_ref
-from .higgs_layout import BLOCK_TOKENS, SELECTORS, rounded_grid
+from .higgs_layout import BLOCK_TOKENS, SELECTORS, GridTables, rounded_grid
 from .higgs_selector import mean_rows_ref, selector_codes_ref
 from .rotate import make_rotate, rotation
 
@@ -88,13 +88,16 @@ def make_quantise_query(kind: str, head_dim: int, signs: bool = False) -> Any:
     queries of a head lie query_bytes(kind, head_dim) apart.
     """
     from ..cpu import vector_ops as v
-    from ..cpu.query_record import query_layout, scores_by_tables
+    from ..cpu.query_record import FACTOR, OFFSET, STEPS_FACTOR, query_layout, scores_by_tables
     from ..cpu.query_tables import STEP, make_put_tables
+    from ..cpu.rough_exponential import STEPS
 
     at_tables, _, record_bytes = query_layout(SELECTORS[kind], head_dim)
     rotate, by_tables = make_rotate(head_dim, False, signs), scores_by_tables()
     needs_int8 = not by_tables or SELECTORS[kind].mean_grid is not None
-    put_tables, step = make_put_tables(kind, head_dim), np.float32(STEP)
+    put_tables, step, steps = make_put_tables(kind, head_dim), np.float32(STEP), np.float32(STEPS)
+    at_offset, at_factor, at_steps_factor = OFFSET, FACTOR, STEPS_FACTOR
+    at_grid_step = GridTables(SELECTORS[kind].dim, 256).step
     put_int8 = _make_put_int8(kind, head_dim)
 
     @v.inline
@@ -109,8 +112,10 @@ def make_quantise_query(kind: str, head_dim: int, signs: bool = False) -> Any:
                 v.store_f32(record + i, v.zero())
             put_int8(record, factor, scratch)
         if by_tables:
-            v.put_f32(record + 20, put_tables(record + at_tables, scratch, tables) * step * factor)
-        v.put_f32(record + 4, v.hsum(offset) * factor)
+            table_factor = put_tables(record + at_tables, scratch, tables) * step * factor
+            v.put_f32(record + at_factor, table_factor)
+            v.put_f32(record + at_steps_factor, table_factor * v.get_f32(tables + at_grid_step) * steps)
+        v.put_f32(record + at_offset, v.hsum(offset) * factor)
 
     return quantise_query
 

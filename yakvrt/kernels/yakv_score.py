@@ -1,13 +1,10 @@
 """First pass of a YAKV decode step: the new row goes into the ring, the ring is attended to, and every
-indexed key is scored from its selector code. Scores become weights, exponentials relative to the largest of
-a run of blocks; see yakv_tail.py.
+indexed key is scored from its selector code. Scores become weights (yakv_weigh.py).
 """
 
 from __future__ import annotations
 
 from typing import Any
-
-import numpy as np
 
 from .attend import CHUNK
 from .merge_partials import make_put_partial
@@ -20,19 +17,17 @@ from .yakv_layout import (
     ring_place,
 )
 from .yakv_store import store_scratch_bytes
-from .yakv_tail import LEAST
-
-RUN_BYTES = BLOCKS_PER_RUN * 256  # of the logits of a query
+from .yakv_weigh import weigh_scratch_bytes
 
 
 def score_scratch_bytes(group: int, head_dim: int, record_bytes: int) -> int:
     """Scratch of a thread: quantised queries, one row; queries, sums and scores of attention; a block to
-    encode; logits of a run.
+    encode; a run.
     """
     queries = -(-group * record_bytes // 64) * 64 + 8 * head_dim
     attention = group * (2 * head_dim + CHUNK + 16) * 4
     fixed = -(-queries // 64) * 64 + -(-attention // 64) * 64 + store_scratch_bytes(head_dim)
-    return -(-fixed // 64) * 64 + group * RUN_BYTES
+    return -(-fixed // 64) * 64 + weigh_scratch_bytes(group)
 
 
 def yakv_score_cpu(*parameters: Any) -> Any:
@@ -42,25 +37,24 @@ def yakv_score_cpu(*parameters: Any) -> Any:
     run_stats, n_runs, block_sums, sums, stats, scratch, scratch_stride, q_copy, k_copy (see rms_norm_cpu).
     Shapes: weights bfloat16 [B, Hk, G, weights_stride / 2], of rule "mean" with a row of mean logits,
     float32, behind those of a head's queries; run_stats float32 [B, Hk, n_runs, G, 2]: the logit that the
-    weights of a run of blocks are relative to (weight_reference), and their sum; block_sums float32 [B, Hk,
+    weights of a run of blocks are relative to, and their sum; block_sums float32 [B, Hk,
     G, n_runs, BLOCKS_PER_RUN] of weights; sums and stats as in merge_partials_cpu, of which the ring is
     partial 0.
     """
     from ..cpu import vector_ops as v
     from ..cpu.attention_tiles import make_scores, make_weighted_sum
-    from ..cpu.rough_exponential import put_weights, weight_reference
     from ..cpu.simd import ELEMENT_BYTES
     from .attend import make_accumulate
-    from .higgs_score import make_quantise_query, make_score_blocks, query_bytes
+    from .higgs_score import make_quantise_query, query_bytes
     from .kv_append import make_append
     from .yakv_fetch import make_forget
     from .yakv_store import make_encode_block, make_mean_key
+    from .yakv_weigh import make_weigh_run
 
     shape = YakvShape(*parameters)
     group, head_dim, kind = shape.group, shape.head_dim, shape.kind
     n_sinks, window, sink_places, ring_len = shape.n_sinks, shape.window, shape.sink_places, shape.window + 64
-    centred, weight_rows, as_mean = shape.centred, shape.weight_rows, shape.rule == "mean"
-    least, blocks_per_run = np.float32(LEAST), BLOCKS_PER_RUN
+    centred, weight_rows = shape.centred, shape.weight_rows
     scores_of = make_scores(group, head_dim, kind, prefetch=True)
     add_values = make_weighted_sum(group, head_dim, kind, prefetch=True)
     reset, fold = make_accumulate(group, head_dim)
@@ -68,7 +62,7 @@ def yakv_score_cpu(*parameters: Any) -> Any:
     encode_block, mean_key = make_encode_block(shape), make_mean_key(shape)
     forget = make_forget()
     quantise_query = make_quantise_query(shape.selector, head_dim)
-    score_blocks = make_score_blocks(shape.selector, head_dim, group)
+    weigh_run = make_weigh_run(shape)
     ring_k, ring_v, selector_of, _, _, _, mean_of = make_pool_addresses(shape)
     end_of, place_of = v.inline(indexed_end), v.inline(ring_place)
     heads_at, tables_at, mean_tables_at = (
@@ -80,8 +74,8 @@ def yakv_score_cpu(*parameters: Any) -> Any:
     at_row = -(-group * record_bytes // 64) * 64
     at_attention = -(-(at_row + 8 * head_dim) // 64) * 64
     at_encode = at_attention + -(-group * (2 * head_dim + CHUNK + 16) * 4 // 64) * 64
-    at_logits = score_scratch_bytes(group, head_dim, record_bytes) - group * RUN_BYTES
-    head_bytes, place_bytes, run_bytes = head_dim * 4, head_dim * ELEMENT_BYTES[kind], RUN_BYTES
+    at_run = score_scratch_bytes(group, head_dim, record_bytes) - weigh_scratch_bytes(group)
+    head_bytes, place_bytes = head_dim * 4, head_dim * ELEMENT_BYTES[kind]
 
     @v.inline
     def attend(k_cache: int, v_cache: int, place: int, n: int, queries: int, state: int, scores: int) -> None:
@@ -133,48 +127,6 @@ def yakv_score_cpu(*parameters: Any) -> Any:
             forget(pools, slot, head, block * 64, block * 64 + 64)
             encode_block(pools, slot, head, block, k_cache, v_cache, sink_places + first, scratch + at_encode)
 
-    @v.inline
-    def weigh(
-        out: int,
-        stride: int,
-        logits: int,
-        n_blocks: int,
-        maxima: int,
-        cell: int,
-        sums: int,
-        sums_stride: int,
-        totals: int,
-    ) -> None:
-        """What the logits of a run weigh, and its statistics. out: where its weights begin; totals: room for
-        a vector of each block.
-        """
-        for g in range(group):
-            reference = weight_reference(v.get_f32(maxima + g * 4))
-            own, row = logits + g * run_bytes, out + g * stride
-            for block in range(n_blocks, blocks_per_run):
-                v.store_f32(totals + block * 64, v.zero())
-            for block in range(n_blocks):
-                total = v.zero()
-                for j in range(block * 256, block * 256 + 256, 128):
-                    first, second = v.load_f32(own + j), v.load_f32(own + j + 64)
-                    # as they are stored: of a selected row nothing may be left in the tail
-                    total = put_weights(row + j // 2, first, second, reference, least, total)
-                v.store_f32(totals + block * 64, total)
-            of_blocks = v.load_sums(totals)
-            v.store_f32(sums + g * sums_stride, of_blocks)
-            v.put_f32(cell + g * 8, reference)
-            v.put_f32(cell + g * 8 + 4, v.hsum(of_blocks))
-
-    @v.inline
-    def average(out: int, logits: int, n_bytes: int) -> None:
-        """Of the queries, where that ranks."""
-        share = v.splat(np.float32(1 / group))
-        for j in range(0, n_bytes, 64):
-            total = v.load_f32(logits + j)
-            for g in range(1, group):
-                total = v.add(total, v.load_f32(logits + g * run_bytes + j))
-            v.store_f32(out + j, v.mul(total, share))
-
     def kernel(thread: int, n_threads: int, counter: int, args: int) -> None:
         pools = v.get_i64(args)
         q = v.get_i64(args + 8) + thread * v.get_i64(args + 152)
@@ -217,34 +169,21 @@ def yakv_score_cpu(*parameters: Any) -> Any:
                         quantised = head
                     out = weights + (row * n_heads + head) * weight_rows * weights_stride
                     begin, end = run * BLOCKS_PER_RUN, min((run + 1) * BLOCKS_PER_RUN, n_blocks)
-                    maxima = scratch + at_attention
-                    blocks, logits = selector_of(pools, slot, head), scratch + at_logits
-                    score_blocks(
-                        scratch,
-                        blocks,
-                        begin,
-                        end,
-                        logits - begin * 256,
-                        run_bytes,
-                        maxima,
-                        tables,
-                        mean_tables,
-                    )
                     cell = run_stats + ((row * n_heads + head) * max_runs + run) * group * 8
                     own_sums = block_sums + ((row * n_heads + head) * group * max_runs + run) * 64
-                    if as_mean:
-                        means = out + group * weights_stride + begin * 256
-                        average(means, logits, (end - begin) * 256)
-                    weigh(
-                        out + begin * 128,
+                    weigh_run(
+                        scratch,
+                        selector_of(pools, slot, head),
+                        begin,
+                        end,
+                        out,
                         weights_stride,
-                        logits,
-                        end - begin,
-                        maxima,
                         cell,
                         own_sums,
                         max_runs * 64,
-                        scratch + at_encode,
+                        tables,
+                        mean_tables,
+                        scratch + at_run,
                     )
 
     return kernel

@@ -1,8 +1,8 @@
 """The tail of a YAKV decode step: the estimated mass of the rows that were not selected times the mean value
 of their block. And the weights that both it and the ranking rest on.
 
-A step takes one exponential of every logit: relative to the largest of its run of blocks, which is known
-when the run is scored. What the run itself weighs (a run weight) makes the rest of it.
+A step takes one exponential of every logit, relative to one logit of its run of blocks (yakv_weigh.py). What
+that one itself weighs (a run weight) makes the rest of it.
 """
 
 from __future__ import annotations
@@ -14,10 +14,8 @@ import numpy as np
 from .merge_partials import MAX_PARTIALS
 from .yakv_layout import BLOCKS_PER_RUN
 
-# Exponents are cut off here: e^-43 is nothing beside 1 in float32, and the product of two such weights is
-# still a normal number.
-LEAST = -43.0
-RUN_HEADER = 64  # bytes before the run weights of a query: the largest logit, the sum of exponentials
+LEAST = -80.0  # exponents are cut off here, of weights and of run weights: as numbers they are still normal
+RUN_HEADER = 64  # bytes before the run weights of a query: the reference, the sum of exponentials
 
 
 def tail_ref(
