@@ -16,7 +16,11 @@ RNG = np.random.default_rng(23)
 
 @pytest.mark.parametrize(("group", "head_dim"), [(1, 48), (3, 64), (6, 128)])
 @pytest.mark.parametrize(("n_rows", "n_selected"), [(1, 0), (3, 1), (2, 100), (1, 5000)])
-def test_tail_errors(team: KernelTeam, group: int, head_dim: int, n_rows: int, n_selected: int) -> None:
+@pytest.mark.parametrize("lift", [0, 40], ids=str)
+def test_tail_errors(
+    team: KernelTeam, group: int, head_dim: int, n_rows: int, n_selected: int, lift: float
+) -> None:
+    """`lift`: what the tail's weights are relative to lies so far above what they weigh."""
     n_heads = 2 * group
     n_partials = FIRST_RUN + -(-n_selected // run_len(n_selected))
     assert n_partials <= MAX_PARTIALS
@@ -25,7 +29,9 @@ def test_tail_errors(team: KernelTeam, group: int, head_dim: int, n_rows: int, n
     exact = poisoned(n_rows, n_heads * head_dim)
     exact[:] = RNG.standard_normal(exact.shape)
     stats[:, :, 0, :n_partials] = RNG.uniform(-8, 8, (n_rows, n_heads, n_partials))
+    stats[:, :, 0, TAIL] += lift
     weights = RNG.uniform(0.1, 50, (n_rows, n_partials, n_heads))
+    weights[:, TAIL] *= np.exp(-lift)
     stats[:, :, 1, :n_partials] = weights.swapaxes(1, 2)
     values = RNG.standard_normal((n_rows, n_partials, n_heads, head_dim))
     sums[:, :n_partials] = weights[..., None] * values

@@ -7,18 +7,21 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from test_kernel_yakv import BASE, N_KV_HEADS, Slot, indexed_truth, make_slot
+from test_kernel_yakv import BASE, BUDGET, N_KV_HEADS, Slot, indexed_truth, make_slot
 
 from yakvrt.cpu.backend import CpuBackend
 from yakvrt.cpu.query_record import scores_by_tables
 from yakvrt.cpu.step_memory import StepMemory
+from yakvrt.kernels.yakv_attend import attend_yakv_ref
 from yakvrt.kernels.yakv_layout import BLOCKS_PER_RUN, YakvShape, indexed_end
+from yakvrt.kernels.yakv_select import budget_of
 
 RUN_TOKENS = 64 * BLOCKS_PER_RUN
 N_TOKENS = RUN_TOKENS + 4 + 64 * 6
 PLAIN = replace(BASE, tail=False)  # attention leaves the sums of blocks alone
 IN_STEPS = [PLAIN, replace(PLAIN, group=6, head_dim=128, kind="f16")]
 IN_STEPS += [replace(PLAIN, group=1, head_dim=48, selector="1bit", centred=False)]
+IN_STEPS += [replace(PLAIN, group=9, head_dim=80)]  # sums with halves, queries in parts
 AS_LOGITS = [replace(PLAIN, selector="1.5bit"), replace(PLAIN, rule="mean")]
 
 
@@ -106,6 +109,37 @@ def test_scores_that_are_all_far_below_the_guess(monkeypatch: pytest.MonkeyPatch
         q -= 90 * slot.shape.head_dim**0.5 * mean / (mean**2).sum(axis=2, keepdims=True)
 
     check(monkeypatch, replace(PLAIN, centred=False), 0.5, change)
+
+
+@pytest.mark.parametrize("k_format", ["q4", "r3"])
+@pytest.mark.parametrize("level", [-24, 40], ids=str)
+def test_attention_whose_logits_lie_far_from_the_guess(k_format: str, level: float) -> None:
+    """But not too far: all that reads weights has to bear with references that are no logits."""
+    backend, shape = CpuBackend(2), replace(BASE, k_format=k_format, centred=False)
+    slot = make_slot(backend, shape, N_TOKENS + 8)
+    slot.prompt(0, N_TOKENS)
+    q = 0.5 * np.random.default_rng(2).standard_normal((N_KV_HEADS, shape.group, 64), np.float32)
+    mean = slot.k.mean(axis=0)[:, None]
+    q += (level * 8 - (q * mean).sum(axis=2, keepdims=True)) * mean / (mean**2).sum(axis=2, keepdims=True)
+    out = slot.decode(N_TOKENS, q)
+    backend.close()
+    end = indexed_end(N_TOKENS, shape.n_sinks, shape.window)
+    exact = np.r_[0 : shape.n_sinks, end : N_TOKENS + 1]
+    for head in range(N_KV_HEADS):
+        truth = indexed_truth(slot, head, None, end, q[head])
+        k = budget_of(N_TOKENS + 1, end - shape.n_sinks, BUDGET.ratio, BUDGET.at_least, BUDGET.min_len)
+        expected, _ = attend_yakv_ref(
+            q[head],
+            (slot.k[exact, head], slot.v[exact, head]),
+            truth.logits,
+            (truth.k, truth.v),
+            truth.mean_values,
+            k,
+            shape.rule,
+            slot.tail_parts(head),
+            residual=k_format == "r3",
+        )
+        assert np.linalg.norm(out[head] - expected) / np.linalg.norm(expected) < 0.02
 
 
 @pytest.mark.skipif(not scores_by_tables(), reason="needs permutations of a cycle, as of Zen 4")

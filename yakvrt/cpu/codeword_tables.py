@@ -183,8 +183,6 @@ class _LogitScores:
         lowest = const(V16F32, float("-inf"))
         self.largest = [cgutils.alloca_once_value(builder, lowest) for _ in range(group)]
         self.terms = [cgutils.alloca_once(builder, V16F32) for _ in range(group)]
-        for cell in self.largest:
-            builder.store(lowest, cell)
 
     def put(self, scorer: TableScorer, block: Any, index: Any) -> None:
         builder = self.builder

@@ -57,10 +57,8 @@ class _Weights:
         self.level, self.least = const(V32I16, BIAS - above), const(V32I16, BIAS + least)
         self.rows = [builder.add(weights, builder.mul(stride, const_i64(g))) for g in range(group)]
         self.totals = [builder.add(totals, builder.mul(totals_stride, const_i64(g))) for g in range(group)]
-        self.seen = [[cgutils.alloca_once(builder, V32I16) for _ in range(2)] for _ in range(group)]
-        for smallest, largest in self.seen:
-            builder.store(const(V32I16, 32767), smallest)
-            builder.store(const(V32I16, -32768), largest)
+        ends = const(V32I16, 32767), const(V32I16, -32768)
+        self.seen = [[cgutils.alloca_once_value(builder, end) for end in ends] for _ in range(group)]
 
     def fractions(self, scorer: TableScorer, block: Any) -> list[Any]:
         """The key scales of 32 tokens each."""
@@ -111,7 +109,8 @@ def make_block_weights(kind: str, head_dim: int, group: int, above: int, least: 
 
     Shapes: weights bfloat16 [G][64 (last - first)], totals float32 [G][last - first][16], to be summed, of a
     block's weights; extremes int32 [G][2]: the smallest and the largest sum. Where one of these, shifted,
-    takes more than 16 bits, or where steps do (then a total is not a number), weights are wrong.
+    takes more than 16 bits, or where steps do (then a total is not finite), weights are wrong. Records say
+    how sums become steps: MULTIPLIER and SHIFT.
     """
 
     @intrinsic
@@ -149,7 +148,6 @@ def make_largest_scale(kind: str, head_dim: int) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
             blocks, first, last = values
             cell = cgutils.alloca_once_value(builder, const(V32I16, 0))
-            builder.store(const(V32I16, 0), cell)
             with cgutils.for_range(builder, builder.sub(last, first)) as loop:
                 index = builder.add(first, loop.index)
                 block = builder.add(blocks, builder.mul(index, const_i64(block_bytes)))

@@ -171,6 +171,10 @@ def tail_errors_cpu(group: int, head_dim: int) -> Any:
                         rest = factor * v.get_f32(weights + i * 4)
                     else:
                         read += factor * v.get_f32(weights + i * 4)
+                # of all mass, which may be anything: the largest may be a guess (yakv_weigh.py)
+                inverse = np.float32(1) / max(read + rest, np.float32(1e-30))
+                v.store_f32(factors, v.mul(v.load_f32(factors), v.splat(inverse)))
+                read, rest = read * inverse, rest * inverse
                 own_exact = exact + row * exact_stride + head * head_bytes
                 rr, rs, ss = v.zero(), v.zero(), v.zero()
                 for j in range(0, head_bytes, 64):

@@ -19,6 +19,8 @@ from .yakv_layout import (
 from .yakv_store import store_scratch_bytes
 from .yakv_weigh import weigh_scratch_bytes
 
+RING_UNITS = 4  # attention to the ring takes about as long as so many runs of blocks
+
 
 def score_scratch_bytes(group: int, head_dim: int, record_bytes: int) -> int:
     """Scratch of a thread: quantised queries, one row; queries, sums and scores of attention; a block to
@@ -37,9 +39,8 @@ def yakv_score_cpu(*parameters: Any) -> Any:
     run_stats, n_runs, block_sums, sums, stats, scratch, scratch_stride, q_copy, k_copy (see rms_norm_cpu).
     Shapes: weights bfloat16 [B, Hk, G, weights_stride / 2], of rule "mean" with a row of mean logits,
     float32, behind those of a head's queries; run_stats float32 [B, Hk, n_runs, G, 2]: the logit that the
-    weights of a run of blocks are relative to, and their sum; block_sums float32 [B, Hk,
-    G, n_runs, BLOCKS_PER_RUN] of weights; sums and stats as in merge_partials_cpu, of which the ring is
-    partial 0.
+    weights of a run of blocks are relative to, and their sum; block_sums float32 [B, Hk, G, n_runs,
+    BLOCKS_PER_RUN] of weights; sums and stats as in merge_partials_cpu, of which the ring is partial 0.
     """
     from ..cpu import vector_ops as v
     from ..cpu.attention_tiles import make_scores, make_weighted_sum
@@ -76,6 +77,7 @@ def yakv_score_cpu(*parameters: Any) -> Any:
     at_encode = at_attention + -(-group * (2 * head_dim + CHUNK + 16) * 4 // 64) * 64
     at_run = score_scratch_bytes(group, head_dim, record_bytes) - weigh_scratch_bytes(group)
     head_bytes, place_bytes = head_dim * 4, head_dim * ELEMENT_BYTES[kind]
+    ring_units, ring_unit = RING_UNITS, -(RING_UNITS // 2)  # whose thread does it: the middle one's
 
     @v.inline
     def attend(k_cache: int, v_cache: int, place: int, n: int, queries: int, state: int, scores: int) -> None:
@@ -148,18 +150,18 @@ def yakv_score_cpu(*parameters: Any) -> Any:
             position, slot = v.get_i64(positions + row * 8), v.get_i64(slots + row * 8)
             n_indexed = end_of(position, n_sinks, window) - n_sinks
             n_blocks = n_indexed // 64
-            per_head = 1 + (n_blocks + BLOCKS_PER_RUN - 1) // BLOCKS_PER_RUN
+            per_head = ring_units + (n_blocks + BLOCKS_PER_RUN - 1) // BLOCKS_PER_RUN
             first, last = v.share(n_heads * per_head, thread, n_threads, 0)
             quantised = -1
             for unit in range(first, last):
-                head, run = unit // per_head, unit % per_head - 1
+                head, run = unit // per_head, unit % per_head - ring_units
                 queries = q + row * q_stride + head * group * head_bytes
-                if run < 0:
+                if run == ring_unit:
                     new = row * kv_stride + head * head_bytes
                     attend_ring(pools, slot, head, position, queries, k + new, values + new, scale, scratch)
                     state = scratch + at_attention + group * head_bytes
                     put_partial(sums, stats, row, head, n_heads, 0, state)
-                else:
+                elif run >= 0:
                     if quantised != head:
                         mean = mean_of(pools, slot, head) if centred else 0
                         for g in range(group):

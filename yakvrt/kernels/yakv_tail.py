@@ -15,7 +15,7 @@ from .merge_partials import MAX_PARTIALS
 from .yakv_layout import BLOCKS_PER_RUN
 
 LEAST = -80.0  # exponents are cut off here, of weights and of run weights: as numbers they are still normal
-RUN_HEADER = 64  # bytes before the run weights of a query: the reference, the sum of exponentials
+RUN_HEADER = 64  # bytes before the run weights of a query: the largest reference, the sum of exponentials
 
 
 def tail_ref(
@@ -40,8 +40,8 @@ def run_weights_bytes(n_runs: int) -> int:
 def make_run_weights(group: int) -> Any:
     """An inline run_weights(out, stats, run_stats, n_runs) -> bytes between queries.
 
-    Shapes: out [G][largest logit of ring and runs, sum of exponentials relative to it, ...][n_runs] from
-    RUN_HEADER on: what a weight in a run is multiplied by to be relative to that largest logit.
+    Shapes: out [G][largest reference, of ring or runs, sum of exponentials relative to it, ...][n_runs] from
+    RUN_HEADER on: what a weight in a run is multiplied by to be relative to that reference.
     """
     from ..cpu import vector_ops as v
 
@@ -72,7 +72,7 @@ def make_run_weights(group: int) -> Any:
 def make_logits_of(group: int) -> Any:
     """An inline logits_of(out, spare, stride, ids, n, weights, weights_stride, run_stats): the logits that
     scoring found for n rows of a head, back from their weights; what lies behind the last is undefined. A
-    logit that was cut off becomes less than LEAST below the largest of its run, so that it stays nothing.
+    logit that was cut off becomes less than LEAST below the reference of its run, and stays nothing.
 
     Shapes: out and spare float32 [G][n padded to 16], rows `stride` bytes apart; others as in yakv_score_cpu.
     """
@@ -94,10 +94,10 @@ def make_logits_of(group: int) -> Any:
     ) -> None:
         for i in range(n):
             token = v.get_i32(ids + i * 4)
-            weight, largest = weights + token * 2, run_stats + token // run_tokens * group * 8
+            weight, reference = weights + token * 2, run_stats + token // run_tokens * group * 8
             for g in range(group):
                 v.put_f32(out + g * stride + i * 4, v.get_bf16(weight + g * weights_stride))
-                v.put_f32(spare + g * stride + i * 4, v.get_f32(largest + g * 8))
+                v.put_f32(spare + g * stride + i * 4, v.get_f32(reference + g * 8))
         for g in range(group):
             for j in range(g * stride, g * stride + n * 4, 64):
                 weight = v.vmax(v.add(v.load_f32(out + j), v.splat(cut)), v.splat(tiny))

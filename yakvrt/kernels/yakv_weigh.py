@@ -120,7 +120,8 @@ def _make_weigh_steps(shape: YakvShape) -> Any:
             shift, capacity = free_bits, np.float32(1 << free_bits)
             while capacity <= unit:
                 shift, capacity = shift + 1, capacity * np.float32(2)
-            v.put_i32(record + at_multiplier, min(int(unit / capacity * np.float32(32768)), 32767))
+            multiplier = int(unit / capacity * np.float32(32768) + np.float32(0.5))
+            v.put_i32(record + at_multiplier, min(multiplier, 32767))
             v.put_i32(record + at_shift, shift)
             for block in range(n_blocks, blocks_per_run):
                 v.store_f32(totals + g * totals_bytes + block * 64, v.zero())
