@@ -43,14 +43,14 @@ def yakv_score_cpu(*parameters: Any) -> Any:
     BLOCKS_PER_RUN] of weights; sums and stats as in merge_partials_cpu, of which the ring is partial 0.
     """
     from ..cpu import vector_ops as v
-    from ..cpu.attention_tiles import make_scores, make_weighted_sum
+    from ..cpu.attention_tiles import PREFETCH_AHEAD, make_scores, make_weighted_sum
     from ..cpu.simd import ELEMENT_BYTES
     from .attend import make_accumulate
     from .higgs_score import make_quantise_query, query_bytes
     from .kv_append import make_append
     from .yakv_fetch import make_forget
     from .yakv_store import make_encode_block, make_mean_key
-    from .yakv_weigh import make_weigh_run
+    from .yakv_weigh import make_ask_for_blocks, make_weigh_run
 
     shape = YakvShape(*parameters)
     group, head_dim, kind = shape.group, shape.head_dim, shape.kind
@@ -63,7 +63,7 @@ def yakv_score_cpu(*parameters: Any) -> Any:
     encode_block, mean_key = make_encode_block(shape), make_mean_key(shape)
     forget = make_forget()
     quantise_query = make_quantise_query(shape.selector, head_dim)
-    weigh_run = make_weigh_run(shape)
+    weigh_run, ask_for_blocks = make_weigh_run(shape), make_ask_for_blocks(shape)
     ring_k, ring_v, selector_of, _, _, _, mean_of = make_pool_addresses(shape)
     end_of, place_of = v.inline(indexed_end), v.inline(ring_place)
     heads_at, tables_at, mean_tables_at = (
@@ -92,6 +92,14 @@ def yakv_score_cpu(*parameters: Any) -> Any:
             add_values(v_cache + start, n_positions, scores, CHUNK * 4, state)
 
     @v.inline
+    def ask_for(k_cache: int, v_cache: int, place: int, n: int) -> None:
+        """Prefetches the first of n rows from `place` on; attention to them asks for the others."""
+        start = place * place_bytes
+        for line in range(start, start + min(n * place_bytes, PREFETCH_AHEAD), 64):
+            v.prefetch(k_cache + line)
+            v.prefetch(v_cache + line)
+
+    @v.inline
     def attend_ring(
         pools: int,
         slot: int,
@@ -107,6 +115,13 @@ def yakv_score_cpu(*parameters: Any) -> Any:
         window.
         """
         k_cache, v_cache = ring_k(pools, slot, head), ring_v(pools, slot, head)
+        begin = end_of(position, n_sinks, window)
+        n_recent = max(0, position + 1 - begin)
+        first = (begin - n_sinks) % ring_len
+        before_wrap = min(n_recent, ring_len - first)
+        ask_for(k_cache, v_cache, 0, min(position + 1, n_sinks))
+        ask_for(k_cache, v_cache, sink_places + first, before_wrap)
+        ask_for(k_cache, v_cache, sink_places, n_recent - before_wrap)
         append(k_cache, v_cache, k, values, place_of(position, n_sinks, sink_places, ring_len))
         queries = scratch + at_attention
         state = queries + group * head_bytes
@@ -115,11 +130,7 @@ def yakv_score_cpu(*parameters: Any) -> Any:
         for j in range(0, group * head_bytes, 64):
             v.store_f32(queries + j, v.mul(v.load_f32(q + j), factor))
         reset(state)
-        begin = end_of(position, n_sinks, window)
         attend(k_cache, v_cache, 0, min(position + 1, n_sinks), queries, state, scores)
-        n_recent = max(0, position + 1 - begin)
-        first = (begin - n_sinks) % ring_len
-        before_wrap = min(n_recent, ring_len - first)
         attend(k_cache, v_cache, sink_places + first, before_wrap, queries, state, scores)
         attend(k_cache, v_cache, sink_places, n_recent - before_wrap, queries, state, scores)
         if end_of(position + 1, n_sinks, window) > begin:
@@ -162,7 +173,10 @@ def yakv_score_cpu(*parameters: Any) -> Any:
                     state = scratch + at_attention + group * head_bytes
                     put_partial(sums, stats, row, head, n_heads, 0, state)
                 elif run >= 0:
+                    begin, end = run * BLOCKS_PER_RUN, min((run + 1) * BLOCKS_PER_RUN, n_blocks)
+                    blocks = selector_of(pools, slot, head)
                     if quantised != head:
+                        ask_for_blocks(blocks, begin, end)  # they come while queries are quantised
                         mean = mean_of(pools, slot, head) if centred else 0
                         for g in range(group):
                             record = scratch + g * record_bytes
@@ -170,12 +184,11 @@ def yakv_score_cpu(*parameters: Any) -> Any:
                             quantise_query(record, source, mean, scale, tables, scratch + at_row)
                         quantised = head
                     out = weights + (row * n_heads + head) * weight_rows * weights_stride
-                    begin, end = run * BLOCKS_PER_RUN, min((run + 1) * BLOCKS_PER_RUN, n_blocks)
                     cell = run_stats + ((row * n_heads + head) * max_runs + run) * group * 8
                     own_sums = block_sums + ((row * n_heads + head) * group * max_runs + run) * 64
                     weigh_run(
                         scratch,
-                        selector_of(pools, slot, head),
+                        blocks,
                         begin,
                         end,
                         out,

@@ -79,6 +79,24 @@ def make_weigh_run(shape: YakvShape) -> Any:
     return weigh_run
 
 
+def make_ask_for_blocks(shape: YakvShape) -> Any:
+    """An inline ask_for_blocks(blocks, begin, end): prefetches the first of these blocks, for weigh_run,
+    which asks for the others.
+    """
+    from ..cpu import vector_ops as v
+    from ..cpu.codeword_tables import PREFETCH_BYTES
+
+    block_bytes, asked_bytes = SELECTORS[shape.selector].block_bytes(shape.head_dim), PREFETCH_BYTES
+
+    @v.inline
+    def ask_for_blocks(blocks: int, begin: int, end: int) -> None:
+        start = blocks + begin * block_bytes
+        for line in range(0, min((end - begin) * block_bytes, asked_bytes), 64):
+            v.prefetch(start + line)
+
+    return ask_for_blocks
+
+
 def _make_weigh_steps(shape: YakvShape) -> Any:
     """An inline weigh_steps(...) as weigh_run, without tables, -> whether it is right."""
     from ..cpu import vector_ops as v
