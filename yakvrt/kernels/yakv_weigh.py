@@ -172,6 +172,7 @@ def _make_weigh_steps(shape: YakvShape) -> Any:
 
 
 def _make_weigh_logits(shape: YakvShape) -> Any:
+    """weigh_run for scores of any size, relative to the largest of each run."""
     from ..cpu import vector_ops as v
     from ..cpu.rough_exponential import put_weights, weight_reference
 
