@@ -86,7 +86,7 @@ class TableScorer:
         self.n_vectors = self.selector.tile_vectors(head_dim)
         self.tile_bytes = self.selector.tile_bytes(head_dim)
         block_bytes = self.selector.block_bytes(head_dim)
-        self.ahead = max(PREFETCH_BYTES // block_bytes, 1) * block_bytes
+        self.ahead = PREFETCH_BYTES // block_bytes * block_bytes
         at_tables, _, query_bytes = query_layout(self.selector, head_dim)
         self.records = [builder.add(queries, const_i64(g * query_bytes)) for g in members]
         self.tables = [builder.add(record, const_i64(at_tables)) for record in self.records]
