@@ -53,6 +53,7 @@ class Recorder:
         self.memory = StepMemory(n_threads)
         self._rope_table = aligned_array((capacity, self.head_dim), np.float32)
         self._inv_freq, self._rope_scale = inv_freq.astype(np.float32), self.memory.number(rope_scale)
+        self._asked_ahead = np.zeros(3, np.int64)  # where the matmul before expects what the next one reads
         self.next_part()
 
     @property
@@ -218,7 +219,8 @@ class Recorder:
             for i, (out, matrix, mode) in enumerate(siblings):
                 self.memory.write_shared(out)
                 self.tape.reads(matrix.read_bytes(experts))
-                self.tape.add(
+                self._asked_ahead[:3] = matrix.tiles.ctypes.data, matrix.n_tiles, matrix.tile_bytes
+                block = self.tape.add(
                     matmul_kernel(matrix, form, pack, mode),
                     out.data,
                     out.data.strides[0],
@@ -238,6 +240,7 @@ class Recorder:
                     # gates the very tiles that it wrote
                     barrier=pack not in DECODE_PACKS or i == len(siblings) - 1,
                 )
+                self._asked_ahead = block[15:18]
 
     def rope(self, out: Buffer, x: Buffer) -> None:
         x_copy, out_copy = self.memory.copy_bytes(x), self.memory.write_private(out, x)

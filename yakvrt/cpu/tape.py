@@ -33,10 +33,11 @@ class Tape:
         self.stages: tuple[Stage, ...] = ()
         self.words, self.bounds_words, self.time_words = (0, 0), (0, 0), 0
 
-    def add(self, spec: KernelSpec, *arguments: np.ndarray | int | None, barrier: bool = True) -> None:
+    def add(self, spec: KernelSpec, *arguments: np.ndarray | int | None, barrier: bool = True) -> np.ndarray:
         """Appends one op; an array stands for its address, None for address 0, arguments left out for 0.
 
         Without `barrier` the next op starts on each thread as soon as that thread is done.
+        Returns: the argument block, for what later ops tell.
         """
         values = []
         for argument in arguments:
@@ -48,6 +49,7 @@ class Tape:
         block = np.zeros(max(MIN_ARGUMENTS, len(values)), np.int64)
         block[: len(values)] = values
         self._rows.append((spec, block, barrier))
+        return block
 
     def begin_stage(self, stage: Stage) -> None:
         """Says what the ops from here on are, in traces."""

@@ -24,10 +24,10 @@ PREFETCH_AHEAD = 16384  # bytes; hides DRAM latency of the one pass a decode ste
 def make_tile_matmul(format_name: str, n_tiles: int, n_tokens: int, prefetch: bool) -> Any:
     """An intrinsic that multiplies `n_tiles` tiles with `n_tokens` packed tokens.
 
-    Call it as f(weights, n_cols, x, scales, out, out_stride, bias, mode), addresses except n_cols, out_stride
-    (bytes between tokens) and mode (WRITE; ADD: add to what `out` holds; GATE: multiply it, silu being
-    applied already). `x` and `scales` are in the layout of kernels/pack_activations.py; float formats ignore
-    `scales`; bias 0 means none.
+    Call it as f(weights, n_cols, x, scales, out, out_stride, bias, mode, end, skip), addresses except n_cols,
+    out_stride (bytes between tokens), mode (WRITE; ADD: add to what `out` holds; GATE: multiply it, silu being
+    applied already) and skip. `x` and `scales` are in the layout of kernels/pack_activations.py; float formats
+    ignore `scales`; bias 0 means none. What would be prefetched from `end` on lies `skip` bytes behind.
     """
     layout = LAYOUTS[format_name]
     emit = _emit_float if layout.is_float else _emit_quantised
@@ -43,18 +43,27 @@ def make_tile_matmul(format_name: str, n_tiles: int, n_tokens: int, prefetch: bo
         out_stride: Any,
         bias: Any,
         mode: Any,
+        end: Any,
+        skip: Any,
     ) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            weights, n_cols, x, scales, out, out_stride, bias, mode = values
+            weights, n_cols, x, scales, out, out_stride, bias, mode, end, skip = values
+
+            def ask_ahead(address: Any, n_bytes: int) -> None:
+                target = builder.add(address, const_i64(PREFETCH_AHEAD))
+                beyond = builder.icmp_unsigned(">=", target, end)
+                target = builder.add(target, builder.select(beyond, skip, const_i64(0)))
+                emit_prefetch(builder, target, 0, n_bytes)
+
             sums = [
                 [cgutils.alloca_once_value(builder, const(V16F32, 0.0)) for _ in range(n_tokens)]
                 for _ in range(n_tiles)
             ]
-            emit(builder, layout, sums, weights, n_cols, x, scales, prefetch)
+            emit(builder, layout, sums, weights, n_cols, x, scales, ask_ahead if prefetch else None)
             _emit_epilogue(builder, sums, out, out_stride, bias, mode)
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 8), codegen
+        return types.void(*[types.int64] * 10), codegen
 
     return tile_matmul
 
@@ -85,7 +94,7 @@ def _emit_quantised(
     n_cols: Any,
     x: Any,
     scales: Any,
-    prefetch: bool,
+    ask_ahead: Any,
 ) -> None:
     n_tiles, n_tokens = len(sums), len(sums[0])
     n_super = builder.sdiv(n_cols, const_i64(layout.column_multiple))
@@ -100,9 +109,9 @@ def _emit_quantised(
                 builder.mul(inner.index, const_i64(layout.block_bytes)), const_i64(layout.header_bytes)
             )
             blocks = [builder.add(s, start) for s in supers]
-            if prefetch:
+            if ask_ahead:
                 for block in blocks:
-                    emit_prefetch(builder, block, PREFETCH_AHEAD, layout.block_bytes)
+                    ask_ahead(block, layout.block_bytes)
             column_block = builder.add(builder.mul(outer.index, const_i64(layout.blocks)), inner.index)
             codes = builder.add(x, builder.mul(column_block, const_i64(32 * n_tokens)))
             terms = builder.add(scales, builder.mul(column_block, const_i64(16 * n_tokens)))
@@ -152,7 +161,7 @@ def _emit_float(
     n_cols: Any,
     x: Any,
     scales: Any,
-    prefetch: bool,
+    ask_ahead: Any,
 ) -> None:
     n_tiles, n_tokens = len(sums), len(sums[0])
     kind = layout.name.lower()
@@ -173,9 +182,9 @@ def _emit_float(
         start = builder.mul(loop.index, const_i64(unroll * column_bytes))
         columns = [builder.add(tile, start) for tile in tiles]
         tokens = builder.add(x, builder.mul(loop.index, const_i64(unroll * 4 * n_tokens)))
-        if prefetch:
+        if ask_ahead:
             for column in columns:
-                emit_prefetch(builder, column, PREFETCH_AHEAD, unroll * column_bytes)
+                ask_ahead(column, unroll * column_bytes)
         for u in range(unroll):
             rows = [simd.load_floats(builder, kind, column, u * column_bytes) for column in columns]
             for m in range(n_tokens):

@@ -32,6 +32,10 @@ class TiledMatrix:
         return padded(self.n_rows, ROW_FLOATS) // ROWS
 
     @property
+    def tile_bytes(self) -> int:
+        return LAYOUTS[self.format].tile_bytes(self.n_cols)
+
+    @property
     def n_bytes(self) -> int:
         return self.tiles.nbytes
 

@@ -40,7 +40,7 @@ def matmul_cpu(format_name: str, n_tokens: int) -> Any:
     """Multiplies tiles with packs of `n_tokens` tokens.
 
     Args: out, out_stride, weights, n_tiles, n_cols, x, scales, n_rows*, bias, mode, experts, x_copy,
-    scales_copy (see rms_norm_cpu).
+    scales_copy (see rms_norm_cpu), wide, wide_bytes (unused), next_weights, next_n_tiles, next_tile_bytes.
     Few tokens (DECODE_PACKS): threads share the tiles evenly, so that what one prefetches is its own and
     sibling matmuls may run without a barrier between them. More: threads draw tiles from the shared counter.
     `experts` (int64 per pack, or 0) names the matrix of a stack, each of n_tiles tiles, that a pack
@@ -69,8 +69,16 @@ def matmul_cpu(format_name: str, n_tokens: int) -> Any:
                 v.prefetch(cell + n_tokens * out_stride)
 
     @v.inline
-    def multiply_tiles(thread: int, args: int, first: int, last: int) -> None:
-        """Tiles first .. last-1 with all packs."""
+    def skip_to_next(thread: int, n_threads: int, args: int, end: int) -> int:
+        """Bytes from `end` to this thread's tiles of the next matmul; 0 where there is none."""
+        weights, n_tiles, tile_bytes = v.get_i64(args + 120), v.get_i64(args + 128), v.get_i64(args + 136)
+        if weights == 0:
+            return 0
+        return weights + v.share(n_tiles, thread, n_threads, 0)[0] * tile_bytes - end
+
+    @v.inline
+    def multiply_tiles(thread: int, args: int, first: int, last: int, end: int, skip: int) -> None:
+        """Tiles first .. last-1 with all packs. See make_tile_matmul for end and skip."""
         out, out_stride = v.get_i64(args), v.get_i64(args + 8)
         weights, n_tiles, n_cols = v.get_i64(args + 16), v.get_i64(args + 24), v.get_i64(args + 32)
         x = v.get_i64(args + 40) + thread * v.get_i64(args + 88)
@@ -95,17 +103,20 @@ def matmul_cpu(format_name: str, n_tokens: int) -> Any:
                     out_stride,
                     bias + tile * 64 if bias else 0,
                     mode,
+                    end,
+                    skip,
                 )
 
     def kernel(thread: int, n_threads: int, counter: int, args: int) -> None:
         n_tiles = v.get_i64(args + 24)
         if waits_for_memory:
             first, last = v.share(n_tiles, thread, n_threads, 0)
-            multiply_tiles(thread, args, first, last)
+            end = v.get_i64(args + 16) + last * (v.get_i64(args + 32) // unit_cols * unit_bytes)
+            multiply_tiles(thread, args, first, last, end, skip_to_next(thread, n_threads, args, end))
             return
         first = v.atomic_add(counter, step)
         while first < n_tiles:
-            multiply_tiles(thread, args, first, min(first + step, n_tiles))
+            multiply_tiles(thread, args, first, min(first + step, n_tiles), 0, 0)
             first = v.atomic_add(counter, step)
 
     return kernel
