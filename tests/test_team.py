@@ -181,6 +181,35 @@ def test_affinity_of_the_caller_is_kept(team: KernelTeam) -> None:
     assert os.sched_getaffinity(0) == before
 
 
+def test_a_caller_elsewhere_is_bound_for_a_job() -> None:
+    before = os.sched_getaffinity(0)
+    if len(before) < 2:
+        pytest.skip("this takes two CPUs")
+    own, other = sorted(before)[:2]
+    cache = KernelCache()
+    team = Team(1, cache, places=(frozenset({own}),))
+    tape = Tape()
+    tape.add(kernel("timestamp", "timestamp_cpu"), np.zeros(1, np.int64))
+    tape.finish(cache.load(tape.specs))
+    crew, seen = team._crew, []
+    complete = crew.complete
+
+    def looked_at() -> None:
+        seen.append(os.sched_getaffinity(0))
+        complete()
+
+    crew.complete = looked_at  # type: ignore[method-assign]
+    try:
+        for cpu in (other, own, other):
+            os.sched_setaffinity(0, {cpu})
+            team.run(tape)
+            assert os.sched_getaffinity(0) == {cpu}
+    finally:
+        os.sched_setaffinity(0, before)
+        team.close()
+    assert seen == [{own}] * 3
+
+
 @pytest.mark.parametrize("n_threads", [0, -1, 513])
 def test_a_wrong_number_of_threads_is_refused(n_threads: int) -> None:
     with pytest.raises(ValueError, match=f"{n_threads} threads"):

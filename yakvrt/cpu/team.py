@@ -20,7 +20,7 @@ from .affinity import Affinity, Places, place_threads
 from .attendance import Attendance
 from .kernel_cache import KernelCache
 from .tape import Tape
-from .topology import machine_topology
+from .topology import current_cpu, machine_topology
 
 _KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
 _SPECS = [kernel("team", f"{name}_cpu") for name in ("publish", "lead", "follow")]
@@ -105,9 +105,9 @@ class _Crew:
             if thread is not threading.current_thread():
                 thread.join()
 
-    def lead_from(self, threads: np.ndarray) -> None:
-        """Puts the calling thread where a job's first thread belongs, or anywhere when it is alone."""
-        _bind(frozenset().union(*self.places) if len(threads) == 1 else self.places[threads[0]])
+    def leaders_cpus(self, threads: np.ndarray) -> Set[int]:
+        """Those of a job's first thread, or all when it is alone; none where it may run anywhere."""
+        return frozenset().union(*self.places) if len(threads) == 1 else self.places[threads[0]]
 
     def _work(self, thread: int) -> None:
         _bind(self.places[thread])
@@ -154,7 +154,7 @@ class Team:
         self.log: TraceLog | None = None
         self._caller = threading.Lock()
         self._close = weakref.finalize(self, _end, self._crew, self._caller, self._process)
-        self._callers_mask = threading.local()
+        self._caller_was = threading.local()  # `mask`: its affinity before it was bound
 
     def run(self, tape: Tape, threads: np.ndarray | None = None) -> None:
         """Replays the tape on some threads, or on all; returns when they are done."""
@@ -168,15 +168,17 @@ class Team:
             self._tape = tape
             threads = self.everyone if threads is None else threads
             n_words = self._trace(self.log, tape, len(threads)) if self.log else 0
-            mask = self._mask()
+            cpus = crew.leaders_cpus(threads)
+            mask = self._mask(cpus)
             try:
                 if mask:
-                    crew.lead_from(threads)
+                    _bind(cpus)
                 crew.announce(tape.words, threads)
                 crew.complete()
             finally:
                 if mask:
                     _bind(mask)
+                    del self._caller_was.mask
             if n_words and self.log:
                 self.log.ran(tape.stages, threads, n_words)
 
@@ -219,8 +221,14 @@ class Team:
         self._crew.trace(tape, log.room(n_words))
         return n_words
 
-    def _mask(self) -> set[int] | None:
-        """The calling thread's affinity, read once: later it might be what an interrupted run left."""
-        if any(self._crew.places) and not hasattr(self._callers_mask, "cores"):
-            self._callers_mask.cores = os.sched_getaffinity(0)
-        return getattr(self._callers_mask, "cores", None)
+    def _mask(self, cpus: Set[int]) -> set[int] | None:
+        """The affinity of a calling thread that must be bound to these CPUs. One that is there already need
+        not: that would take as long as some layers' norms, it seldom moves, and the next job sees if it did.
+        """
+        was = self._caller_was
+        if not hasattr(was, "mask"):  # else an interruption left the thread bound
+            if not cpus or current_cpu() in cpus:
+                return None
+            was.mask = os.sched_getaffinity(0)
+        mask: set[int] = was.mask
+        return mask

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 from collections.abc import Iterable
@@ -11,6 +12,8 @@ from pathlib import Path
 from ..control_group import control_group_directories
 
 MAX_CPUS = 1 << 16
+
+_sched_getcpu = getattr(ctypes.CDLL(None), "sched_getcpu", None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +82,7 @@ def machine_topology(
         found.append(Cpu(number, min(siblings, default=number), node_of.get(number, 0)))
     first = {cpu.core: cpu for cpu in reversed(found)}
     found.sort(key=lambda cpu: first[cpu.core] is not cpu)
-    return Topology(tuple(found), _cpu_quota(), _current_cpu() if here is None else here)
+    return Topology(tuple(found), _cpu_quota(), current_cpu() if here is None else here)
 
 
 def default_threads() -> int:
@@ -115,11 +118,9 @@ def _nodes(directory: Path) -> dict[int, int]:
     return nodes
 
 
-def _current_cpu() -> int:
-    try:
-        return int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[36])
-    except (OSError, ValueError, IndexError):
-        return 0
+def current_cpu() -> int:
+    """The CPU that the calling thread is on; 0 where the system does not say."""
+    return int(_sched_getcpu()) if _sched_getcpu else 0
 
 
 def _cpu_quota() -> int | None:
