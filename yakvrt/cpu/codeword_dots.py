@@ -261,9 +261,8 @@ def make_block_scores(kind: str, head_dim: int, group: int) -> Any:
                             target = builder.add(out, builder.mul(logits_stride, const_i64(g)))
                             simd.store(builder, score, target)
                             builder.store(vmax(builder, score, builder.load(largest[g])), largest[g])
-            reduce = declare(builder, "llvm.vector.reduce.fmax.v16f32", F32, [V16F32])
             for g, cell in enumerate(largest):
-                simd.store(builder, builder.call(reduce, [builder.load(cell)]), maxima, 4 * g)
+                simd.store(builder, simd.max_lanes(builder, builder.load(cell)), maxima, 4 * g)
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 9), codegen

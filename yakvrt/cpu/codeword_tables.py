@@ -37,6 +37,7 @@ from .simd import (
     emit_prefetch,
     fmadd,
     load,
+    max_lanes,
     opaque,
     splat,
     store,
@@ -214,9 +215,8 @@ class _LogitScores:
             builder.store(most, self.largest[g])
 
     def finish(self) -> None:
-        reduce = declare(self.builder, "llvm.vector.reduce.fmax.v16f32", F32, [V16F32])
         for g, cell in enumerate(self.largest):
-            most = self.builder.call(reduce, [self.builder.load(cell)])
+            most = max_lanes(self.builder, self.builder.load(cell))
             store(self.builder, most, self.maxima, 4 * g)
 
 

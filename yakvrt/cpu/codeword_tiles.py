@@ -29,6 +29,7 @@ from .simd import (
     emit_prefetch,
     fmadd,
     load,
+    max_lanes,
     splat,
     store,
     vmax,
@@ -185,9 +186,8 @@ def make_block_scores(kind: str, head_dim: int, group: int) -> Any:
                         token = builder.mul(index, const_i64(BLOCK_TOKENS))
                         scorer.put_scores(block, token, table, rows, largest)
                 amx.emit_release(builder)
-                reduce = declare(builder, "llvm.vector.reduce.fmax.v16f32", F32, [V16F32])
                 for g, cell in zip(members, largest, strict=True):
-                    store(builder, builder.call(reduce, [builder.load(cell)]), maxima, 4 * g)
+                    store(builder, max_lanes(builder, builder.load(cell)), maxima, 4 * g)
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 9), codegen

@@ -27,9 +27,9 @@ from .simd import (
     V64I8,
     const,
     const_i64,
-    declare,
     fmadd,
     load,
+    max_lanes,
     splat,
     store,
     vmax,
@@ -74,8 +74,7 @@ def make_put_tables(kind: str, head_dim: int) -> Any:
                 builder.store(vmax(builder, size, builder.load(cell)), cell)
 
             for_products(builder, values, keep_largest)  # again below: faster than to keep them
-            reduce = declare(builder, "llvm.vector.reduce.fmax.v16f32", F32, [V16F32])
-            largest = builder.call(reduce, [builder.load(cell)])
+            largest = max_lanes(builder, builder.load(cell))
             some = builder.fcmp_ordered(">", largest, ir.Constant(F32, 1e-30))
             inverse = builder.fdiv(ir.Constant(F32, 127.5), largest)
             inverse = splat(builder, builder.select(some, inverse, ir.Constant(F32, 0.0)))

@@ -152,6 +152,15 @@ def sum_lanes(builder: Any, v: Any) -> Any:
     return builder.call(fn, [ir.Constant(F32, -0.0), v], fastmath=("reassoc",))
 
 
+def max_lanes(builder: Any, v: Any) -> Any:
+    """The largest lane. LLVM's own reduction goes lane by lane, since it must tell NaNs from numbers."""
+    for size in (8, 4, 2, 1):
+        kind, undefined = ir.VectorType(I32, size), ir.Constant(v.type, ir.Undefined)
+        lanes = [ir.Constant(kind, list(range(first, first + size))) for first in (0, size)]
+        v = vmax(builder, *(builder.shuffle_vector(v, undefined, half) for half in lanes))
+    return builder.extract_element(v, ir.Constant(I32, 0))
+
+
 def sums_of(builder: Any, vectors: list[Any]) -> Any:
     """The sums of 16 vectors <16 x float>, that of the first in lane 0."""
     owners = [[i] * 16 for i in range(16)]  # whose parts a lane holds

@@ -25,9 +25,9 @@ def make_tile_matmul(format_name: str, n_tiles: int, n_tokens: int, prefetch: bo
     """An intrinsic that multiplies `n_tiles` tiles with `n_tokens` packed tokens.
 
     Call it as f(weights, n_cols, x, scales, out, out_stride, bias, mode, end, skip), addresses except n_cols,
-    out_stride (bytes between tokens), mode (WRITE; ADD: add to what `out` holds; GATE: multiply it, silu being
-    applied already) and skip. `x` and `scales` are in the layout of kernels/pack_activations.py; float formats
-    ignore `scales`; bias 0 means none. What would be prefetched from `end` on lies `skip` bytes behind.
+    out_stride (bytes between tokens), mode (WRITE; ADD: add to what `out` holds; GATE: multiply it, silu
+    being applied already) and skip. `x` and `scales` are in the layout of kernels/pack_activations.py; float
+    formats ignore `scales`; bias 0 means none. Behind `end`, what lies `skip` bytes on is prefetched.
     """
     layout = LAYOUTS[format_name]
     emit = _emit_float if layout.is_float else _emit_quantised

@@ -234,8 +234,7 @@ def load_sums(b: Any, p: Any) -> Any:
 
 @op(f32, v16f32)
 def hmax(b: Any, v: Any) -> Any:
-    fn = simd.declare(b, "llvm.vector.reduce.fmax.v16f32", F32, [V16F32])
-    return b.call(fn, [v])
+    return simd.max_lanes(b, v)
 
 
 # ---- threads
