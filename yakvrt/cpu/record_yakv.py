@@ -96,7 +96,9 @@ def _record_partials(
         *scratch,
         q_copy,
         k_copy,
+        counts,
     )
+    budget = rows.budget.ratio, rows.budget.at_least, rows.budget.min_len
     tape.add(
         kernel("yakv_select", "yakv_select_cpu", group, shape.n_sinks, shape.window, shape.rule),
         rows.table,
@@ -110,10 +112,9 @@ def _record_partials(
         ids,
         n_tokens * 4,
         counts,
-        rows.budget.ratio,
-        rows.budget.at_least,
-        rows.budget.min_len,
+        *budget,
         *scratch,
+        barrier=bool(rows.n_places),  # attention waits for each head, fetching for all
     )
     places = ids
     if rows.n_places:
@@ -151,5 +152,6 @@ def _record_partials(
         *scratch,
         q_copy,
         places,
+        *budget,
     )
     return partials, counts

@@ -46,7 +46,7 @@ def control_bytes(n_threads: int) -> int:
     return THREADS + THREAD_BYTES * n_threads
 
 
-def _make_wait_for() -> Any:
+def make_wait_for() -> Any:
     """An inline wait_for(word, value): until the word at that address is at least as large."""
     from ..cpu import vector_ops as v
 
@@ -68,7 +68,7 @@ def _make_run() -> Any:
     from ..cpu import vector_ops as v
 
     nanoseconds, ticks, wall, own = clock.nanoseconds, clock.ticks, clock.WALL, clock.OWN
-    wait_for = _make_wait_for()
+    wait_for = make_wait_for()
 
     @v.inline
     def counter_before(control: int, barrier: int) -> int:
@@ -181,7 +181,7 @@ def lead_cpu() -> Any:
     """Runs the published tape as thread 0; returns when all threads are done. Args: as publish_cpu."""
     from ..cpu import vector_ops as v
 
-    run, wait_for = _make_run(), _make_wait_for()
+    run, wait_for = _make_run(), make_wait_for()
 
     def kernel(thread: int, n_threads: int, counter: int, args: int) -> None:
         control = v.get_i64(args)

@@ -15,7 +15,6 @@ from .yakv_layout import (
     BLOCKS_PER_RUN,
     FIRST_RUN,
     YakvShape,
-    indexed_end,
     make_address,
     make_pool_addresses,
     pool_word,
@@ -74,8 +73,9 @@ def yakv_attend_cpu(*parameters: Any) -> Any:
 
     Args: pools, q, q_stride, slots, positions, n_rows*, scale*, weights, weights_stride, run_stats, n_runs,
     block_sums, sums, stats, ids, ids_stride, counts, scratch, scratch_stride, q_copy (see rms_norm_cpu),
-    places (where selected rows lie in the pool of rows: the ids themselves, or places of a cache). The tail
-    is partial 1 of sums and stats, runs are partials 2, 3, ...; other shapes as in yakv_score_cpu.
+    places (where selected rows lie in the pool of rows: the ids themselves, or places of a cache), ratio,
+    at_least, min_len. The tail is partial 1 of sums and stats, runs are partials 2, 3, ...; other shapes as
+    in yakv_score_cpu and yakv_select_cpu, which other threads may still be at: a head's count is waited for.
     """
     from ..cpu import vector_ops as v
     from ..cpu.attention_tiles import make_weighted_sum
@@ -83,6 +83,8 @@ def yakv_attend_cpu(*parameters: Any) -> Any:
     from .attend import make_accumulate
     from .higgs_rows import make_decode_row
     from .rotate import make_rotate
+    from .team import make_wait_for
+    from .yakv_select import make_lengths
 
     shape = YakvShape(*parameters)
     group, head_dim, weight_rows, tail = shape.group, shape.head_dim, shape.weight_rows, shape.tail
@@ -96,7 +98,7 @@ def yakv_attend_cpu(*parameters: Any) -> Any:
     rotate, unrotate = make_rotate(head_dim), make_rotate(head_dim, inverse=True)
     _, _, _, rows_of, scales_of, values_of, mean_of = make_pool_addresses(shape)
     parts_of = make_address("tail_parts")
-    run_len_of, end_of = v.inline(run_len), v.inline(indexed_end)
+    run_len_of, lengths, wait_for = v.inline(run_len), make_lengths(n_sinks, window), make_wait_for()
     stride = row_bytes(head_dim, shape.k_format, shape.v_format)
     k_rotated, v_rotated = (ROW_FORMATS[name].rotated for name in (shape.k_format, shape.v_format))
     v_codes = ROW_FORMATS[shape.k_format].n_bytes(head_dim)
@@ -180,7 +182,8 @@ def yakv_attend_cpu(*parameters: Any) -> Any:
         run_stats, max_runs, block_sums = v.get_i64(args + 72), v.get_i64(args + 80), v.get_i64(args + 88)
         sums, stats = v.get_i64(args + 96), v.get_i64(args + 104)
         ids, ids_stride, counts = v.get_i64(args + 112), v.get_i64(args + 120), v.get_i64(args + 128)
-        places = v.get_i64(args + 160)
+        places, ratio = v.get_i64(args + 160), v.get_i64(args + 168)
+        at_least, min_len = v.get_i64(args + 176), v.get_i64(args + 184)
         queries = v.get_i64(args + 136) + thread * v.get_i64(args + 144)
         state = queries + group * row_floats
         scores = state + (group * (row_floats + 8) + 63) // 64 * 64
@@ -190,17 +193,19 @@ def yakv_attend_cpu(*parameters: Any) -> Any:
         k_tables, v_tables = v.get_i64(pools + k_tables_at), v.get_i64(pools + v_tables_at)
         for row in range(n_rows):
             slot = v.get_i64(slots + row * 8)
-            n_indexed = end_of(v.get_i64(positions + row * 8), n_sinks, window) - n_sinks
-            n_selected = v.get_i64(counts + row * n_heads * 8)  # the same for every head
+            n_indexed, n_selected = lengths(v.get_i64(positions + row * 8), ratio, at_least, min_len)
             run_rows = run_len_of(n_selected)
             per_head = 1 + (n_selected + run_rows - 1) // run_rows
-            first, last = v.share(n_heads * per_head, thread, n_threads, 0)
+            n_units = n_heads * per_head
+            behind, to_end = v.share(n_units, n_threads - 1 - thread, n_threads, 0)
+            first, last = n_units - to_end, n_units - behind  # more for the first, who select for fewer heads
             ready = -1
             for unit in range(first, last):
                 head, run = unit // per_head, unit % per_head - 1
                 own = row * n_heads + head
                 own_weights = weights + own * weight_rows * weights_stride
                 own_runs = run_stats + own * max_runs * group * 8
+                wait_for(counts + own * 8, 0)
                 reset(state)
                 if run < 0:
                     if tail and n_selected < n_indexed:

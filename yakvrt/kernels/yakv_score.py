@@ -36,7 +36,8 @@ def yakv_score_cpu(*parameters: Any) -> Any:
     """Threads share (kv head, the ring or a run of blocks).
 
     Args: pools, q, k, v, q_stride, kv_stride, slots, positions, n_rows*, scale*, weights, weights_stride,
-    run_stats, n_runs, block_sums, sums, stats, scratch, scratch_stride, q_copy, k_copy (see rms_norm_cpu).
+    run_stats, n_runs, block_sums, sums, stats, scratch, scratch_stride, q_copy, k_copy (see rms_norm_cpu),
+    counts, which become NOT_YET for yakv_select_cpu.
     Shapes: weights bfloat16 [B, Hk, G, weights_stride / 2], of rule "mean" with a row of mean logits,
     float32, behind those of a head's queries; run_stats float32 [B, Hk, n_runs, G, 2]: the logit that the
     weights of a run of blocks are relative to, and their sum; block_sums float32 [B, Hk, G, n_runs,
@@ -49,6 +50,7 @@ def yakv_score_cpu(*parameters: Any) -> Any:
     from .higgs_score import make_quantise_query, query_bytes
     from .kv_append import make_append
     from .yakv_fetch import make_forget
+    from .yakv_select import NOT_YET
     from .yakv_store import make_encode_block, make_mean_key
     from .yakv_weigh import make_ask_for_blocks, make_weigh_run
 
@@ -77,6 +79,7 @@ def yakv_score_cpu(*parameters: Any) -> Any:
     at_encode = at_attention + -(-group * (2 * head_dim + CHUNK + 16) * 4 // 64) * 64
     at_run = score_scratch_bytes(group, head_dim, record_bytes) - weigh_scratch_bytes(group)
     head_bytes, place_bytes = head_dim * 4, head_dim * ELEMENT_BYTES[kind]
+    not_yet = NOT_YET
     ring_units, ring_unit = RING_UNITS, -(RING_UNITS // 2)  # whose thread does it: the middle one's
 
     @v.inline
@@ -155,7 +158,10 @@ def yakv_score_cpu(*parameters: Any) -> Any:
         run_stats, max_runs, block_sums = v.get_i64(args + 96), v.get_i64(args + 104), v.get_i64(args + 112)
         sums, stats = v.get_i64(args + 120), v.get_i64(args + 128)
         scratch = v.get_i64(args + 136) + thread * v.get_i64(args + 144)
-        n_heads = v.get_i64(pools + heads_at)
+        n_heads, counts = v.get_i64(pools + heads_at), v.get_i64(args + 168)
+        if thread == 0:
+            for unit in range(n_rows * n_heads):
+                v.put_i64(counts + unit * 8, not_yet)
         tables, mean_tables = v.get_i64(pools + tables_at), v.get_i64(pools + mean_tables_at)
         for row in range(n_rows):
             position, slot = v.get_i64(positions + row * 8), v.get_i64(slots + row * 8)

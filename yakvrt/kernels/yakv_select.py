@@ -10,6 +10,7 @@ from .select_topk import keys_bytes, select_scratch_bytes
 from .yakv_layout import BLOCKS_PER_RUN, indexed_end, pool_word, weight_rows
 from .yakv_tail import RUN_HEADER, run_weights_bytes
 
+NOT_YET = -1  # in place of a head's number of selected rows
 RATIO_BITS = 20  # a budget ratio is a whole number of 2^-20
 
 
@@ -68,12 +69,29 @@ def make_rank(group: int, rule: str) -> Any:
     return rank
 
 
+def make_lengths(n_sinks: int, window: int) -> Any:
+    """An inline lengths(position, ratio, at_least, min_len): how many rows are indexed in a slot with a token
+    at this position, and how many of them to select.
+    """
+    from ..cpu import vector_ops as v
+
+    end_of, budget_in = v.inline(indexed_end), v.inline(budget_of)
+
+    @v.inline
+    def lengths(position: int, ratio: int, at_least: int, min_len: int) -> Any:
+        n = end_of(position, n_sinks, window) - n_sinks
+        return n, budget_in(position + 1, n, ratio, at_least, min_len)
+
+    return lengths
+
+
 def yakv_select_cpu(group: int, n_sinks: int, window: int, rule: str) -> Any:
     """Threads share (row, kv head).
 
     Args: pools, positions, n_rows*, weights, weights_stride, run_stats, n_runs, stats, ids,
     ids_stride, counts, ratio, at_least, min_len, scratch, scratch_stride.
-    Shapes: ids int32 [B, Hk, ids_stride / 4], counts int64 [B, Hk]; others as in yakv_score_cpu.
+    Shapes: ids int32 [B, Hk, ids_stride / 4], counts int64 [B, Hk]; others as in yakv_score_cpu. A count
+    takes the place of NOT_YET when its ids are there: attention to them need not wait for other heads.
     """
     from ..cpu import vector_ops as v
     from .merge_partials import MAX_PARTIALS
@@ -82,14 +100,8 @@ def yakv_select_cpu(group: int, n_sinks: int, window: int, rule: str) -> Any:
 
     n_weights = weight_rows(group, rule)  # rows
     run_weights, rank, select_largest = make_run_weights(group), make_rank(group, rule), make_select_largest()
-    end_of, budget_in, bytes_of = v.inline(indexed_end), v.inline(budget_of), v.inline(keys_bytes)
+    lengths, bytes_of = make_lengths(n_sinks, window), v.inline(keys_bytes)
     heads_at, read_at, steps_at = pool_word("n_kv_heads"), pool_word("rows_read"), pool_word("steps")
-
-    @v.inline
-    def lengths(position: int, ratio: int, at_least: int, min_len: int) -> Any:
-        """How many rows are indexed, and how many of them to select."""
-        n = end_of(position, n_sinks, window) - n_sinks
-        return n, budget_in(position + 1, n, ratio, at_least, min_len)
 
     def kernel(thread: int, n_threads: int, counter: int, args: int) -> None:
         pools, positions, n_rows = v.get_i64(args), v.get_i64(args + 8), v.get_i64(v.get_i64(args + 16))
@@ -109,7 +121,7 @@ def yakv_select_cpu(group: int, n_sinks: int, window: int, rule: str) -> Any:
             if k < n:
                 rank(keys, weights + unit * n_weights * weights_stride, weights_stride, runs, stride, n)
             count = select_largest(keys, n, k, ids + unit * ids_stride, keys + bytes_of(n))
-            v.put_i64(counts + unit * 8, count)
+            v.atomic_publish(counts + unit * 8, count)
         if thread == 0:  # for all: two cores that add to one word wait for each other
             read = 0
             for row in range(n_rows):
