@@ -69,7 +69,7 @@ def attend_rows_scratch_bytes(group: int, head_dim: int, n_tokens: int) -> int:
 
 
 def yakv_attend_cpu(*parameters: Any) -> Any:
-    """Threads share (kv head, the tail or a run of selected rows).
+    """Threads share (kv head, a run of selected rows or the tail).
 
     Args: pools, q, q_stride, slots, positions, n_rows*, scale*, weights, weights_stride, run_stats, n_runs,
     block_sums, sums, stats, ids, ids_stride, counts, scratch, scratch_stride, q_copy (see rms_norm_cpu),
@@ -201,13 +201,13 @@ def yakv_attend_cpu(*parameters: Any) -> Any:
             first, last = n_units - to_end, n_units - behind  # more for the first, who select for fewer heads
             ready = -1
             for unit in range(first, last):
-                head, run = unit // per_head, unit % per_head - 1
+                head, run = unit // per_head, unit % per_head
                 own = row * n_heads + head
                 own_weights = weights + own * weight_rows * weights_stride
                 own_runs = run_stats + own * max_runs * group * 8
                 wait_for(counts + own * 8, 0)
                 reset(state)
-                if run < 0:
+                if run == per_head - 1:  # the tail, near who selected, which takes all weights
                     if tail and n_selected < n_indexed:
                         n_blocks = n_indexed // 64
                         n_scored = (n_blocks + BLOCKS_PER_RUN - 1) // BLOCKS_PER_RUN
@@ -233,7 +233,7 @@ def yakv_attend_cpu(*parameters: Any) -> Any:
                 codes, scales = rows_of(pools, slot, head), scales_of(pools, slot, head)
                 own_places, own_ids = places + own * ids_stride, ids + own * ids_stride
                 begin, end = run * run_rows, min((run + 1) * run_rows, n_selected)
-                last_own = min((last - 1 - head * per_head) * run_rows, n_selected)  # of this thread
+                last_own = min((last - head * per_head) * run_rows, n_selected)  # of this thread
                 if ready != head:
                     ask_for(own_places, begin, min(begin + at_once, end), codes, scales)
                     source = q + row * q_stride + head * group * row_floats
