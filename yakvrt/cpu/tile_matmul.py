@@ -18,16 +18,17 @@ from . import simd
 from .simd import F32, I32, V16F32, V16I32, V64I8, const, const_i64, emit_prefetch, fmadd, load, splat
 from .tile_reader import dot_codes, read_affine, read_codes, read_header
 
-PREFETCH_AHEAD = 16384  # bytes; hides DRAM latency of the one pass a decode step makes over the weights
+# bytes that hide DRAM latency of the one pass that decoding makes over weights; whole tiles up to the second
+PREFETCH_AHEAD, FAR_AHEAD = 16384, 65536
 
 
 def make_tile_matmul(format_name: str, n_tiles: int, n_tokens: int, prefetch: bool) -> Any:
     """An intrinsic that multiplies `n_tiles` tiles with `n_tokens` packed tokens.
 
-    Call it as f(weights, n_cols, x, scales, out, out_stride, bias, mode, end, skip), addresses except n_cols,
+    Call it as f(weights, n_cols, x, scales, out, out_stride, bias, mode, ahead), addresses except n_cols,
     out_stride (bytes between tokens), mode (WRITE; ADD: add to what `out` holds; GATE: multiply it, silu
-    being applied already) and skip. `x` and `scales` are in the layout of kernels/pack_activations.py; float
-    formats ignore `scales`; bias 0 means none. Behind `end`, what lies `skip` bytes on is prefetched.
+    being applied already) and ahead (bytes from what is read to what is prefetched). `x` and `scales` are in
+    the layout of kernels/pack_activations.py; float formats ignore `scales`; bias 0 means none.
     """
     layout = LAYOUTS[format_name]
     emit = _emit_float if layout.is_float else _emit_quantised
@@ -43,27 +44,19 @@ def make_tile_matmul(format_name: str, n_tiles: int, n_tokens: int, prefetch: bo
         out_stride: Any,
         bias: Any,
         mode: Any,
-        end: Any,
-        skip: Any,
+        ahead: Any,
     ) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            weights, n_cols, x, scales, out, out_stride, bias, mode, end, skip = values
-
-            def ask_ahead(address: Any, n_bytes: int) -> None:
-                target = builder.add(address, const_i64(PREFETCH_AHEAD))
-                beyond = builder.icmp_unsigned(">=", target, end)
-                target = builder.add(target, builder.select(beyond, skip, const_i64(0)))
-                emit_prefetch(builder, target, 0, n_bytes)
-
+            weights, n_cols, x, scales, out, out_stride, bias, mode, ahead = values
             sums = [
                 [cgutils.alloca_once_value(builder, const(V16F32, 0.0)) for _ in range(n_tokens)]
                 for _ in range(n_tiles)
             ]
-            emit(builder, layout, sums, weights, n_cols, x, scales, ask_ahead if prefetch else None)
+            emit(builder, layout, sums, weights, n_cols, x, scales, ahead if prefetch else None)
             _emit_epilogue(builder, sums, out, out_stride, bias, mode)
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 10), codegen
+        return types.void(*[types.int64] * 9), codegen
 
     return tile_matmul
 
@@ -94,7 +87,7 @@ def _emit_quantised(
     n_cols: Any,
     x: Any,
     scales: Any,
-    ask_ahead: Any,
+    ahead: Any,
 ) -> None:
     n_tiles, n_tokens = len(sums), len(sums[0])
     n_super = builder.sdiv(n_cols, const_i64(layout.column_multiple))
@@ -109,9 +102,9 @@ def _emit_quantised(
                 builder.mul(inner.index, const_i64(layout.block_bytes)), const_i64(layout.header_bytes)
             )
             blocks = [builder.add(s, start) for s in supers]
-            if ask_ahead:
+            if ahead:
                 for block in blocks:
-                    ask_ahead(block, layout.block_bytes)
+                    emit_prefetch(builder, builder.add(block, ahead), 0, layout.block_bytes)
             column_block = builder.add(builder.mul(outer.index, const_i64(layout.blocks)), inner.index)
             codes = builder.add(x, builder.mul(column_block, const_i64(32 * n_tokens)))
             terms = builder.add(scales, builder.mul(column_block, const_i64(16 * n_tokens)))
@@ -161,7 +154,7 @@ def _emit_float(
     n_cols: Any,
     x: Any,
     scales: Any,
-    ask_ahead: Any,
+    ahead: Any,
 ) -> None:
     n_tiles, n_tokens = len(sums), len(sums[0])
     kind = layout.name.lower()
@@ -182,9 +175,9 @@ def _emit_float(
         start = builder.mul(loop.index, const_i64(unroll * column_bytes))
         columns = [builder.add(tile, start) for tile in tiles]
         tokens = builder.add(x, builder.mul(loop.index, const_i64(unroll * 4 * n_tokens)))
-        if ask_ahead:
+        if ahead:
             for column in columns:
-                ask_ahead(column, unroll * column_bytes)
+                emit_prefetch(builder, builder.add(column, ahead), 0, unroll * column_bytes)
         for u in range(unroll):
             rows = [simd.load_floats(builder, kind, column, u * column_bytes) for column in columns]
             for m in range(n_tokens):

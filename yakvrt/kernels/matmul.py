@@ -48,7 +48,7 @@ def matmul_cpu(format_name: str, n_tokens: int) -> Any:
     """
     from ..cpu import vector_ops as v
     from ..cpu.simd import FEATURES
-    from ..cpu.tile_matmul import make_tile_matmul
+    from ..cpu.tile_matmul import FAR_AHEAD, PREFETCH_AHEAD, make_tile_matmul
 
     layout = LAYOUTS[format_name]
     step = tile_shape(FEATURES.avx512, n_tokens)
@@ -57,7 +57,7 @@ def matmul_cpu(format_name: str, n_tokens: int) -> Any:
     unit_cols, unit_bytes = layout.column_multiple, layout.tile_bytes(layout.column_multiple)
     form = "f32" if layout.is_float else "int8"
     code_bytes, term_bytes = CODE_BYTES[form], TERM_BYTES[form]
-    gate = GATE
+    gate, near, far = GATE, PREFETCH_AHEAD, FAR_AHEAD
 
     @v.inline
     def apply_silu(out: int, out_stride: int, n_rows: int) -> None:
@@ -77,8 +77,16 @@ def matmul_cpu(format_name: str, n_tokens: int) -> Any:
         return weights + v.share(n_tiles, thread, n_threads, 0)[0] * tile_bytes - end
 
     @v.inline
-    def multiply_tiles(thread: int, args: int, first: int, last: int, end: int, skip: int) -> None:
-        """Tiles first .. last-1 with all packs. See make_tile_matmul for end and skip."""
+    def bytes_ahead(tile: int, last: int, tile_bytes: int, skip: int) -> int:
+        """From a tile to what is asked for meanwhile: one of the thread's own, or of its next matmul."""
+        if tile_bytes > far:
+            return near
+        n_ahead = (near + tile_bytes - 1) // tile_bytes
+        return n_ahead * tile_bytes + (skip if tile + n_ahead >= last else 0)
+
+    @v.inline
+    def multiply_tiles(thread: int, args: int, first: int, last: int, skip: int) -> None:
+        """Tiles first .. last-1 with all packs."""
         out, out_stride = v.get_i64(args), v.get_i64(args + 8)
         weights, n_tiles, n_cols = v.get_i64(args + 16), v.get_i64(args + 24), v.get_i64(args + 32)
         x = v.get_i64(args + 40) + thread * v.get_i64(args + 88)
@@ -103,8 +111,7 @@ def matmul_cpu(format_name: str, n_tokens: int) -> Any:
                     out_stride,
                     bias + tile * 64 if bias else 0,
                     mode,
-                    end,
-                    skip,
+                    bytes_ahead(tile, last, tile_bytes, skip) if waits_for_memory else 0,
                 )
 
     def kernel(thread: int, n_threads: int, counter: int, args: int) -> None:
@@ -112,11 +119,11 @@ def matmul_cpu(format_name: str, n_tokens: int) -> Any:
         if waits_for_memory:
             first, last = v.share(n_tiles, thread, n_threads, 0)
             end = v.get_i64(args + 16) + last * (v.get_i64(args + 32) // unit_cols * unit_bytes)
-            multiply_tiles(thread, args, first, last, end, skip_to_next(thread, n_threads, args, end))
+            multiply_tiles(thread, args, first, last, skip_to_next(thread, n_threads, args, end))
             return
         first = v.atomic_add(counter, step)
         while first < n_tiles:
-            multiply_tiles(thread, args, first, min(first + step, n_tiles), 0, 0)
+            multiply_tiles(thread, args, first, min(first + step, n_tiles), 0)
             first = v.atomic_add(counter, step)
 
     return kernel
