@@ -11,6 +11,7 @@ from ..kernels.matmul import GATE, WRITE
 from ..kernels.moe import max_packs
 from ..ops import Buffer
 from .memory import ROW_FLOATS, padded
+from .record_matmul import record_matmul_places
 
 if TYPE_CHECKING:
     from .recorder import Recorder
@@ -69,13 +70,22 @@ def record_experts(
         shared("expert_starts", n_experts * 8),
     )
     inner = buffer("expert_inner", places, gate.n_rows, n_places)
-    rows, modes = pack_row.view(np.int64), (WRITE, GATE)
-    h_copy = recorder.memory.copy_bytes(h)
-    recorder.matmul_places(
-        (inner, inner), (gate, up), h.data, n_places, rows, pack, pack_expert, modes, h_copy
+    record_matmul_places(
+        recorder,
+        (inner, inner),
+        (gate, up),
+        (WRITE, GATE),
+        h.data,
+        n_places,
+        pack,
+        row_index=pack_row.view(np.int64),
+        experts=pack_expert,
+        x_copy=recorder.memory.copy_bytes(h),
     )
     results = buffer("expert_down", places, down.n_rows, n_places)
-    recorder.matmul_places((results,), (down,), inner.data, n_places, None, pack, pack_expert, (WRITE,))
+    record_matmul_places(
+        recorder, (results,), (down,), (WRITE,), inner.data, n_places, pack, experts=pack_expert
+    )
     tape.add(
         kernel("moe", "moe_combine_cpu"),
         x.data,

@@ -10,16 +10,14 @@ import numpy as np
 from ..kernel_build.spec import KernelSpec, kernel
 from ..kernels.keep_rows import keep_rows_ref
 from ..kernels.matmul import ADD, GATE, WRITE
-from ..kernels.matmul_bf16 import widened_bytes
-from ..kernels.pack_activations import CODE_BYTES, TERM_BYTES
-from ..kernels.pack_size import DECODE_PACKS, PREFILL_PACK, TILE_PACK, pack_size
+from ..kernels.pack_size import PREFILL_PACK, TILE_PACK, pack_size
 from ..ops import Batch, Buffer, KvRows
 from ..trace_records import NO_LAYER, Stage
 from .features import host_features
-from .matmul_choice import activation_form, matmul_kernel
-from .memory import ALIGNMENT, aligned_array, padded
+from .memory import aligned_array, padded
 from .record_attention import record_decode_attention, record_prefill_attention
 from .record_experts import record_experts
+from .record_matmul import record_matmul
 from .record_yakv import record_tail_errors, record_yakv
 from .step_memory import StepMemory
 from .tape import HostCall, Tape
@@ -53,7 +51,7 @@ class Recorder:
         self.memory = StepMemory(n_threads)
         self._rope_table = aligned_array((capacity, self.head_dim), np.float32)
         self._inv_freq, self._rope_scale = inv_freq.astype(np.float32), self.memory.number(rope_scale)
-        self._asked_ahead = np.zeros(3, np.int64)  # where the matmul before expects what the next one reads
+        self.read_next = np.zeros(3, np.int64)  # where the last matmul is told which weights come next
         self.next_part()
 
     @property
@@ -149,98 +147,10 @@ class Recorder:
     def matmul(
         self, outs: Sequence[Buffer], matrices: Sequence[TiledMatrix], x: Buffer, *, add: bool = False
     ) -> None:
-        self.matmul_places(
-            outs,
-            matrices,
-            x.data,
-            x.n_rows,
-            None,
-            self.pack_size(len(x.data)),
-            None,
-            [ADD if add else WRITE] * len(outs),
-            self.memory.copy_bytes(x),
-        )
+        record_matmul(self, outs, matrices, [ADD if add else WRITE] * len(outs), x)
 
     def gated_matmul(self, out: Buffer, gate: TiledMatrix, up: TiledMatrix, x: Buffer) -> None:
-        self.matmul_places(
-            (out, out),
-            (gate, up),
-            x.data,
-            x.n_rows,
-            None,
-            self.pack_size(len(x.data)),
-            None,
-            (WRITE, GATE),
-            self.memory.copy_bytes(x),
-        )
-
-    def matmul_places(
-        self,
-        outs: Sequence[Buffer],
-        matrices: Sequence[TiledMatrix],
-        x: np.ndarray,
-        n_rows: np.ndarray,
-        row_index: np.ndarray | None,
-        pack: int,
-        experts: np.ndarray | None,
-        modes: Sequence[int],
-        x_copy: int = 0,
-    ) -> None:
-        """matmul over rows picked by row_index (all, if None), in packs that each may name an expert. modes:
-        what becomes of each product (kernels/matmul.py); a gate comes before what it gates.
-        """
-        forms = [activation_form(m, pack) for m in matrices]
-        for form in dict.fromkeys(forms):
-            siblings = [s[:3] for s in zip(outs, matrices, modes, forms, strict=True) if s[3] == form]
-            n_cols = siblings[0][1].n_cols
-            places = len(row_index) if row_index is not None else padded(len(x), pack)
-            private = bool(x_copy) or self.memory.is_private_width(len(x), n_cols)
-            copies = self.memory.n_threads if private else 1
-            code_bytes = padded(places * n_cols * CODE_BYTES[form], ALIGNMENT)
-            term_bytes = padded(places * n_cols // 32 * TERM_BYTES[form], ALIGNMENT)
-            codes = self.memory.shared("codes", copies * code_bytes)
-            scales = self.memory.shared("scales", copies * term_bytes)
-            copy_bytes = (code_bytes, term_bytes) if private else (0, 0)
-            self.tape.add(
-                kernel("pack_activations", "pack_activations_cpu", pack, form),
-                codes,
-                scales,
-                x,
-                x.strides[0],
-                n_cols,
-                n_rows,
-                row_index,
-                *copy_bytes,
-                x_copy,
-                barrier=not private,
-            )
-            wide_bytes = padded(widened_bytes(n_cols, GATE in modes), ALIGNMENT) if form == "bf16" else 0
-            wide = self.memory.shared("widened", wide_bytes * self.memory.n_threads)
-            for i, (out, matrix, mode) in enumerate(siblings):
-                self.memory.write_shared(out)
-                self.tape.reads(matrix.read_bytes(experts))
-                self._asked_ahead[:3] = matrix.tiles.ctypes.data, matrix.n_tiles, matrix.tile_bytes
-                block = self.tape.add(
-                    matmul_kernel(matrix, form, pack, mode),
-                    out.data,
-                    out.data.strides[0],
-                    matrix.tiles,
-                    matrix.n_tiles,
-                    n_cols,
-                    codes,
-                    scales,
-                    n_rows,
-                    matrix.bias,
-                    mode,
-                    experts,
-                    *copy_bytes,
-                    wide,
-                    wide_bytes,
-                    # tiles that are shared out evenly: siblings need not wait for each other, and a thread
-                    # gates the very tiles that it wrote
-                    barrier=pack not in DECODE_PACKS or i == len(siblings) - 1,
-                )
-                self._asked_ahead = block[15:18]
+        record_matmul(self, (out, out), (gate, up), (WRITE, GATE), x)
 
     def rope(self, out: Buffer, x: Buffer) -> None:
         x_copy, out_copy = self.memory.copy_bytes(x), self.memory.write_private(out, x)

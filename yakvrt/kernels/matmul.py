@@ -17,6 +17,8 @@ WRITE = 0  # out = product
 ADD = 1  # out += product
 GATE = 2  # out = silu(out) * product
 
+NEXT = slice(15, 18)  # of matmul_cpu's arguments: the weights of the matmul that follows
+
 
 def matmul_ref(
     weight: np.ndarray, x: np.ndarray, bias: np.ndarray | None = None, out: np.ndarray | None = None
