@@ -19,7 +19,7 @@ def quantize_block(b: Any, x: Any, codes: Any, scales: Any, scale_stride: Any) -
     the last 16.
     """
     halves = [simd.load(b, x, V16F32, 64 * h) for h in (0, 1)]
-    # floats without their sign are ordered as integers are, whose largest is found in a third of the time
+    # floats without their sign are ordered as integers are, which no reduction takes lane by lane
     magnitude = [b.and_(b.bitcast(v, V16I32), const(V16I32, 0x7FFFFFFF)) for v in halves]
     umax = simd.declare(b, "llvm.vector.reduce.umax.v16i32", I32, [V16I32])
     larger = b.select(b.icmp_unsigned(">", *magnitude), *magnitude)

@@ -97,19 +97,15 @@ def merge_partials_cpu(head_dim: int) -> Any:
             e = v.vexp(v.add(v.load_f32(maxima), v.splat(-largest)))
             total = v.hsum(v.mul(e, v.load_f32(weights)))
             v.store_f32(factors, v.mul(e, v.splat(np.float32(1) / total)))
-            n_partials = 1
-            for i in range(1, MAX_PARTIALS):
-                if v.get_i32(weights + i * 4):
-                    n_partials = i + 1
-            first_sums = sums + (row * MAX_PARTIALS * n_heads + head) * head_bytes
             target = out + row * row_bytes + head * head_bytes
-            for j in range(0, head_bytes, 64):
-                joined = v.mul(v.load_f32(first_sums + j), v.splat(v.get_f32(factors)))
-                for i in range(1, n_partials):
-                    if v.get_i32(weights + i * 4):
-                        piece = v.load_f32(first_sums + i * n_heads * head_bytes + j)
-                        joined = v.fma(piece, v.splat(v.get_f32(factors + i * 4)), joined)
-                v.store_f32(target + j, joined)
+            for i in range(MAX_PARTIALS):
+                if i and v.get_f32(weights + i * 4) == np.float32(0):
+                    continue
+                factor = v.splat(v.get_f32(factors + i * 4))
+                source = sums + ((row * MAX_PARTIALS + i) * n_heads + head) * head_bytes
+                for j in range(0, head_bytes, 64):
+                    piece = v.mul(v.load_f32(source + j), factor)
+                    v.store_f32(target + j, v.add(piece, v.load_f32(target + j)) if i else piece)
 
     return kernel
 
