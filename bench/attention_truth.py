@@ -6,8 +6,8 @@ import numpy as np
 from decode_replay import StepInputs
 from prompt_capture import PromptRows
 
+from yakvrt.kernels.chosen_rows import softmax
 from yakvrt.kvcache.contract import KvSetting
-from yakvrt.kvcache.rows import softmax
 from yakvrt.ops import element_type
 
 

@@ -12,14 +12,15 @@ from kv_slots import KvSlots
 from yakvrt.cpu.backend import CpuBackend
 from yakvrt.cpu.memory import aligned
 from yakvrt.cpu.tiled_matrix import TiledMatrix, tiled_bytes
+from yakvrt.kernels.chosen_rows import attend_rows, group_weights, logits, page_scores, softmax, top
+from yakvrt.kernels.page_digests import page_digests_ref
 from yakvrt.kernels.rope import rope_ref, rope_table_ref
-from yakvrt.kernels.select_topk import select_topk_ref, weights_ref
-from yakvrt.kvcache.digests import page_digests, page_scores
+from yakvrt.kernels.select_topk import RULES, select_topk_ref, weights_ref
 from yakvrt.kvcache.infinigen import skew_channels
 from yakvrt.kvcache.low_rank_keys import LowRankKeys, outlier_chunks
 from yakvrt.kvcache.lrqk_factors import INITS, factorise
 from yakvrt.kvcache.rope_table import RopeTable
-from yakvrt.kvcache.rows import RULES, attend_rows, group_weights, logits, replace_missing, softmax, top
+from yakvrt.kvcache.rows import replace_missing
 
 
 @pytest.fixture
@@ -92,10 +93,10 @@ def test_places_hold_what_is_wanted_and_hits_stay(rng: np.random.Generator) -> N
 def test_digests(rng: np.random.Generator) -> None:
     k, q = normal(rng, 2, 96, 16), normal(rng, 2, 3, 16)
     best = logits(q, k).reshape(2, 3, 6, 16).max(axis=-1)
-    assert (page_scores(q, page_digests(k, 16, centred=False)) >= best - 1e-5).all()
-    single = page_digests(k, 1, centred=True)
+    assert (page_scores(q, page_digests_ref(k, 16, centred=False)) >= best - 1e-5).all()
+    single = page_digests_ref(k, 1, centred=True)
     np.testing.assert_allclose(page_scores(q, single), logits(q, k), atol=1e-5)
-    corners = page_digests(k, 16, centred=True)
+    corners = page_digests_ref(k, 16, centred=True)
     pages = k.reshape(2, 6, 16, 16)
     centre = (pages.max(axis=2) + pages.min(axis=2)) / 2
     np.testing.assert_allclose((corners[..., :16] + corners[..., 16:]) / 2, centre, atol=1e-6)

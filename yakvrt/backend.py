@@ -10,6 +10,7 @@ import numpy as np
 
 from .draw import Draw, Drawn
 from .kernel_build.spec import KernelSpec
+from .kernels.page_layout import PageShape
 from .kernels.yakv_layout import Budget, YakvShape
 from .ops import Batch, Buffer, KvRows, Ops
 from .trace_log import TraceLog
@@ -168,6 +169,13 @@ class Backend(Protocol):
 
     def slot_rows(self, rows: KvRows, slot: int, n_kv_heads: int, head_dim: int) -> SlotRows:
         """One slot of them, for the host."""
+
+    def page_pools(
+        self, sizes: tuple[int, int, int, int], shape: PageShape, most_pages: int, staging: KvRows
+    ) -> Any:
+        """Of sizes (layers, slots, KV heads, tokens of a slot); a step reads up to most_pages chosen pages.
+        `staging` are the exact rows of one layer of a prompt.
+        """
 
     def yakv_pools(
         self,

@@ -19,6 +19,9 @@ ELEMENT_BYTES = {"f32": 4, "f16": 2, "bf16": 2}  # of the number formats that ke
 # A layer's rows under YAKV, exact and as codes, in the backend's own layout.
 YakvRows = Any
 
+# A layer's exact rows, of which a step reads the best pages, in the backend's own layout.
+PageRows = Any
+
 # A weight matrix, or a stack of experts' matrices, with its bias if it has one, in the backend's own layout.
 Matrix = Any
 
@@ -139,6 +142,9 @@ class Ops(Protocol):
 
     def attend_decode(self, out: Buffer, q: Buffer, k: Buffer, v: Buffer, rows: KvRows) -> None:
         """Appends the row of every slot, then attends over each slot's rows."""
+
+    def attend_pages(self, out: Buffer, q: Buffer, k: Buffer, v: Buffer, rows: PageRows) -> None:
+        """Appends the row of every slot, then attends over its first and last rows and its best pages."""
 
     def attend_yakv(self, out: Buffer, q: Buffer, k: Buffer, v: Buffer, rows: YakvRows) -> None:
         """Appends the row of every slot, then attends over its exact rows, the selected ones and the tail."""

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..kernel_build.compilers import Progress
 from ..kernel_build.spec import KernelSpec, kernel
+from ..kernels.page_layout import PageShape
 from ..kernels.tile_layout import ROWS
 from ..kernels.yakv_layout import Budget, YakvShape
 from ..ops import ELEMENT_BYTES, Batch, Buffer, KvRows
@@ -16,6 +17,7 @@ from ..trace_log import TraceLog
 from .affinity import Affinity, place_threads, team_size, usable
 from .kernel_cache import KernelCache
 from .memory import ROW_FLOATS, aligned_array, padded, reserved
+from .page_pools import PagePools
 from .recorder import Piece, Recorder
 from .tape import HostCall, Tape
 from .team import Team, check_threads
@@ -196,6 +198,14 @@ class CpuBackend:
 
     def slot_rows(self, rows: KvRows, slot: int, n_kv_heads: int, head_dim: int) -> TiledRows:
         return TiledRows(rows, slot, n_kv_heads, head_dim)
+
+    def page_pools(
+        self, sizes: tuple[int, int, int, int], shape: PageShape, most_pages: int, staging: KvRows
+    ) -> PagePools:
+        """As Backend.page_pools(); slots are as long as open() says, steps read as many pages as wanted."""
+        n_layers, n_slots, n_kv_heads, _ = sizes
+        rows = self.slot_rows(staging, 0, n_kv_heads, shape.head_dim)
+        return PagePools(n_layers, n_slots, n_kv_heads, shape, rows)
 
     def yakv_pools(
         self,

@@ -24,11 +24,11 @@ def reserved(shape: tuple[int, ...]) -> np.ndarray:
     Small pages on purpose: a KV cache is many long runs filled from their starts, and huge pages would be
     zeroed and held for all of them at the first token.
     """
-    n_bytes = max(1, int(np.prod(shape, dtype=np.int64)))
-    mapping = mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    n_bytes = int(np.prod(shape, dtype=np.int64))
+    mapping = mmap.mmap(-1, max(n_bytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_NOHUGEPAGE"):
         mapping.madvise(mmap.MADV_NOHUGEPAGE)
-    return np.frombuffer(mapping, np.uint8).reshape(shape)
+    return np.frombuffer(mapping, np.uint8)[:n_bytes].reshape(shape)
 
 
 def aligned_array(shape: tuple[int, ...], dtype: npt.DTypeLike, *, zeroed: bool = False) -> np.ndarray:

@@ -15,6 +15,7 @@ from ..ops import Batch, Buffer, KvRows
 from ..trace_records import NO_LAYER, Stage
 from .features import host_features
 from .memory import aligned_array, padded
+from .page_pools import PageRows, record_pages
 from .record_attention import record_decode_attention, record_prefill_attention
 from .record_experts import record_experts
 from .record_matmul import record_matmul
@@ -203,6 +204,9 @@ class Recorder:
 
     def attend_decode(self, out: Buffer, q: Buffer, k: Buffer, v: Buffer, rows: KvRows) -> None:
         record_decode_attention(self, out, q, k, v, rows)
+
+    def attend_pages(self, out: Buffer, q: Buffer, k: Buffer, v: Buffer, rows: PageRows) -> None:
+        record_pages(self, out, q, k, v, rows)
 
     def attend_yakv(self, out: Buffer, q: Buffer, k: Buffer, v: Buffer, rows: YakvRows) -> None:
         record_yakv(self, out, q, k, v, rows)

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from ..kernel_build.compilers import Progress
 from ..kernel_build.spec import KernelSpec
+from ..kernels.page_layout import PageShape
 from ..kernels.yakv_layout import Budget, YakvShape
 from ..ops import ELEMENT_BYTES, Buffer, KvRows
 from ..trace_log import TraceLog
@@ -25,6 +26,7 @@ from .device_rows import DeviceRows
 from .driver import DeviceError, after_loss
 from .kernel_choice import gather_blocks
 from .memory import PinnedMemory
+from .page_pools import PagePools
 from .pinned_pool import PinnedPool
 from .pinned_pool import Progress as PinProgress
 from .recorder import CudaRecorder
@@ -245,6 +247,12 @@ class CudaBackend:
     def slot_rows(self, rows: KvRows, slot: int, n_kv_heads: int, head_dim: int) -> DeviceRows:
         return DeviceRows(rows, slot, n_kv_heads, head_dim, self.stream)
 
+    def page_pools(
+        self, sizes: tuple[int, int, int, int], shape: PageShape, most_pages: int, staging: KvRows
+    ) -> PagePools:
+        """As Backend.page_pools(). Raises: ValueError, DeviceError."""
+        return PagePools(self, sizes, shape, most_pages, staging)
+
     def yakv_pools(
         self,
         n_layers: int,
@@ -256,9 +264,7 @@ class CudaBackend:
         staging: Sequence[KvRows],
         n_places: int = 0,
     ) -> YakvSlots:
-        """Pools for slots of n_tokens tokens; `staging` are the exact rows of a prompt's layers in turn,
-        n_places those of a head in the cache of rows that rest on the host. Raises: ValueError, DeviceError.
-        """
+        """As Backend.yakv_pools(). Raises: ValueError, DeviceError."""
         sizes = n_layers, n_slots, n_kv_heads, n_tokens
         pools = YakvPools(self, *sizes, shape, budget, on_host=self.kv_on_host, n_places=n_places)
         return YakvSlots(self, pools, n_kv_heads, staging)

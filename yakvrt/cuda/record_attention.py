@@ -13,45 +13,46 @@ from ..ops import ELEMENT_BYTES, Buffer, KvRows
 from .kernel_choice import attends_on_tensor_cores, decode_splits
 
 if TYPE_CHECKING:
-    from .recorder import CudaRecorder
+    from .recorder import CudaRecorder, DeviceBatch
 
 
-def append_rows(recorder: CudaRecorder, rows: KvRows, k: Buffer, v: Buffer) -> None:
-    """Stores the k and v of every row at its slot and position."""
+def append_rows(
+    recorder: CudaRecorder, rows: KvRows, k: Buffer, v: Buffer, n_sinks: int = 0, ring_len: int = 0
+) -> None:
+    """Stores the k and v of every row at its slot and position; with a ring_len, positions behind the first
+    n_sinks wrap around as many places.
+    """
     batch = recorder.device_batch
     recorder.launch(
         kernel("kv_append", "kv_append_cuda", rows.kind),
         (-(-k.width // 1024), recorder.capacity),
-        *(rows.k, rows.v, *_strides(rows), k.data, v.data, k.width, recorder.n_kv_heads, recorder.head_dim),
-        *(batch.slots, batch.positions, k.n_rows, 0, 0),
+        *(rows.k, rows.v, *strides(rows), k.data, v.data, k.width, recorder.n_kv_heads, recorder.head_dim),
+        *(batch.slots, batch.positions, k.n_rows, n_sinks, ring_len),
     )
 
 
 def record_prefill_attention(recorder: CudaRecorder, out: Buffer, q: Buffer, rows: KvRows) -> None:
     """out = causal attention of consecutive tokens of one slot, whose rows are in the cache."""
     if not _on_tensor_cores(recorder, rows):
-        _attend_plain(recorder, out, q, rows)
+        _attend_plain(recorder, out, q, rows, recorder.device_batch)
         return
     batch, group = recorder.device_batch, recorder.n_heads // recorder.n_kv_heads
     recorder.launch(
         kernel("attend_prefill_cuda", "attend_prefill_cuda", recorder.head_dim, rows.kind),
         (-(-recorder.capacity // prefill_tokens_cuda(group)), recorder.n_kv_heads),
-        *(out.data, out.width, q.data, q.width, rows.k, rows.v, *_strides(rows)),
+        *(out.data, out.width, q.data, q.width, rows.k, rows.v, *strides(rows)),
         *(batch.slots, batch.positions, q.n_rows, group, recorder.head_dim**-0.5),
     )
 
 
-def record_decode_attention(recorder: CudaRecorder, out: Buffer, q: Buffer, rows: KvRows) -> None:
-    """Attends in splits of the history, and joins the splits into out."""
+def record_decode_attention(
+    recorder: CudaRecorder, out: Buffer, q: Buffer, rows: KvRows, batch: DeviceBatch
+) -> None:
+    """Attends to each slot up to its position, in splits of the history, and joins the splits into out."""
     if not _on_tensor_cores(recorder, rows):
-        _attend_plain(recorder, out, q, rows)
+        _attend_plain(recorder, out, q, rows, batch)
         return
-    batch, capacity, n_heads, n_kv_heads = (
-        recorder.device_batch,
-        recorder.capacity,
-        recorder.n_heads,
-        recorder.n_kv_heads,
-    )
+    capacity, n_heads, n_kv_heads = recorder.capacity, recorder.n_heads, recorder.n_kv_heads
     head_dim, group = recorder.head_dim, n_heads // n_kv_heads
     n_tokens = rows.head_bytes // (head_dim * ELEMENT_BYTES[rows.kind])
     n_splits = decode_splits(n_tokens, capacity, n_kv_heads, group)
@@ -61,7 +62,7 @@ def record_decode_attention(recorder: CudaRecorder, out: Buffer, q: Buffer, rows
     recorder.launch(
         kernel("attend_decode_cuda", "attend_decode_cuda", head_dim, rows.kind, False),
         (n_kv_heads * n_splits * head_blocks(group), capacity),
-        *(sums, stats, 0, n_splits, n_splits, q.data, q.width, rows.k, rows.v, *_strides(rows)),
+        *(sums, stats, 0, n_splits, n_splits, q.data, q.width, rows.k, rows.v, *strides(rows)),
         *(batch.slots, batch.positions, q.n_rows, n_kv_heads, group, head_dim**-0.5, 0, 0),
     )
     recorder.launch(
@@ -71,18 +72,17 @@ def record_decode_attention(recorder: CudaRecorder, out: Buffer, q: Buffer, rows
     )
 
 
-def _attend_plain(recorder: CudaRecorder, out: Buffer, q: Buffer, rows: KvRows) -> None:
-    batch = recorder.device_batch
+def _attend_plain(recorder: CudaRecorder, out: Buffer, q: Buffer, rows: KvRows, batch: DeviceBatch) -> None:
     recorder.launch(
         kernel("attend_plain_cuda", "attend_plain_cuda", recorder.head_dim, rows.kind),
         (recorder.n_heads, recorder.capacity),
-        *(out.data, out.width, q.data, q.width, rows.k, rows.v, *_strides(rows)),
+        *(out.data, out.width, q.data, q.width, rows.k, rows.v, *strides(rows)),
         *(batch.slots, batch.positions, q.n_rows, recorder.n_heads // recorder.n_kv_heads),
         recorder.head_dim**-0.5,
     )
 
 
-def _strides(rows: KvRows) -> tuple[int, int]:
+def strides(rows: KvRows) -> tuple[int, int]:
     """Numbers of the cache between slots and between heads."""
     size = ELEMENT_BYTES[rows.kind]
     return rows.slot_bytes // size, rows.head_bytes // size

@@ -18,15 +18,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..cpu.exact_rows import ExactRows
 from ..cpu.memory import reserved
+from ..kernels.chosen_rows import attend_rows, group_weights, page_rows, page_scores, top
+from ..kernels.page_digests import page_digests_ref
+from ..kernels.select_topk import RULES
 from ..ops import ELEMENT_BYTES, Buffer, KvRows, Ops, element_type
 from .budget import budget_tokens, check_budget, check_choice, check_range
 from .contract import BY_TOKEN, AttentionInput, KvSetting, Pools, StateArray, StepBytes, TokenRows
 from .counters import Counters, method_stats
 from .dense_layers import DenseLayers
-from .digests import page_digests, page_rows, page_scores
-from .exact_rows import ExactRows
-from .rows import RULES, attend_each, attend_rows, group_weights, replace_missing, top
+from .rows import attend_each, replace_missing
 from .slots import SlotList
 from .staging import Staging, staging_bytes
 
@@ -260,7 +262,7 @@ class ArkVale:
         """Makes the digests of pages first to last - 1."""
         page = self._parameters.page
         k, _ = held.rows.read(layer, first * page, last * page)
-        held.digests[layer, :, first:last] = page_digests(k, page, centred=True)
+        held.digests[layer, :, first:last] = page_digests_ref(k, page, centred=True)
 
     def truncate(self, slot: int, n_held: int, n: int) -> int:
         held = self._slots[slot]

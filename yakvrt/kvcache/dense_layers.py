@@ -34,10 +34,14 @@ class DenseLayers:
     def state(self, slot: int, n_held: int) -> dict[str, StateArray]:
         return exact_state(self._setting, self._layers, slot, n_held)
 
+    def attend(self, ops: Ops, layer: int, attention: AttentionInput, out: Buffer) -> None:
+        """Without counting."""
+        ops.attend_decode(out, attention.q, attention.k, attention.v, self._layers[layer])
+
     def decode(self, ops: Ops, layer: int, attention: AttentionInput, out: Buffer) -> None:
         """The output goes through a buffer of its own: in the other layers plain Python writes `out`."""
         attended = ops.buffer(out.width)
-        ops.attend_decode(attended, attention.q, attention.k, attention.v, self._layers[layer])
+        self.attend(ops, layer, attention, attended)
         batch, heads = ops.batch, self._setting.config.n_kv_heads
 
         def run() -> None:

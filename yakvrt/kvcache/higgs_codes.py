@@ -15,10 +15,10 @@ import numpy as np
 
 from ..cpu.memory import reserved
 from ..higgs_grids import load_grid
+from ..kernels.chosen_rows import BLOCK_PRODUCTS
 from ..kernels.higgs_layout import LARGEST_SCALE
 from ..kernels.rotate import rotation, rotation_factors
 from .contract import StateArray, TokenRows
-from .rows import BLOCK_PRODUCTS
 
 ENCODE_BLOCK = 1024  # rows that are rotated together
 

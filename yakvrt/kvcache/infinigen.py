@@ -18,15 +18,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..cpu.exact_rows import ExactRows
 from ..cpu.memory import reserved
+from ..kernels.chosen_rows import attend_rows, group_weights, logits, top
+from ..kernels.select_topk import RULES
 from ..ops import ELEMENT_BYTES, Buffer, KvRows, Ops, element_type
 from .budget import budget_tokens, check_budget, check_choice, check_range
 from .contract import BY_TOKEN, AttentionInput, KvSetting, Pools, StateArray, StepBytes
 from .counters import Counters, method_stats
 from .dense_layers import DenseLayers
-from .exact_rows import ExactRows
 from .prompt_queries import PromptQueries
-from .rows import RULES, attend_each, attend_rows, group_weights, logits, top
+from .rows import attend_each
 from .slots import SlotList
 from .staging import Staging, staging_bytes
 

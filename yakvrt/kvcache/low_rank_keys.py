@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..kernels.chosen_rows import top
 from ..ops import element_type
-from .rows import top
 
 
 @dataclass(frozen=True, slots=True)

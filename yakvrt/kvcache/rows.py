@@ -16,9 +16,6 @@ from .contract import AttentionInput
 if TYPE_CHECKING:
     from ..config import ModelConfig
 
-RULES = ("sum", "max", "mean")
-BLOCK_PRODUCTS = 1 << 18  # a matrix product of this size still runs on the calling thread
-
 # (slot, position, q [H, G, D], k [H, D], v [H, D], further queries [H, G, D]) -> attention output, q's size
 Attend = Callable[..., np.ndarray]
 
@@ -42,81 +39,6 @@ def attend_each(
         ops.write(out, found)
 
     ops.call(run)
-
-
-def logits(q: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """Dot products of queries with stored rows, which are widened block by block.
-
-    Shapes: q float32 [H, G, D], keys [H, n, D] -> float32 [H, G, n].
-    """
-    n_heads, n, dim = keys.shape
-    group = q.shape[1]
-    out = np.empty((n_heads, group, n), np.float32)
-    block = max(64, BLOCK_PRODUCTS // (dim * group))
-    for head in range(n_heads):
-        for at in range(0, n, block):
-            part = keys[head, at : at + block]
-            np.matmul(q[head], part.astype(np.float32, copy=False).T, out=out[head, :, at : at + block])
-    return out
-
-
-def softmax(scaled: np.ndarray) -> np.ndarray:
-    """Over the last axis."""
-    weights: np.ndarray = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
-    weights /= weights.sum(axis=-1, keepdims=True)
-    return weights
-
-
-def attend_rows(
-    q: np.ndarray, k: np.ndarray, v: np.ndarray, readable: np.ndarray | None = None
-) -> np.ndarray:
-    """Exact softmax attention over gathered rows, those only that are readable.
-
-    Shapes: q [H, G, D], k and v float32 [H, n, D], readable bool [H, n] -> [H, G, D].
-    """
-    dim = q.shape[-1]
-    scaled = logits(q, k)
-    scaled *= np.float32(dim**-0.5)
-    if readable is not None:
-        scaled = np.where(readable[:, None], scaled, np.float32(-np.inf))
-    weights = softmax(scaled)
-    out = np.zeros(q.shape, np.float32)
-    block = max(64, BLOCK_PRODUCTS // (dim * q.shape[1]))
-    for head in range(len(q)):
-        for at in range(0, k.shape[1], block):
-            out[head] += weights[head, :, at : at + block] @ v[head, at : at + block]
-    return out
-
-
-def group_weights(scaled: np.ndarray, rule: str) -> np.ndarray:
-    """What a group of query heads ranks tokens by: the sum or the largest of its heads' probabilities, or the
-    mean of their logits. The probabilities are over all tokens given.
-
-    Shapes: scaled logits [H, G, n] -> [H, n].
-    """
-    if rule == "mean":
-        mean: np.ndarray = scaled.mean(axis=1)
-        return mean
-    weights = softmax(scaled)
-    combined: np.ndarray = weights.sum(axis=1) if rule == "sum" else weights.max(axis=1)
-    return combined
-
-
-def top(weights: np.ndarray, k: int) -> np.ndarray:
-    """Ascending ids of the k largest of each row, the lowest ids of equal ones; NaN counts as smallest.
-
-    Shapes: weights [H, n], k <= n -> int64 [H, k].
-    """
-    n_heads, n = weights.shape
-    if k >= n:
-        return np.broadcast_to(np.arange(n), (n_heads, n))
-    weights = np.fmax(weights, np.float32(-np.inf))
-    least = np.partition(weights, n - k, axis=1)[:, n - k, None]
-    chosen, equal = weights > least, weights == least
-    missing = k - np.count_nonzero(chosen, axis=1)
-    for head in range(n_heads):
-        chosen[head, np.flatnonzero(equal[head])[: missing[head]]] = True
-    return np.nonzero(chosen)[1].reshape(n_heads, k)
 
 
 def replace_missing(

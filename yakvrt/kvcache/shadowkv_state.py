@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .exact_rows import ExactRows
+from ..cpu.exact_rows import ExactRows
 from .low_rank_keys import LowRankKeys
 
 

@@ -26,15 +26,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..cpu.exact_rows import ExactRows
+from ..kernels.chosen_rows import attend_rows, group_weights, top
 from ..kernels.rotate import rotation_factors
+from ..kernels.select_topk import RULES
 from ..ops import ELEMENT_BYTES, Buffer, KvRows, Ops
 from .budget import budget_tokens, check_budget, check_choice, check_range
 from .contract import BY_TOKEN, AttentionInput, KvSetting, Pools, StateArray, StepBytes, TokenRows
 from .counters import Counters, method_stats
-from .exact_rows import ExactRows
 from .higgs_codes import CodedRows, HiggsCode, coded_width
 from .rope_table import RopeTable
-from .rows import RULES, attend_each, attend_rows, group_weights, top
+from .rows import attend_each
 from .slots import SlotList
 from .staging import Staging, staging_bytes
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..cpu.memory import reserved
 from ..ops import element_type
+from .memory import reserved
 
 
 class ExactRows:

@@ -1,0 +1,103 @@
+"""Methods that read the best pages, on the CUDA backend over the fake driver and the emulator: against the
+CPU's numpy, from either memory, and as one graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+from fake_gpu import FakeGpu
+from kv_slots import KvSlots
+
+from yakvrt.cuda.backend import CudaBackend
+from yakvrt.cuda.device import Device
+from yakvrt.kvcache.slot_state import copy_slot
+
+CTX = 128
+METHODS = {
+    "quest": {"sparse_budget": "0.25", "page": "4", "min_pages": "1", "window": "2", "dense_layers": "0"},
+    "oracle": {"sparse_budget": "0.2", "sinks": "3", "recent": "9"},
+}
+Rows = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+@pytest.fixture
+def open_backend(gpu: FakeGpu, compiled_on_demand: None) -> Iterator[Callable[..., CudaBackend]]:
+    yield lambda **how: CudaBackend(Device(), None, **how)
+    assert not gpu.failures
+    assert not gpu.held
+
+
+def rows(heads: tuple[int, int, int], first: int, last: int) -> Rows:
+    rng, (n_heads, n_kv_heads, dim) = np.random.default_rng(7), heads
+    sizes = n_heads, n_kv_heads, n_kv_heads
+    q, k, v = (rng.standard_normal((CTX, n, dim)).astype(np.float32) for n in sizes)
+    return 2 * q[first:last], k[first:last], v[first:last]
+
+
+def decoded(slots: KvSlots, heads: tuple[int, int, int], slot: int, first: int, n: int) -> np.ndarray:
+    given = zip(*rows(heads, first, first + n), strict=True)
+    return np.array([slots.decode(slot, first + i, *each) for i, each in enumerate(given)])
+
+
+@pytest.mark.parametrize(("heads", "kind"), [((4, 2, 64), "f16"), ((4, 1, 64), "bf16"), ((2, 2, 16), "f32")])
+@pytest.mark.parametrize("name", METHODS)
+def test_a_slot_is_that_of_the_cpu(
+    open_backend: Callable[..., CudaBackend], name: str, heads: tuple[int, int, int], kind: str
+) -> None:
+    """A prompt, tokens that complete a page, a further prompt, cuts, a copy, and tokens behind each; with
+    rows on the device and on the host the same bits.
+    """
+    found = []
+    for how in ("cpu", "gpu", "host"):
+        backend = None if how == "cpu" else open_backend(kv_on_host=how == "host")
+        with KvSlots(name, METHODS[name], heads=heads, ctx_size=CTX, kind=kind, backend=backend) as slots:
+            other, slot = slots.kv.open(CTX), slots.kv.open(CTX)
+            slots.prefill(slot, 0, *rows(heads, 0, 70))
+            outs = [decoded(slots, heads, slot, 70, 3)]
+            slots.prefill(slot, 73, *rows(heads, 73, 80))
+            outs.append(decoded(slots, heads, slot, 80, 1))
+            slots.kv.truncate(slot, 81, 50)
+            outs.append(decoded(slots, heads, slot, 50, 1))
+            assert copy_slot(slots.kv, slot, 51, other, 33) == 33
+            outs.append(decoded(slots, heads, other, 33, 1))
+            slots.kv.truncate(slot, 51, 2)  # less than is always read
+            outs.append(decoded(slots, heads, slot, 2, 2))
+            stats = slots.kv.stats()
+            found.append((np.concatenate(outs), stats["rows_read"], stats["moved_bytes"], stats["steps"]))
+    (cpu, *cpu_counts), (gpu, *gpu_counts), (host, *host_counts) = found
+    off = np.linalg.norm(gpu - cpu, axis=(1, 2)) / np.linalg.norm(cpu, axis=(1, 2))
+    assert off.max() < {"f32": 1e-5, "f16": 2e-3, "bf16": 2e-2}[kind]
+    np.testing.assert_array_equal(host, gpu)
+    assert cpu_counts == gpu_counts == host_counts
+    assert cpu_counts[2] == 8
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_step_is_one_graph(open_backend: Callable[..., CudaBackend], gpu: FakeGpu, name: str) -> None:
+    """With nothing for the host to do, also in dense layers."""
+    heads, args = (2, 1, 64), dict(METHODS[name])
+    if name == "quest":
+        args["dense_layers"] = "1"
+    with KvSlots(
+        name, args, heads=heads, ctx_size=CTX, kind="f16", n_layers=2, backend=open_backend()
+    ) as slots:
+        slot = slots.kv.open(CTX)
+        for layer in range(2):
+            slots.prefill(slot, 0, *rows(heads, 0, 40), layer=layer)
+        n_calls = len(gpu.calls)
+        for layer in range(2):
+            slots.decode(slot, 40, *(x[0] for x in rows(heads, 40, 41)), layer=layer)
+        asked = gpu.calls[n_calls:]
+        assert asked.count("cuGraphLaunch") == 2
+        assert asked.count("cuStreamBeginCapture") == 2
+        assert slots.kv.stats()["steps"] == 1
+
+
+def test_many_query_heads_are_refused(open_backend: Callable[..., CudaBackend]) -> None:
+    backend, heads = open_backend(), (17, 1, 64)
+    with pytest.raises(ValueError, match="up to 16 query heads of a KV head, and the model has 17"):
+        KvSlots("quest", {"dense_layers": "0"}, heads=heads, ctx_size=CTX, kind="f16", backend=backend)
+    backend.close()

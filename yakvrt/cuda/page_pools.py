@@ -1,0 +1,164 @@
+"""Rows of which a step reads the best pages, on a GPU: what stands for pages, the first and the last rows on
+the device; all rows there too, or in pinned host memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..kernels.page_digests import page_digests_ref
+from ..kernels.page_layout import PageShape
+from ..kernels.page_scores import MAX_GROUP
+from ..ops import ELEMENT_BYTES, KvRows, element_type
+from .device_array import DeviceArray
+from .device_rows import DeviceRows, DeviceValues
+from .memory import PinnedMemory
+from .pinned_rows import PinnedRows, pinned_rows
+
+if TYPE_CHECKING:
+    from ..backend import SlotRows, SlotValues
+    from .backend import CudaBackend
+
+
+@dataclass(frozen=True, slots=True)
+class PageRows:
+    """One layer. rows: of all tokens; ring: the first and last ones; digests: words [slots, Hk, pages] of
+    2 * D numbers. Shared by all layers: counters int64 [4] of page_lengths_cuda, wanted int64 [slots]. A step
+    chooses up to most_pages pages of a head.
+    """
+
+    shape: PageShape
+    n_tokens: int
+    most_pages: int
+    on_host: bool
+    rows: KvRows
+    ring: KvRows
+    digests: DeviceArray
+    counters: DeviceArray
+    wanted: PinnedMemory
+
+
+def check_pages(shape: PageShape) -> None:
+    """Raises: ValueError for what has no CUDA kernels."""
+    if shape.group > MAX_GROUP:
+        raise ValueError(
+            f"on a GPU, pages are scored for up to {MAX_GROUP} query heads of a KV head, and the model has"
+            f" {shape.group}: take another KV method, or the CPU"
+        )
+
+
+class PagePools:
+    """The pools of all layers and slots. wanted: pages that a step of each slot reads. A prompt's rows pass
+    through the host.
+    """
+
+    token_axis = 1  # of what state() gives
+
+    def __init__(
+        self,
+        backend: CudaBackend,
+        sizes: tuple[int, int, int, int],
+        shape: PageShape,
+        most_pages: int,
+        staging: KvRows,
+    ) -> None:
+        """sizes: layers, slots, KV heads, tokens of a slot. Raises: ValueError for what has no kernels,
+        DeviceError.
+        """
+        check_pages(shape)
+        n_layers, n_slots, n_kv_heads, n_tokens = sizes
+        self._backend, self._heads, self._shape = backend, n_kv_heads, shape
+        self._staging = backend.slot_rows(staging, 0, n_kv_heads, shape.head_dim)
+        on_host, dims = backend.kv_on_host, (n_layers, n_slots, n_kv_heads)
+        made = partial(pinned_rows, backend) if on_host else backend.kv_rows
+        rows = made(*dims, n_tokens, shape.head_dim, shape.kind)
+        rings = backend.kv_rows(*dims, shape.ring_places, shape.head_dim, shape.kind)
+        n_pages = max(1, n_tokens // shape.page) if shape.boxes else 1
+        row_words = 2 * shape.head_dim * ELEMENT_BYTES[shape.kind] // 4
+        counters = backend.put(np.zeros(4, np.int64))
+        wanted = backend.pinned((n_slots,), np.int64)
+        self.wanted: np.ndarray = wanted.array.view(np.int64)
+        self.layers = [
+            PageRows(
+                shape,
+                n_tokens,
+                max(1, min(most_pages, n_tokens // shape.page)),
+                on_host,
+                rows[layer],
+                rings[layer],
+                backend.array((n_slots, n_kv_heads, n_pages, row_words), np.uint32),
+                counters,
+                wanted,
+            )
+            for layer in range(n_layers)
+        ]
+
+    def open(self, slot: int, n_tokens: int) -> None:
+        """Slots have their memory from the start."""
+
+    def release(self, slot: int) -> None:
+        """They keep it."""
+
+    def store(self, layer: int, slot: int, n_held: int, n: int) -> None:
+        """Takes over the exact rows at positions n_held .. n - 1 of the prompt under way."""
+        page, rows = self._shape.page, self._rows(layer, slot)
+        rows.write(n_held, *self._staging.read(n_held, n))
+        if self._shape.boxes:
+            first, last = n_held // page, n // page
+            k, _ = rows.read(first * page, last * page)
+            made = page_digests_ref(k, page, centred=self._shape.boxes == "centred")
+            self._digests(layer, slot)[:, first:last][...] = made
+        self.settle(layer, slot, n)
+
+    def restore(self, layer: int, slot: int, n_held: int) -> None:
+        """Writes the first n_held rows where a prompt's exact rows lie."""
+        self._staging.write(0, *self._rows(layer, slot).read(0, n_held))
+
+    def settle(self, layer: int, slot: int, n: int) -> None:
+        """Loads the first and last of n tokens into the ring."""
+        sinks, ring_len = self._shape.n_sinks, self._shape.ring_len
+        rows, ring = self._rows(layer, slot), self._ring(layer, slot)
+        ring.write(0, *rows.read(0, min(sinks, n)))
+        first = max(sinks, n - ring_len)
+        turn = first + -(first - sinks) % ring_len  # whose place is the first behind the sinks
+        for begin, end in ((first, min(turn, n)), (turn, n)):
+            if begin < end:
+                ring.write(sinks + (begin - sinks) % ring_len, *rows.read(begin, end))
+
+    def state(self, slot: int, n_held: int) -> dict[str, SlotValues]:
+        """What n_held tokens of a slot occupy, by pool and layer. Shapes: [Hk, n, numbers]."""
+        found: dict[str, SlotValues] = {}
+        for layer in range(len(self.layers)):
+            found[f"rows.k.{layer}"], found[f"rows.v.{layer}"] = self._rows(layer, slot).state(n_held)
+            places = self._shape.ring_places
+            found[f"ring.k.{layer}"], found[f"ring.v.{layer}"] = self._ring(layer, slot).state(places)
+            if self._shape.boxes:
+                found[f"digests.{layer}"] = self._digests(layer, slot)[:, : n_held // self._shape.page]
+        return found
+
+    def counted(self) -> list[int]:
+        """Since the start, over all layers: rows of all heads that were read, how many of them were chosen;
+        tokens taken in, and the lengths of their histories.
+        """
+        if not self.layers:
+            return [0] * 4
+        counted: list[int] = self.layers[0].counters.get(4, self._backend.stream).tolist()
+        return counted
+
+    def _rows(self, layer: int, slot: int) -> SlotRows:
+        held, of = self.layers[layer], (slot, self._heads, self._shape.head_dim, self._backend.stream)
+        return PinnedRows(held.rows, *of) if held.on_host else DeviceRows(held.rows, *of)
+
+    def _ring(self, layer: int, slot: int) -> DeviceRows:
+        ring = self.layers[layer].ring
+        return DeviceRows(ring, slot, self._heads, self._shape.head_dim, self._backend.stream)
+
+    def _digests(self, layer: int, slot: int) -> DeviceValues:
+        held, dtype = self.layers[layer].digests, element_type(self._shape.kind)
+        shape = self._heads, held.shape[2], 2 * self._shape.head_dim
+        stride = held.nbytes // (held.shape[0] * self._heads)
+        return DeviceValues(held, slot * self._heads * stride, stride, shape, dtype, self._backend.stream)

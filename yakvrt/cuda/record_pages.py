@@ -1,0 +1,160 @@
+"""Records a decode step's attention to the best pages: append; score, rank and select; bring the rows
+together, and attend to them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..kernel_build.spec import kernel
+from ..kernels.page_gather import BLOCK_BYTES
+from ..kernels.page_scores import UNITS
+from ..kernels.select_topk_cuda import candidates_stride
+from ..ops import ELEMENT_BYTES, Buffer, KvRows
+from .device_array import DeviceArray
+from .kernel_choice import BLOCKS_AT_ONCE
+from .page_pools import PageRows
+from .record_attention import append_rows, record_decode_attention, strides
+
+if TYPE_CHECKING:
+    from .recorder import CudaRecorder
+
+
+def record_pages(
+    recorder: CudaRecorder, out: Buffer, q: Buffer, k: Buffer, v: Buffer, rows: PageRows
+) -> None:
+    """See Ops.attend_pages."""
+    layer, shape = recorder.in_stage.layer, rows.shape
+    recorder.stage("select", layer)
+    append_rows(recorder, rows.rows, k, v)
+    append_rows(recorder, rows.ring, k, v, shape.n_sinks, shape.ring_len)
+    step = _Step(recorder, rows)
+    step.measure()
+    if shape.boxes:
+        step.digest()
+    step.select(q)
+    recorder.stage("fetch", layer)
+    gathered = step.gather()
+    recorder.stage("attend", layer)
+    batch = recorder.device_batch._replace(slots=recorder.row_numbers, positions=step.lasts)
+    record_decode_attention(recorder, out, q, gathered, batch)
+
+
+class _Step:
+    """One layer's attention under recording: sizes and scratch that its launches share."""
+
+    def __init__(self, recorder: CudaRecorder, rows: PageRows) -> None:
+        self.recorder, self.rows, self.shape = recorder, rows, rows.shape
+        self.batch, self.capacity, self.n_heads = (
+            recorder.device_batch,
+            recorder.capacity,
+            recorder.n_kv_heads,
+        )
+        shape, self.segments = rows.shape, recorder.capacity * recorder.n_kv_heads
+        n_units = max(1, rows.n_tokens // shape.page)
+        self.width, self.n_parts = -(-n_units // 4) * 4, -(-n_units // UNITS)
+        self.sizes, self.budgets, self.lengths = (
+            self._scratch(name, self.segments, np.int64) for name in ("sizes", "budgets", "lengths")
+        )
+        self.firsts, self.ends, self.lasts = (
+            self._scratch(name, self.capacity, np.int64) for name in ("firsts", "ends", "lasts")
+        )
+        self.totals = self._scratch("totals", 2, np.int64)
+        self.ids = self._scratch("ids", self.segments * rows.most_pages, np.int32)
+
+    def _scratch(self, name: str, n: int, dtype: type[np.generic]) -> DeviceArray:
+        return self.recorder.scratch(f"page_{name}", n, dtype)
+
+    def measure(self) -> None:
+        shape, batch = self.shape, self.batch
+        self.recorder.launch(
+            kernel("page_lengths", "page_lengths_cuda"),
+            (1, 1),
+            *(self.sizes, self.budgets, self.lengths, self.firsts, self.ends, self.lasts, self.totals),
+            *(self.rows.counters, self.rows.wanted, batch.slots, batch.positions, batch.n_rows),
+            *(self.capacity, self.n_heads, shape.group, shape.n_sinks, shape.window, shape.page),
+            int(not shape.boxes),
+        )
+
+    def digest(self) -> None:
+        """Of pages that the new tokens complete."""
+        shape, rows, batch = self.shape, self.rows, self.batch
+        self.recorder.launch(
+            kernel("page_digests", "page_digests_cuda", shape.head_dim, shape.kind, shape.boxes == "centred"),
+            (self.n_heads, self.capacity),
+            *(rows.digests, *self._digest_strides(), rows.ring.k, *strides(rows.ring)),
+            *(shape.n_sinks, shape.ring_len, shape.page, batch.slots, batch.positions, batch.n_rows),
+        )
+
+    def _digest_strides(self) -> tuple[int, int]:
+        """In numbers, between slots and heads."""
+        head = self.rows.digests.shape[2] * 2 * self.shape.head_dim
+        return self.n_heads * head, head
+
+    def select(self, q: Buffer) -> None:
+        """The best pages of every head."""
+        shape, rows, launch = self.shape, self.rows, self.recorder.launch
+        n_queries = self.capacity * self.recorder.n_heads
+        logits, weights = (
+            self._scratch(name, n * self.width, np.float32)
+            for name, n in (("logits", n_queries), ("weights", self.segments))
+        )
+        parts = self._scratch("parts", n_queries * self.n_parts * 2, np.float32)
+        lse, counts = (
+            self._scratch("lse", n_queries, np.float32),
+            self._scratch("counts", n_queries, np.int64),
+        )
+        stride = candidates_stride(self.width)
+        candidates = self._scratch("candidates", self.segments * stride, np.uint32)
+        scored: tuple[Any, ...] = rows.rows.k, *strides(rows.rows)
+        if shape.boxes:
+            scored = rows.digests, *self._digest_strides()
+        launch(
+            kernel("page_scores", "page_scores_cuda", shape.head_dim, shape.kind, bool(shape.boxes)),
+            (self.n_parts, self.segments),
+            *(logits, self.width, parts, self.n_parts, q.data, q.width, *scored, self.batch.slots),
+            *(self.firsts, self.lengths, self.ends, self.batch.n_rows, self.n_heads, shape.group),
+            shape.head_dim**-0.5,
+        )
+        launch(
+            kernel("yakv_tail_cuda", "log_sum_exp_cuda"),
+            (-(-n_queries // 4), 1),
+            *(lse, parts, self.n_parts, parts, 0, 0, self.totals.part(1, 1)),
+        )
+        launch(
+            kernel("select_topk_cuda", "rank_cuda", shape.rule, shape.group),
+            (-(-self.width // 1024), self.segments),
+            *(weights, self.width, logits, self.width, lse, self.lengths),
+        )
+        launch(
+            kernel("select_topk_cuda", "select_topk_cuda"),
+            (self.segments, 1),
+            *(self.ids, rows.most_pages, counts, weights, self.width, self.sizes, self.budgets, candidates),
+            *(stride, self.totals),
+        )
+
+    def gather(self) -> KvRows:
+        """What a step attends to, a row of the batch for each slot."""
+        shape, rows, batch = self.shape, self.rows, self.batch
+        row_bytes = shape.head_dim * ELEMENT_BYTES[shape.kind]
+        head_bytes = -(-shape.most_rows(rows.n_tokens, rows.most_pages) // 16) * 16 * row_bytes
+        k, v = (
+            self._scratch(name, self.segments * head_bytes // 4, np.uint32)
+            for name in ("gathered_k", "gathered_v")
+        )
+        gathered = KvRows(k, v, self.n_heads * head_bytes, head_bytes, shape.kind)
+
+        def in_words(of: KvRows) -> tuple[Any, ...]:
+            return of.k, of.v, of.slot_bytes // 4, of.head_bytes // 4
+
+        most_blocks = self.recorder.gather_blocks if rows.on_host else BLOCKS_AT_ONCE
+        self.recorder.launch(
+            kernel("page_gather", "page_gather_cuda", row_bytes),
+            (min(most_blocks, -(-2 * self.segments * head_bytes // BLOCK_BYTES)), 1),
+            *(k, v, head_bytes // 4, *in_words(rows.rows), *in_words(rows.ring), batch.slots, batch.n_rows),
+            *(self.n_heads, self.sizes, self.budgets, self.lasts, self.ids, rows.most_pages),
+            *(shape.n_sinks, shape.ring_len, shape.page),
+        )
+        return gathered

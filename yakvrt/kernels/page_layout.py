@@ -1,0 +1,47 @@
+"""Pages of tokens of which a step reads the best: which there are, as plain functions of a slot's length.
+
+Exact rows of all tokens rest on the host. The first n_sinks and the last ones are on the device too, in a
+ring, and always read: a page can be chosen once `window` tokens lie between it and the newest one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class PageShape:
+    """`rule` ranks pages of `page` tokens for a group of query heads by what stands for them: with boxes
+    "extremes" or "centred" a digest of their keys, with "" the one key that such a page holds.
+
+    Probabilities are those among the pages that can be chosen, or, with "", among all tokens. n_sinks is a
+    multiple of `page`.
+    """
+
+    group: int
+    head_dim: int
+    kind: str
+    page: int
+    n_sinks: int
+    window: int
+    boxes: str
+    rule: str
+
+    @property
+    def ring_len(self) -> int:
+        return self.window + self.page
+
+    @property
+    def ring_places(self) -> int:
+        return self.n_sinks + self.ring_len
+
+    def most_rows(self, n_tokens: int, most_pages: int) -> int:
+        """Rows of a head that a step of a slot of n_tokens reads at most."""
+        return min(n_tokens, self.ring_places + most_pages * self.page)
+
+
+def chosen_end(n: int, n_sinks: int, window: int, page: int) -> int:
+    """Pages of positions n_sinks .. chosen_end - 1 can be chosen while the step of the newest of n tokens
+    runs. Plain Python for the CPU and the tests, compiled into a kernel.
+    """
+    return n_sinks + max(0, n - 1 - n_sinks - window) // page * page

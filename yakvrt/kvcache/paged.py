@@ -1,0 +1,124 @@
+"""Methods that read whole pages, or single tokens, of the best scores: all rows on the host, what stands for
+pages and the first and last rows on the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from ..kernels.page_layout import PageShape
+from ..ops import ELEMENT_BYTES, Buffer, KvRows, Ops
+from .contract import AttentionInput, KvSetting, Pools, StateArray, TokenRows
+from .counters import Counters, method_stats
+from .dense_layers import DenseLayers
+from .slots import SlotList
+from .staging import Staging
+
+
+@dataclass(frozen=True, slots=True)
+class PagedMethod:
+    """One of them. wanted: pages read in a step, for a prompt of so many tokens, which never fall as it
+    grows; pools: of a slot.
+    """
+
+    name: str
+    shape: PageShape
+    dense_layers: int
+    wanted: Callable[[int], int]
+    pools: Pools
+    device_bytes_per_token: float
+    host_bytes_per_token: float
+
+
+class PagedKv:
+    """contract.KvMethod. Generated tokens join the pages; a page can be chosen when it has left the window.
+    The budget of a slot is that of the prompt which came last.
+    """
+
+    def __init__(self, setting: KvSetting, method: PagedMethod) -> None:
+        config = setting.config
+        self._setting, self._method = setting, method
+        self._free, self._staging = SlotList(setting), Staging(setting)
+        self._counters = Counters(config.n_layers)  # of a model that is dense in all layers
+        self._dense = DenseLayers(setting, method.dense_layers, self._counters, on_host=False)
+        self._pools = setting.backend.page_pools(
+            (config.n_layers - self._dense.n, setting.n_slots, config.n_kv_heads, setting.ctx_size),
+            method.shape,
+            method.wanted(setting.ctx_size),
+            self._staging.rows,
+        )
+
+    def open(self, n_tokens: int) -> int:
+        slot = self._free.take(n_tokens)
+        self._pools.open(slot, n_tokens)
+        self._pools.wanted[slot] = self._method.wanted(0)
+        return slot
+
+    def restore(self, layer: int, slot: int, n_held: int) -> None:
+        if layer >= self._dense.n:
+            self._pools.restore(layer - self._dense.n, slot, n_held)
+
+    def prefill(self, ops: Ops, layer: int, attention: AttentionInput) -> KvRows:
+        if layer < self._dense.n:
+            return self._dense.prefill(ops, layer, attention)
+        ops.kv_append(self._staging.rows, attention.k, attention.v)
+        return self._staging.rows
+
+    def store(self, layer: int, slot: int, n_held: int, n_new: int) -> None:
+        if layer >= self._dense.n:
+            self._pools.store(layer - self._dense.n, slot, n_held, n_held + n_new)
+            self._pools.wanted[slot] = self._method.wanted(n_held + n_new)
+
+    def decode(self, ops: Ops, layer: int, attention: AttentionInput, out: Buffer) -> None:
+        if self._dense.n == self._setting.config.n_layers:
+            self._dense.decode(ops, layer, attention, out)
+        elif layer < self._dense.n:
+            self._dense.attend(ops, layer, attention, out)
+        else:
+            rows = self._pools.layers[layer - self._dense.n]
+            ops.attend_pages(out, attention.q, attention.k, attention.v, rows)
+
+    def truncate(self, slot: int, n_held: int, n: int) -> int:
+        for layer in range(len(self._pools.layers)):
+            self._pools.settle(layer, slot, n)
+        wanted = self._pools.wanted
+        wanted[slot] = min(wanted[slot], self._method.wanted(n))
+        return n
+
+    def state(self, slot: int, n_held: int) -> Mapping[str, StateArray]:
+        axis, page = self._pools.token_axis, self._method.shape.page
+        rows = {"rows": TokenRows(axis), "digests": TokenRows(axis, page)}  # a ring is of all tokens
+        limits = self._method.wanted(0), self._method.wanted(n_held)
+        return {
+            **self._dense.state(slot, n_held),
+            **{
+                name: StateArray(values, rows=rows.get(name.partition(".")[0]))
+                for name, values in self._pools.state(slot, n_held).items()
+            },
+            "wanted": StateArray(self._pools.wanted[slot : slot + 1], limits),
+        }
+
+    def release(self, slot: int) -> None:
+        self._pools.release(slot)
+        self._free.give_back(slot)
+
+    def stats(self) -> Mapping[str, float | str]:
+        setting, method = self._setting, self._method
+        return method_stats(
+            method.name,
+            setting,
+            method.pools,
+            self._counted(),
+            method.device_bytes_per_token,
+            method.host_bytes_per_token,
+        )
+
+    def _counted(self) -> Counters:
+        config, n_layers = self._setting.config, len(self._pools.layers)
+        if not n_layers:
+            return self._counters
+        read, chosen, tokens, lengths = self._pools.counted()
+        dense = self._dense.n * config.n_kv_heads * lengths // n_layers
+        moved = chosen * 2 * config.head_dim * ELEMENT_BYTES[self._setting.kind]
+        return Counters(config.n_layers, tokens // n_layers, read + dense, chosen, 0, moved, moved)
