@@ -1,9 +1,10 @@
 """Which rows a method attended to in a decode step, read without a word of it in the method.
 
-Methods in NumPy attend by rows.attend_rows over gathered rows. Every value row carries its position in the
-lowest bits of its first channels (value_marks.py), so the gathered values tell which rows they are; that
-moves a number by one unit in the last place at most, and full attention is given the same values. YAKV's
-kernels leave the selected ids in the step's scratch memory. The paper's YAKV decodes the rows it chose.
+Methods in NumPy attend by attend_rows over gathered rows (chosen_rows.py). Every value row carries its
+position in the lowest bits of its first channels (value_marks.py), so the gathered values tell which rows
+they are; that moves a number by one unit in the last place at most, and full attention is given the same
+values. YAKV's kernels leave the selected ids in the step's scratch memory. The paper's YAKV decodes the rows
+it chose.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ import numpy as np
 from decode_replay import Replay
 from value_marks import ValueMarks
 
+from yakvrt.cpu import page_pools
 from yakvrt.kernels.yakv_layout import indexed_end
 from yakvrt.kvcache.contract import KvSetting
+from yakvrt.kvcache.paged import PagedKv
 
 # (layer, position) -> bool [heads that choose, position + 1] of the layer that ran last; None: not known
 Read = Callable[[int, int], np.ndarray | None]
@@ -33,14 +36,15 @@ def reading(
     A method that attends in another way, or over values that are not those of the prompt, is not known.
     """
     name = module.__name__.rpartition(".")[2]
+    attending: Any = page_pools if isinstance(method, PagedKv) else module
     if name == "full":
         yield _all_rows(setting)
     elif name == "yakv":
         yield _yakv_rows(setting, method, parameters, replay)
     elif name == "yakv_paper":
         yield _paper_rows(setting, method, parameters)
-    elif hasattr(module, "attend_rows"):
-        with _watched(setting, module, parameters) as rows:
+    elif hasattr(attending, "attend_rows"):
+        with _watched(setting, attending, parameters) as rows:
             yield rows
     else:
         yield lambda layer, position: None
@@ -94,7 +98,7 @@ def _paper_rows(setting: KvSetting, method: Any, parameters: Any) -> Read:
 
 @contextmanager
 def _watched(setting: KvSetting, module: Any, parameters: Any) -> Iterator[Read]:
-    """Replaces attend_rows in the method's module by itself with a look at the values it is given."""
+    """Replaces attend_rows in a module by itself with a look at the values it is given."""
     attend_rows, marks, seen = module.attend_rows, ValueMarks(setting), list[np.ndarray]()
     n_dense, whole = getattr(parameters, "dense_layers", 0), _all_rows(setting)
 

@@ -17,6 +17,14 @@ from yakvrt.kvcache.slot_state import copy_slot
 
 CTX = 128
 METHODS = {
+    "arkvale": {
+        "sparse_budget": "0.1",
+        "cache_budget": "0.3",
+        "page": "4",
+        "sinks": "1",
+        "window": "2",
+        "dense_layers": "0",
+    },
     "quest": {"sparse_budget": "0.25", "page": "4", "min_pages": "1", "window": "2", "dense_layers": "0"},
     "oracle": {"sparse_budget": "0.2", "sinks": "3", "recent": "9"},
 }

@@ -5,7 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from cuda_cases.page_rows import ORACLE, QUEST, SINKS, page_gather, page_lengths
+from cuda_cases.page_rows import (
+    ORACLE,
+    QUEST,
+    SINKS,
+    page_count,
+    page_gather,
+    page_lengths,
+    page_recall,
+)
 from cuda_kernel import emulated_kernel, solve
 
 from yakvrt.kernels.page_layout import PageShape, chosen_end
@@ -20,13 +28,29 @@ def test_page_lengths(name: str) -> None:
     first = shape.n_sinks + shape.window + shape.page + 1  # tokens with one page to choose from
     lengths = [1, first - 1, first, first + shape.page, 1000, 130]
     solve(page_lengths(shape, lengths, [3, 1, 1, 1, 5, 10**6], 3))
+    solve(page_lengths(shape, lengths, [3] * 6, 1, places=2))
 
 
+@pytest.mark.parametrize("n", [0, 1, 17, 40])
+def test_page_count(n: int) -> None:
+    solve(page_count(n, 3, 16))
+
+
+@pytest.mark.parametrize("cached", [False, True])
 @pytest.mark.parametrize("name", SHAPES)
-@pytest.mark.parametrize("grid", [1, 3])
-def test_page_gather(name: str, grid: int) -> None:
-    shape = replace(SHAPES[name], head_dim=16, kind="f32" if grid == 1 else "bf16")
-    solve(page_gather(shape, [1, 9, shape.ring_places + 40, 133], 3, 2, grid))
+def test_page_gather(name: str, cached: bool) -> None:
+    for grid, kind in ((1, "f32"), (3, "bf16")):
+        shape = replace(SHAPES[name], head_dim=16, kind=kind)
+        solve(page_gather(shape, [1, 9, shape.ring_places + 40, 133], 3, 2, grid, cached))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "budget", "n_places"),
+    [([0, 1, 2], 2, [1, 1, 2]), ([9, 30, 30, 6], 5, [5, 5, 12, 9]), ([300], 270, [290])],
+)
+def test_page_recall(sizes: list[int], budget: int, n_places: list[int]) -> None:
+    """Nothing to choose, everything, a cache as large as what is wanted and larger, more than threads."""
+    solve(page_recall(sizes, budget, n_places, 2))
 
 
 def test_what_is_always_read_is_as_long_as_told() -> None:
@@ -40,7 +64,7 @@ def test_what_is_always_read_is_as_long_as_told() -> None:
 
 def test_rows_that_cannot_be_gathered_are_refused() -> None:
     with pytest.raises(ValueError, match="rows of 24 bytes cannot be gathered"):
-        emulated_kernel("page_gather", "page_gather_cuda", 24)
+        emulated_kernel("page_gather", "page_gather_cuda", 24, False)
 
 
 def test_a_step_reads_no_more_rows_than_there_are() -> None:

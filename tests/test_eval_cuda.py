@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,13 +25,13 @@ def readings(engine: yakvrt.Engine, monkeypatch: pytest.MonkeyPatch) -> dict[str
     return {spec.label: values for spec, values in found}
 
 
-def test_a_sample_on_a_gpu(gpu: FakeGpu, fake_cubins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sample_on_a_gpu(gpu: FakeGpu, compiled_on_demand: None, monkeypatch: pytest.MonkeyPatch) -> None:
     def load(**how: Any) -> yakvrt.Engine:
         return yakvrt.load(str(tiny_dir("llama3")), ctx_size=16, cache_type="f32", **how)
 
     with load() as engine:
         truth = readings(engine, monkeypatch)
-    with load(device="cuda", cubins=fake_cubins, ubatch_size=4) as engine:
+    with load(device="cuda", ubatch_size=4) as engine:
         held = gpu.held
         found = readings(engine, monkeypatch)
         assert gpu.held == held

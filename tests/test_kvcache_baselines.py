@@ -12,7 +12,15 @@ from kv_slots import KvSlots
 from yakvrt.cpu.backend import CpuBackend
 from yakvrt.cpu.memory import aligned
 from yakvrt.cpu.tiled_matrix import TiledMatrix, tiled_bytes
-from yakvrt.kernels.chosen_rows import attend_rows, group_weights, logits, page_scores, softmax, top
+from yakvrt.kernels.chosen_rows import (
+    attend_rows,
+    group_weights,
+    logits,
+    page_scores,
+    replace_missing,
+    softmax,
+    top,
+)
 from yakvrt.kernels.page_digests import page_digests_ref
 from yakvrt.kernels.rope import rope_ref, rope_table_ref
 from yakvrt.kernels.select_topk import RULES, select_topk_ref, weights_ref
@@ -20,7 +28,6 @@ from yakvrt.kvcache.infinigen import skew_channels
 from yakvrt.kvcache.low_rank_keys import LowRankKeys, outlier_chunks
 from yakvrt.kvcache.lrqk_factors import INITS, factorise
 from yakvrt.kvcache.rope_table import RopeTable
-from yakvrt.kvcache.rows import replace_missing
 
 
 @pytest.fixture

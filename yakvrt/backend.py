@@ -171,10 +171,10 @@ class Backend(Protocol):
         """One slot of them, for the host."""
 
     def page_pools(
-        self, sizes: tuple[int, int, int, int], shape: PageShape, most_pages: int, staging: KvRows
+        self, sizes: tuple[int, int, int, int], shape: PageShape, most: tuple[int, int], staging: KvRows
     ) -> Any:
-        """Of sizes (layers, slots, KV heads, tokens of a slot); a step reads up to most_pages chosen pages.
-        `staging` are the exact rows of one layer of a prompt.
+        """Of sizes (layers, slots, KV heads, tokens of a slot); most: pages of a head that a step chooses,
+        places of a cache of them or 0. `staging` are the exact rows of one layer of a prompt.
         """
 
     def yakv_pools(

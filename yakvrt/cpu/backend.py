@@ -200,12 +200,12 @@ class CpuBackend:
         return TiledRows(rows, slot, n_kv_heads, head_dim)
 
     def page_pools(
-        self, sizes: tuple[int, int, int, int], shape: PageShape, most_pages: int, staging: KvRows
+        self, sizes: tuple[int, int, int, int], shape: PageShape, most: tuple[int, int], staging: KvRows
     ) -> PagePools:
         """As Backend.page_pools(); slots are as long as open() says, steps read as many pages as wanted."""
         n_layers, n_slots, n_kv_heads, _ = sizes
         rows = self.slot_rows(staging, 0, n_kv_heads, shape.head_dim)
-        return PagePools(n_layers, n_slots, n_kv_heads, shape, rows)
+        return PagePools(n_layers, n_slots, n_kv_heads, shape, most[1], rows)
 
     def yakv_pools(
         self,

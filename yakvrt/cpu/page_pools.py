@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..kernels.chosen_rows import attend_rows, group_weights, logits, page_rows, page_scores, top
+from ..kernels.chosen_rows import (
+    attend_rows,
+    group_weights,
+    logits,
+    page_rows,
+    page_scores,
+    replace_missing,
+    top,
+)
 from ..kernels.page_digests import page_digests_ref
 from ..kernels.page_layout import PageShape, chosen_end
 from ..ops import Buffer, element_type
@@ -29,26 +37,37 @@ class PageRows:
 
 @dataclass(frozen=True, slots=True)
 class _Slot:
+    """recalled int64 [L, Hk, places]: the pages whose rows lie in the cache, -1: none."""
+
     rows: ExactRows
     ring: ExactRows
     digests: np.ndarray
+    cache: ExactRows
+    recalled: np.ndarray
 
 
 class PagePools:
     """The rows of all layers, and what is kept of them on the device. A slot's memory is taken page by page
-    as rows are written. wanted: pages that a step of each slot reads.
+    as rows are written. Of each slot, wanted: pages that a step asks for; places: of the cache, in use.
     """
 
     token_axis = 2  # of what state() gives
 
     def __init__(
-        self, n_layers: int, n_slots: int, n_kv_heads: int, shape: PageShape, staging: TiledRows
+        self,
+        n_layers: int,
+        n_slots: int,
+        n_kv_heads: int,
+        shape: PageShape,
+        most_places: int,
+        staging: TiledRows,
     ) -> None:
         self._heads, self._shape, self._staging = (n_layers, n_kv_heads), shape, staging
         self._slots: dict[int, _Slot] = {}
-        self.wanted = np.zeros(n_slots, np.int64)
+        self._most_places = most_places
+        self.wanted, self.places = np.zeros((2, n_slots), np.int64)
         self.layers = [PageRows(self, layer) for layer in range(n_layers)]
-        self._counted = np.zeros(4, np.int64)
+        self._counted = np.zeros(5, np.int64)
 
     def open(self, slot: int, n_tokens: int) -> None:
         shape, dtype = self._shape, element_type(self._shape.kind)
@@ -58,6 +77,8 @@ class PagePools:
             ExactRows(*self._heads, n_tokens, shape.head_dim, shape.kind),
             ExactRows(*self._heads, shape.ring_places, shape.head_dim, shape.kind),
             digests,
+            ExactRows(*self._heads, self._most_places * shape.page, shape.head_dim, shape.kind),
+            np.full((*self._heads, self._most_places), -1, np.int64),
         )
 
     def release(self, slot: int) -> None:
@@ -75,23 +96,31 @@ class PagePools:
         self._staging.write(0, *self._slots[slot].rows.read(layer, 0, n_held))
 
     def settle(self, layer: int, slot: int, n: int) -> None:
-        """Loads the first and last of n tokens into the ring."""
+        """Loads the first and last of n tokens into the ring, and empties the cache."""
         held, shape, n_heads = self._slots[slot], self._shape, self._heads[1]
         sinks = min(shape.n_sinks, n)
         positions = np.concatenate([np.arange(sinks), np.arange(max(sinks, n - shape.ring_len), n)])
         heads = np.repeat(np.arange(n_heads), len(positions))
         positions = np.tile(positions, n_heads)
         held.ring.copy_from(layer, heads, self._places(positions), held.rows, positions)
+        held.recalled[layer] = -1
 
-    def state(self, slot: int, n_held: int) -> dict[str, np.ndarray]:
-        """What n_held tokens of a slot occupy. Shapes: [L, Hk, n, numbers], views."""
+    def state(self, slot: int, n_held: int, n_places: int) -> dict[str, np.ndarray]:
+        """What n_held tokens of a slot occupy, with so many places of a cache. Shapes: [L, Hk, n, numbers],
+        recalled [L, Hk, n], views.
+        """
         held, shape = self._slots[slot], self._shape
         found = {"rows": held.rows.first(n_held), "ring": held.ring.first(shape.ring_places)}
-        return {**found, **({"digests": held.digests[:, :, : n_held // shape.page]} if shape.boxes else {})}
+        if shape.boxes:
+            found["digests"] = held.digests[:, :, : n_held // shape.page]
+        if self._most_places:
+            found["cache"] = held.cache.first(n_places * shape.page)
+            found["recalled"] = held.recalled[:, :, :n_places]
+        return found
 
     def counted(self) -> list[int]:
-        """Since the start, over all layers: rows of all heads that were read, how many of them were chosen;
-        tokens taken in, and the lengths of their histories.
+        """Since the start, over all layers: rows of all heads that were read, how many rows were asked for,
+        and how many of these were in the cache; tokens taken in, and the lengths of their histories.
         """
         counted: list[int] = self._counted.tolist()
         return counted
@@ -105,25 +134,51 @@ class PagePools:
         held.ring.write(layer, int(self._places(np.array([position]))[0]), k[:, None], v[:, None])
         sinks, end = shape.n_sinks, chosen_end(n, shape.n_sinks, shape.window, shape.page)
         lasting = self._places(np.concatenate([np.arange(min(sinks, n)), np.arange(end, n)]))
-        keys, values = held.ring.take(layer, np.broadcast_to(lasting, (len(q), len(lasting))))
-        first, last = sinks // shape.page, end // shape.page
-        n_pages = min(int(self.wanted[slot]), last - first)
-        if n_pages:
-            scaled = self._scores(held, layer, first, last, q, n) * np.float32(q.shape[-1] ** -0.5)
-            weights = group_weights(scaled, shape.rule)
-            chosen = first + top(weights if shape.boxes else weights[:, first:last], n_pages)
-            fetched = held.rows.take(layer, page_rows(chosen, shape.page))
-            keys = np.concatenate([keys, fetched[0]], axis=1)
-            values = np.concatenate([values, fetched[1]], axis=1)
+        resident = held.ring.take(layer, np.broadcast_to(lasting, (len(q), len(lasting))))
+        weights = self._weights(held, layer, q, n)
+        most = min(int(self.wanted[slot]), int(self.places[slot])) if self._most_places else self.wanted[slot]
+        chosen = top(weights, min(int(most), weights.shape[1]))
+        n_fresh = chosen.size
+        if self._most_places:
+            n_fresh = self._recall(held, layer, slot, chosen, weights)
+            recalled = held.recalled[layer, :, : self.places[slot]]
+            recalled = recalled[:, : (recalled >= 0).sum(axis=1).max()]  # places fill from the first
+            filled = np.repeat(recalled >= 0, shape.page, axis=1)
+            places = page_rows(np.arange(recalled.shape[1]), shape.page)
+            more = held.cache.take(layer, np.broadcast_to(places, filled.shape))
+        else:
+            more = held.rows.take(layer, sinks + page_rows(chosen, shape.page))
+            filled = np.ones(more[0].shape[:2], bool)
         if n % shape.page == 0:
             self._digest(held, layer, position // shape.page, n // shape.page)
-        self._counted += len(q) * keys.shape[1], len(q) * n_pages * shape.page, 1, n
-        return attend_rows(q, keys, values)
+        readable = np.concatenate([np.ones((len(q), len(lasting)), bool), filled], axis=1)
+        asked, hits = chosen.size * shape.page, (chosen.size - n_fresh) * shape.page
+        self._counted += np.array([np.count_nonzero(readable), asked, hits, 1, n])
+        keys, values = (np.concatenate(pair, axis=1) for pair in zip(resident, more, strict=True))
+        return attend_rows(q, keys, values, readable)
 
-    def _scores(self, held: _Slot, layer: int, first: int, last: int, q: np.ndarray, n: int) -> np.ndarray:
-        if self._shape.boxes:
-            return page_scores(q, held.digests[layer, :, first:last])
-        return logits(q, held.rows.keys(layer, n))
+    def _weights(self, held: _Slot, layer: int, q: np.ndarray, n: int) -> np.ndarray:
+        """What the pages that can be chosen are ranked by. Shapes: [H, pages]."""
+        shape = self._shape
+        end = chosen_end(n, shape.n_sinks, shape.window, shape.page)
+        pages = slice(shape.n_sinks // shape.page, end // shape.page)
+        if end == shape.n_sinks:
+            return np.zeros((len(q), 0), np.float32)
+        scale = np.float32(shape.head_dim**-0.5)
+        if shape.boxes:
+            return group_weights(page_scores(q, held.digests[layer, :, pages]) * scale, shape.rule)
+        return group_weights(logits(q, held.rows.keys(layer, n)) * scale, shape.rule)[:, pages]
+
+    def _recall(self, held: _Slot, layer: int, slot: int, chosen: np.ndarray, weights: np.ndarray) -> int:
+        """Brings chosen pages into the cache, in place of those of least weight. Returns: how many."""
+        page, recalled = self._shape.page, held.recalled[layer, :, : self.places[slot]]
+        if not chosen.size:
+            return 0
+        keep = np.take_along_axis(weights, np.maximum(recalled, 0), axis=1)
+        heads, places, pages = replace_missing(recalled, chosen, weights.shape[1], keep)
+        source = self._shape.n_sinks + page_rows(pages, page)
+        held.cache.copy_from(layer, np.repeat(heads, page), page_rows(places, page), held.rows, source)
+        return len(pages)
 
     def _places(self, positions: np.ndarray) -> np.ndarray:
         """Where they lie in the ring."""

@@ -248,10 +248,10 @@ class CudaBackend:
         return DeviceRows(rows, slot, n_kv_heads, head_dim, self.stream)
 
     def page_pools(
-        self, sizes: tuple[int, int, int, int], shape: PageShape, most_pages: int, staging: KvRows
+        self, sizes: tuple[int, int, int, int], shape: PageShape, most: tuple[int, int], staging: KvRows
     ) -> PagePools:
         """As Backend.page_pools(). Raises: ValueError, DeviceError."""
-        return PagePools(self, sizes, shape, most_pages, staging)
+        return PagePools(self, sizes, shape, most, staging)
 
     def yakv_pools(
         self,

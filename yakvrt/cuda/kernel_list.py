@@ -139,13 +139,19 @@ def all_kernels(arch: str) -> list[KernelSpec]:
         *(kernel("yakv_gather_cuda", "yakv_gather_cuda", size) for size in ROW_SIZES),
         *(kernel("gather_rows", "gather_rows_cuda", loads) for loads in GATHER_LOADS),
         kernel("page_lengths", "page_lengths_cuda"),
+        kernel("page_lengths", "page_count_cuda"),
+        kernel("page_recall", "page_recall_cuda"),
         *(
             kernel(op, f"{op}_cuda", *shape, boxes_or_centred)
             for op in ("page_digests", "page_scores")
             for shape in ATTENTION
             for boxes_or_centred in (False, True)
         ),
-        *(kernel("page_gather", "page_gather_cuda", 2 * size) for size in HEAD_DIMS),
+        *(
+            kernel("page_gather", "page_gather_cuda", 2 * size, cached)
+            for size in HEAD_DIMS
+            for cached in (False, True)
+        ),
         kernel("pointer_chase", "pointer_chase_cuda"),
         kernel("multiply_adds", "multiply_adds_cuda"),
         *(kernel("attend_plain_cuda", "attend_plain_cuda", *shape) for shape in PLAIN_ATTENTION),

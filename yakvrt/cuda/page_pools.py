@@ -4,6 +4,7 @@ the device; all rows there too, or in pinned host memory.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class PageRows:
     """One layer. rows: of all tokens; ring: the first and last ones; digests: words [slots, Hk, pages] of
-    2 * D numbers. Shared by all layers: counters int64 [4] of page_lengths_cuda, wanted int64 [slots]. A step
+    2 * D numbers; with a cache, the rows of its pages and which these are, int32 [slots, Hk, most_places].
+    Shared by all layers: counters int64 [5] of page_count_cuda; wanted and places int64 [slots]. A step
     chooses up to most_pages pages of a head.
     """
 
@@ -38,8 +40,15 @@ class PageRows:
     rows: KvRows
     ring: KvRows
     digests: DeviceArray
+    cache: KvRows | None
+    recalled: DeviceArray
     counters: DeviceArray
     wanted: PinnedMemory
+    places: PinnedMemory
+
+    @property
+    def most_places(self) -> int:
+        return self.recalled.shape[2]
 
 
 def check_pages(shape: PageShape) -> None:
@@ -63,25 +72,26 @@ class PagePools:
         backend: CudaBackend,
         sizes: tuple[int, int, int, int],
         shape: PageShape,
-        most_pages: int,
+        most: tuple[int, int],
         staging: KvRows,
     ) -> None:
-        """sizes: layers, slots, KV heads, tokens of a slot. Raises: ValueError for what has no kernels,
-        DeviceError.
-        """
+        """sizes, most: as Backend.page_pools(). Raises: ValueError for what has no kernels, DeviceError."""
         check_pages(shape)
-        n_layers, n_slots, n_kv_heads, n_tokens = sizes
+        (n_layers, n_slots, n_kv_heads, n_tokens), (most_pages, most_places) = sizes, most
         self._backend, self._heads, self._shape = backend, n_kv_heads, shape
         self._staging = backend.slot_rows(staging, 0, n_kv_heads, shape.head_dim)
         on_host, dims = backend.kv_on_host, (n_layers, n_slots, n_kv_heads)
         made = partial(pinned_rows, backend) if on_host else backend.kv_rows
         rows = made(*dims, n_tokens, shape.head_dim, shape.kind)
         rings = backend.kv_rows(*dims, shape.ring_places, shape.head_dim, shape.kind)
+        caches: Sequence[KvRows | None] = [None] * n_layers
+        if most_places:
+            caches = backend.kv_rows(*dims, most_places * shape.page, shape.head_dim, shape.kind)
         n_pages = max(1, n_tokens // shape.page) if shape.boxes else 1
         row_words = 2 * shape.head_dim * ELEMENT_BYTES[shape.kind] // 4
-        counters = backend.put(np.zeros(4, np.int64))
-        wanted = backend.pinned((n_slots,), np.int64)
-        self.wanted: np.ndarray = wanted.array.view(np.int64)
+        counters = backend.put(np.zeros(5, np.int64))
+        wanted, places = (backend.pinned((n_slots,), np.int64) for _ in range(2))
+        self.wanted, self.places = (memory.array.view(np.int64) for memory in (wanted, places))
         self.layers = [
             PageRows(
                 shape,
@@ -91,8 +101,11 @@ class PagePools:
                 rows[layer],
                 rings[layer],
                 backend.array((n_slots, n_kv_heads, n_pages, row_words), np.uint32),
+                caches[layer],
+                backend.put(np.full((n_slots, n_kv_heads, most_places), -1, np.int32)),
                 counters,
                 wanted,
+                places,
             )
             for layer in range(n_layers)
         ]
@@ -119,43 +132,53 @@ class PagePools:
         self._staging.write(0, *self._rows(layer, slot).read(0, n_held))
 
     def settle(self, layer: int, slot: int, n: int) -> None:
-        """Loads the first and last of n tokens into the ring."""
+        """Loads the first and last of n tokens into the ring, and empties the cache."""
         sinks, ring_len = self._shape.n_sinks, self._shape.ring_len
-        rows, ring = self._rows(layer, slot), self._ring(layer, slot)
+        rows, ring = self._rows(layer, slot), self._on_device(self.layers[layer].ring, slot)
         ring.write(0, *rows.read(0, min(sinks, n)))
         first = max(sinks, n - ring_len)
         turn = first + -(first - sinks) % ring_len  # whose place is the first behind the sinks
         for begin, end in ((first, min(turn, n)), (turn, n)):
             if begin < end:
                 ring.write(sinks + (begin - sinks) % ring_len, *rows.read(begin, end))
+        if self.layers[layer].cache:
+            self._recalled(layer, slot)[...] = -1
 
-    def state(self, slot: int, n_held: int) -> dict[str, SlotValues]:
-        """What n_held tokens of a slot occupy, by pool and layer. Shapes: [Hk, n, numbers]."""
+    def state(self, slot: int, n_held: int, n_places: int) -> dict[str, SlotValues]:
+        """What n_held tokens of a slot occupy, by pool and layer, with so many places of a cache. Shapes:
+        [Hk, n, numbers], recalled [Hk, n].
+        """
         found: dict[str, SlotValues] = {}
-        for layer in range(len(self.layers)):
-            found[f"rows.k.{layer}"], found[f"rows.v.{layer}"] = self._rows(layer, slot).state(n_held)
-            places = self._shape.ring_places
-            found[f"ring.k.{layer}"], found[f"ring.v.{layer}"] = self._ring(layer, slot).state(places)
+        for layer, held in enumerate(self.layers):
+            tables = [("rows", self._rows(layer, slot), n_held)]
+            tables.append(("ring", self._on_device(held.ring, slot), self._shape.ring_places))
+            if held.cache:
+                tables.append(("cache", self._on_device(held.cache, slot), n_places * self._shape.page))
+                found[f"recalled.{layer}"] = self._recalled(layer, slot)[:, :n_places]
             if self._shape.boxes:
                 found[f"digests.{layer}"] = self._digests(layer, slot)[:, : n_held // self._shape.page]
+            for name, table, n in tables:
+                found[f"{name}.k.{layer}"], found[f"{name}.v.{layer}"] = table.state(n)
         return found
 
     def counted(self) -> list[int]:
-        """Since the start, over all layers: rows of all heads that were read, how many of them were chosen;
-        tokens taken in, and the lengths of their histories.
+        """Since the start, over all layers: rows of all heads that were read, how many rows were asked for,
+        and how many of these were in the cache; tokens taken in, and the lengths of their histories.
         """
-        if not self.layers:
-            return [0] * 4
-        counted: list[int] = self.layers[0].counters.get(4, self._backend.stream).tolist()
+        counted: list[int] = self.layers[0].counters.get(5, self._backend.stream).tolist()
         return counted
 
     def _rows(self, layer: int, slot: int) -> SlotRows:
         held, of = self.layers[layer], (slot, self._heads, self._shape.head_dim, self._backend.stream)
         return PinnedRows(held.rows, *of) if held.on_host else DeviceRows(held.rows, *of)
 
-    def _ring(self, layer: int, slot: int) -> DeviceRows:
-        ring = self.layers[layer].ring
-        return DeviceRows(ring, slot, self._heads, self._shape.head_dim, self._backend.stream)
+    def _on_device(self, rows: KvRows, slot: int) -> DeviceRows:
+        return DeviceRows(rows, slot, self._heads, self._shape.head_dim, self._backend.stream)
+
+    def _recalled(self, layer: int, slot: int) -> DeviceValues:
+        held = self.layers[layer].recalled
+        shape, head = (self._heads, held.shape[2]), 4 * held.shape[2]
+        return DeviceValues(held, slot * self._heads * head, head, shape, np.int32, self._backend.stream)
 
     def _digests(self, layer: int, slot: int) -> DeviceValues:
         held, dtype = self.layers[layer].digests, element_type(self._shape.kind)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -13,7 +13,29 @@ from ..ops import ELEMENT_BYTES, Buffer, KvRows
 from .kernel_choice import attends_on_tensor_cores, decode_splits
 
 if TYPE_CHECKING:
-    from .recorder import CudaRecorder, DeviceBatch
+    from .device_array import DeviceArray
+    from .recorder import CudaRecorder
+
+
+class Queries(NamedTuple):
+    """Up to `capacity` rows of heads, each of which attends to a slot up to a position."""
+
+    out: Buffer
+    q: Buffer
+    slots: DeviceArray
+    positions: DeviceArray
+    capacity: int
+    n_heads: int
+    n_kv_heads: int
+
+    @classmethod
+    def of_batch(cls, recorder: CudaRecorder, out: Buffer, q: Buffer) -> Queries:
+        batch, sizes = recorder.device_batch, (recorder.capacity, recorder.n_heads, recorder.n_kv_heads)
+        return cls(out, q, batch.slots, batch.positions, *sizes)
+
+    @property
+    def group(self) -> int:
+        return self.n_heads // self.n_kv_heads
 
 
 def append_rows(
@@ -33,27 +55,25 @@ def append_rows(
 
 def record_prefill_attention(recorder: CudaRecorder, out: Buffer, q: Buffer, rows: KvRows) -> None:
     """out = causal attention of consecutive tokens of one slot, whose rows are in the cache."""
-    if not _on_tensor_cores(recorder, rows):
-        _attend_plain(recorder, out, q, rows, recorder.device_batch)
+    queries = Queries.of_batch(recorder, out, q)
+    if not attends_on_tensor_cores(recorder.head_dim, rows.kind, queries.group):
+        _attend_plain(recorder, queries, rows)
         return
-    batch, group = recorder.device_batch, recorder.n_heads // recorder.n_kv_heads
     recorder.launch(
         kernel("attend_prefill_cuda", "attend_prefill_cuda", recorder.head_dim, rows.kind),
-        (-(-recorder.capacity // prefill_tokens_cuda(group)), recorder.n_kv_heads),
+        (-(-recorder.capacity // prefill_tokens_cuda(queries.group)), recorder.n_kv_heads),
         *(out.data, out.width, q.data, q.width, rows.k, rows.v, *strides(rows)),
-        *(batch.slots, batch.positions, q.n_rows, group, recorder.head_dim**-0.5),
+        *(queries.slots, queries.positions, q.n_rows, queries.group, recorder.head_dim**-0.5),
     )
 
 
-def record_decode_attention(
-    recorder: CudaRecorder, out: Buffer, q: Buffer, rows: KvRows, batch: DeviceBatch
-) -> None:
-    """Attends to each slot up to its position, in splits of the history, and joins the splits into out."""
-    if not _on_tensor_cores(recorder, rows):
-        _attend_plain(recorder, out, q, rows, batch)
+def record_decode_attention(recorder: CudaRecorder, queries: Queries, rows: KvRows) -> None:
+    """Attends in splits of the history, and joins the splits into out."""
+    if not attends_on_tensor_cores(recorder.head_dim, rows.kind, queries.group):
+        _attend_plain(recorder, queries, rows)
         return
-    capacity, n_heads, n_kv_heads = recorder.capacity, recorder.n_heads, recorder.n_kv_heads
-    head_dim, group = recorder.head_dim, n_heads // n_kv_heads
+    out, q, slots, positions, capacity, n_heads, n_kv_heads = queries
+    head_dim, group = recorder.head_dim, queries.group
     n_tokens = rows.head_bytes // (head_dim * ELEMENT_BYTES[rows.kind])
     n_splits = decode_splits(n_tokens, capacity, n_kv_heads, group)
     n_units = capacity * n_heads * n_splits
@@ -63,7 +83,7 @@ def record_decode_attention(
         kernel("attend_decode_cuda", "attend_decode_cuda", head_dim, rows.kind, False),
         (n_kv_heads * n_splits * head_blocks(group), capacity),
         *(sums, stats, 0, n_splits, n_splits, q.data, q.width, rows.k, rows.v, *strides(rows)),
-        *(batch.slots, batch.positions, q.n_rows, n_kv_heads, group, head_dim**-0.5, 0, 0),
+        *(slots, positions, q.n_rows, n_kv_heads, group, head_dim**-0.5, 0, 0),
     )
     recorder.launch(
         kernel("merge_partials", "merge_partials_cuda", head_dim),
@@ -72,13 +92,13 @@ def record_decode_attention(
     )
 
 
-def _attend_plain(recorder: CudaRecorder, out: Buffer, q: Buffer, rows: KvRows, batch: DeviceBatch) -> None:
+def _attend_plain(recorder: CudaRecorder, queries: Queries, rows: KvRows) -> None:
+    out, q, slots, positions, capacity, n_heads, _ = queries
     recorder.launch(
         kernel("attend_plain_cuda", "attend_plain_cuda", recorder.head_dim, rows.kind),
-        (recorder.n_heads, recorder.capacity),
+        (n_heads, capacity),
         *(out.data, out.width, q.data, q.width, rows.k, rows.v, *strides(rows)),
-        *(batch.slots, batch.positions, q.n_rows, recorder.n_heads // recorder.n_kv_heads),
-        recorder.head_dim**-0.5,
+        *(slots, positions, q.n_rows, queries.group, recorder.head_dim**-0.5),
     )
 
 
@@ -86,8 +106,3 @@ def strides(rows: KvRows) -> tuple[int, int]:
     """Numbers of the cache between slots and between heads."""
     size = ELEMENT_BYTES[rows.kind]
     return rows.slot_bytes // size, rows.head_bytes // size
-
-
-def _on_tensor_cores(recorder: CudaRecorder, rows: KvRows) -> bool:
-    group = recorder.n_heads // recorder.n_kv_heads
-    return attends_on_tensor_cores(recorder.head_dim, rows.kind, group)

@@ -1,5 +1,5 @@
-"""Records a decode step's attention to the best pages: append; score, rank and select; bring the rows
-together, and attend to them.
+"""Records a decode step's attention to the best pages: append; score, rank and select, and see what a cache
+lacks; bring the rows together, and attend to them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ..ops import ELEMENT_BYTES, Buffer, KvRows
 from .device_array import DeviceArray
 from .kernel_choice import BLOCKS_AT_ONCE
 from .page_pools import PageRows
-from .record_attention import append_rows, record_decode_attention, strides
+from .record_attention import Queries, append_rows, record_decode_attention, strides
 
 if TYPE_CHECKING:
     from .recorder import CudaRecorder
@@ -35,47 +35,54 @@ def record_pages(
     if shape.boxes:
         step.digest()
     step.select(q)
+    if rows.most_places:
+        step.recall()
     recorder.stage("fetch", layer)
     gathered = step.gather()
     recorder.stage("attend", layer)
-    batch = recorder.device_batch._replace(slots=recorder.row_numbers, positions=step.lasts)
-    record_decode_attention(recorder, out, q, gathered, batch)
+    step.attend(out, q, gathered)
+    step.count()
 
 
 class _Step:
-    """One layer's attention under recording: sizes and scratch that its launches share."""
+    """One layer's attention under recording: sizes and scratch that its launches share. A segment is a KV
+    head of a row of the batch.
+    """
 
     def __init__(self, recorder: CudaRecorder, rows: PageRows) -> None:
         self.recorder, self.rows, self.shape = recorder, rows, rows.shape
-        self.batch, self.capacity, self.n_heads = (
-            recorder.device_batch,
-            recorder.capacity,
-            recorder.n_kv_heads,
-        )
-        shape, self.segments = rows.shape, recorder.capacity * recorder.n_kv_heads
-        n_units = max(1, rows.n_tokens // shape.page)
+        self.batch, self.capacity = recorder.device_batch, recorder.capacity
+        self.n_heads, self.segments = recorder.n_kv_heads, recorder.capacity * recorder.n_kv_heads
+        n_units = max(1, rows.n_tokens // rows.shape.page)
         self.width, self.n_parts = -(-n_units // 4) * 4, -(-n_units // UNITS)
-        self.sizes, self.budgets, self.lengths = (
-            self._scratch(name, self.segments, np.int64) for name in ("sizes", "budgets", "lengths")
+        self.sizes, self.budgets, self.lengths, self.lasts = (
+            self._scratch(name, self.segments, np.int64) for name in ("sizes", "budgets", "lengths", "lasts")
         )
-        self.firsts, self.ends, self.lasts = (
-            self._scratch(name, self.capacity, np.int64) for name in ("firsts", "ends", "lasts")
+        self.firsts, self.ends, self.residents = (
+            self._scratch(name, self.capacity, np.int64) for name in ("firsts", "ends", "residents")
         )
         self.totals = self._scratch("totals", 2, np.int64)
         self.ids = self._scratch("ids", self.segments * rows.most_pages, np.int32)
+        self.weights = self._scratch("weights", self.segments * self.width, np.float32)
+        self.fresh = self._scratch("fresh", self.segments * rows.most_places, np.int32)
+        self.n_fresh, self.n_filled = self.budgets, self.budgets  # without a cache
+        if rows.most_places:
+            self.n_fresh, self.n_filled = (
+                self._scratch(name, self.segments, np.int64) for name in ("n_fresh", "n_filled")
+            )
 
     def _scratch(self, name: str, n: int, dtype: type[np.generic]) -> DeviceArray:
         return self.recorder.scratch(f"page_{name}", n, dtype)
 
     def measure(self) -> None:
-        shape, batch = self.shape, self.batch
+        shape, batch, wanted = self.shape, self.batch, self.rows.wanted
+        places = self.rows.places if self.rows.cache else wanted
         self.recorder.launch(
             kernel("page_lengths", "page_lengths_cuda"),
-            (1, 1),
-            *(self.sizes, self.budgets, self.lengths, self.firsts, self.ends, self.lasts, self.totals),
-            *(self.rows.counters, self.rows.wanted, batch.slots, batch.positions, batch.n_rows),
-            *(self.capacity, self.n_heads, shape.group, shape.n_sinks, shape.window, shape.page),
-            int(not shape.boxes),
+            (-(-self.capacity // 128), 1),
+            *(self.sizes, self.budgets, self.lengths, self.firsts, self.ends, self.residents, self.totals),
+            *(wanted, places, batch.slots, batch.positions, batch.n_rows, self.capacity, self.n_heads),
+            *(shape.group, shape.n_sinks, shape.window, shape.page, int(not shape.boxes)),
         )
 
     def digest(self) -> None:
@@ -97,10 +104,7 @@ class _Step:
         """The best pages of every head."""
         shape, rows, launch = self.shape, self.rows, self.recorder.launch
         n_queries = self.capacity * self.recorder.n_heads
-        logits, weights = (
-            self._scratch(name, n * self.width, np.float32)
-            for name, n in (("logits", n_queries), ("weights", self.segments))
-        )
+        logits = self._scratch("logits", n_queries * self.width, np.float32)
         parts = self._scratch("parts", n_queries * self.n_parts * 2, np.float32)
         lse, counts = (
             self._scratch("lse", n_queries, np.float32),
@@ -126,35 +130,74 @@ class _Step:
         launch(
             kernel("select_topk_cuda", "rank_cuda", shape.rule, shape.group),
             (-(-self.width // 1024), self.segments),
-            *(weights, self.width, logits, self.width, lse, self.lengths),
+            *(self.weights, self.width, logits, self.width, lse, self.lengths),
         )
         launch(
             kernel("select_topk_cuda", "select_topk_cuda"),
             (self.segments, 1),
-            *(self.ids, rows.most_pages, counts, weights, self.width, self.sizes, self.budgets, candidates),
-            *(stride, self.totals),
+            *(self.ids, rows.most_pages, counts, self.weights, self.width, self.sizes, self.budgets),
+            *(candidates, stride, self.totals),
+        )
+
+    def recall(self) -> None:
+        """Which pages of the cache give way."""
+        rows, most_pages, most_places = self.rows, self.rows.most_pages, self.rows.most_places
+        found, missing, targets = (
+            self._scratch(name, self.segments * most_pages, np.int32)
+            for name in ("found", "missing", "targets")
+        )
+        order = self._scratch("order", self.segments * most_places, np.float32)
+        self.recorder.launch(
+            kernel("page_recall", "page_recall_cuda"),
+            (self.segments, 1),
+            *(rows.recalled, self.n_heads * most_places, most_places, rows.places, self.batch.slots),
+            *(self.batch.n_rows, self.n_heads, self.ids, most_pages, self.budgets, self.weights, self.width),
+            *(self.fresh, most_places, self.n_fresh, self.n_filled, found, order, missing, targets),
         )
 
     def gather(self) -> KvRows:
-        """What a step attends to, a row of the batch for each slot."""
+        """What a step attends to, a slot for each segment."""
         shape, rows, batch = self.shape, self.rows, self.batch
         row_bytes = shape.head_dim * ELEMENT_BYTES[shape.kind]
-        head_bytes = -(-shape.most_rows(rows.n_tokens, rows.most_pages) // 16) * 16 * row_bytes
+        most_rows = shape.most_rows(rows.n_tokens, rows.most_places or rows.most_pages)
+        head_bytes = -(-most_rows // 16) * 16 * row_bytes
         k, v = (
             self._scratch(name, self.segments * head_bytes // 4, np.uint32)
             for name in ("gathered_k", "gathered_v")
         )
-        gathered = KvRows(k, v, self.n_heads * head_bytes, head_bytes, shape.kind)
 
-        def in_words(of: KvRows) -> tuple[Any, ...]:
-            return of.k, of.v, of.slot_bytes // 4, of.head_bytes // 4
+        def in_words(of: KvRows | None) -> tuple[Any, ...]:
+            return (of.k, of.v, of.slot_bytes // 4, of.head_bytes // 4) if of else (None, None, 0, 0)
 
         most_blocks = self.recorder.gather_blocks if rows.on_host else BLOCKS_AT_ONCE
+        pages, n_pages = (rows.recalled, rows.most_places) if rows.cache else (self.ids, rows.most_pages)
         self.recorder.launch(
-            kernel("page_gather", "page_gather_cuda", row_bytes),
+            kernel("page_gather", "page_gather_cuda", row_bytes, rows.cache is not None),
             (min(most_blocks, -(-2 * self.segments * head_bytes // BLOCK_BYTES)), 1),
-            *(k, v, head_bytes // 4, *in_words(rows.rows), *in_words(rows.ring), batch.slots, batch.n_rows),
-            *(self.n_heads, self.sizes, self.budgets, self.lasts, self.ids, rows.most_pages),
+            *(k, v, head_bytes // 4, *in_words(rows.rows), *in_words(rows.ring), *in_words(rows.cache)),
+            *(batch.slots, batch.n_rows, self.n_heads, self.sizes, self.residents, self.n_filled, self.lasts),
+            *(pages, self.n_heads * n_pages, n_pages, self.fresh, rows.most_places),
             *(shape.n_sinks, shape.ring_len, shape.page),
         )
-        return gathered
+        return KvRows(k, v, head_bytes, head_bytes, shape.kind)
+
+    def attend(self, out: Buffer, q: Buffer, rows: KvRows) -> None:
+        """Every segment by itself, for segments may read different numbers of rows."""
+        width = q.width // self.n_heads
+        present: Any = self.totals
+
+        def of_segments(x: Buffer) -> Buffer:
+            return Buffer(x.data.reshaped((self.segments, width)), width, present)
+
+        sizes = self.segments, self.shape.group, 1
+        queries = Queries(of_segments(out), of_segments(q), self.recorder.numbers, self.lasts, *sizes)
+        record_decode_attention(self.recorder, queries, rows)
+
+    def count(self) -> None:
+        batch = self.batch
+        self.recorder.launch(
+            kernel("page_lengths", "page_count_cuda"),
+            (1, 1),
+            *(self.rows.counters, self.lasts, self.budgets, self.n_fresh, batch.positions, batch.n_rows),
+            *(self.n_heads, self.shape.page),
+        )

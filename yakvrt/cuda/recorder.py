@@ -16,7 +16,7 @@ from .device_array import DeviceArray
 from .device_matrix import DeviceMatrix
 from .drawing import CudaDrawing
 from .page_pools import PageRows
-from .record_attention import append_rows, record_decode_attention, record_prefill_attention
+from .record_attention import Queries, append_rows, record_decode_attention, record_prefill_attention
 from .record_experts import record_experts
 from .record_matmul import record_matmul
 from .record_pages import record_pages
@@ -91,7 +91,7 @@ class CudaRecorder:
         self.device_numbers = backend.array(self.batch_numbers.shape, np.int64)
         self.device_batch = DeviceBatch.over(self.device_numbers, capacity)
         self.zeros = backend.put(np.zeros(capacity, np.int64))
-        self.row_numbers = backend.put(np.arange(capacity, dtype=np.int64))
+        self.numbers = backend.put(np.arange(capacity * self.n_kv_heads, dtype=np.int64))
         self._scratch: dict[str, DeviceArray] = {}
         self._inv_freq, self._rope_scale = backend.put(inv_freq.astype(np.float32)), rope_scale
         self._rope_table = backend.array((capacity, self.head_dim), np.float32)
@@ -237,7 +237,7 @@ class CudaRecorder:
 
     def attend_decode(self, out: Buffer, q: Buffer, k: Buffer, v: Buffer, rows: KvRows) -> None:
         append_rows(self, rows, k, v)
-        record_decode_attention(self, out, q, rows, self.device_batch)
+        record_decode_attention(self, Queries.of_batch(self, out, q), rows)
 
     def attend_pages(self, out: Buffer, q: Buffer, k: Buffer, v: Buffer, rows: PageRows) -> None:
         record_pages(self, out, q, k, v, rows)

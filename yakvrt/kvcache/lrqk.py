@@ -18,14 +18,14 @@ import numpy as np
 
 from ..cpu.exact_rows import ExactRows
 from ..cpu.memory import reserved
-from ..kernels.chosen_rows import attend_rows, logits, top
+from ..kernels.chosen_rows import attend_rows, logits, replace_missing, top
 from ..ops import ELEMENT_BYTES, Buffer, KvRows, Ops, element_type
 from .budget import budget_tokens, check_budget, check_choice, check_range
 from .contract import BY_TOKEN, AttentionInput, KvSetting, Pools, StateArray, StepBytes
 from .counters import Counters, method_stats
 from .lrqk_factors import INITS, Factors, factorise
 from .prompt_queries import PromptQueries
-from .rows import attend_each, replace_missing
+from .rows import attend_each
 from .slots import SlotList
 from .staging import Staging, staging_bytes
 

@@ -81,6 +81,7 @@ def build(setting: KvSetting, parameters: Parameters) -> PagedKv:
         shape,
         0,
         partial(budget_tokens, parameters.sparse_budget),
+        lambda n_tokens: 0,
         pools(*of, setting.ctx_size),
         0.0,
         host_bytes_per_token(*of),

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from ..kernels.page_layout import PageShape
+from ..kernels.page_layout import PageShape, chosen_end
 from ..ops import ELEMENT_BYTES, Buffer, KvRows, Ops
 from .contract import AttentionInput, KvSetting, Pools, StateArray, TokenRows
 from .counters import Counters, method_stats
@@ -18,14 +18,15 @@ from .staging import Staging
 
 @dataclass(frozen=True, slots=True)
 class PagedMethod:
-    """One of them. wanted: pages read in a step, for a prompt of so many tokens, which never fall as it
-    grows; pools: of a slot.
+    """One of them. wanted: pages that a step asks for, of a prompt of so many tokens; places: of a cache of
+    pages, 0: none. Neither falls as the prompt grows. pools: of a slot.
     """
 
     name: str
     shape: PageShape
     dense_layers: int
     wanted: Callable[[int], int]
+    places: Callable[[int], int]
     pools: Pools
     device_bytes_per_token: float
     host_bytes_per_token: float
@@ -45,14 +46,14 @@ class PagedKv:
         self._pools = setting.backend.page_pools(
             (config.n_layers - self._dense.n, setting.n_slots, config.n_kv_heads, setting.ctx_size),
             method.shape,
-            method.wanted(setting.ctx_size),
+            (method.wanted(setting.ctx_size), self._held_places(setting.ctx_size)),
             self._staging.rows,
         )
 
     def open(self, n_tokens: int) -> int:
         slot = self._free.take(n_tokens)
         self._pools.open(slot, n_tokens)
-        self._pools.wanted[slot] = self._method.wanted(0)
+        self._budget(slot, 0)
         return slot
 
     def restore(self, layer: int, slot: int, n_held: int) -> None:
@@ -68,7 +69,12 @@ class PagedKv:
     def store(self, layer: int, slot: int, n_held: int, n_new: int) -> None:
         if layer >= self._dense.n:
             self._pools.store(layer - self._dense.n, slot, n_held, n_held + n_new)
-            self._pools.wanted[slot] = self._method.wanted(n_held + n_new)
+            self._budget(slot, n_held + n_new)
+
+    def _budget(self, slot: int, n: int) -> None:
+        """That of a prompt of n tokens."""
+        pools, method = self._pools, self._method
+        pools.wanted[slot], pools.places[slot] = method.wanted(n), method.places(n)
 
     def decode(self, ops: Ops, layer: int, attention: AttentionInput, out: Buffer) -> None:
         if self._dense.n == self._setting.config.n_layers:
@@ -79,25 +85,35 @@ class PagedKv:
             rows = self._pools.layers[layer - self._dense.n]
             ops.attend_pages(out, attention.q, attention.k, attention.v, rows)
 
+    def _held_places(self, n: int) -> int:
+        """Of a cache, that n tokens can fill."""
+        return min(self._method.places(n), -(-n // self._method.shape.page))
+
     def truncate(self, slot: int, n_held: int, n: int) -> int:
         for layer in range(len(self._pools.layers)):
             self._pools.settle(layer, slot, n)
-        wanted = self._pools.wanted
-        wanted[slot] = min(wanted[slot], self._method.wanted(n))
+        for held, of in (
+            (self._pools.wanted, self._method.wanted),
+            (self._pools.places, self._method.places),
+        ):
+            held[slot] = min(held[slot], of(n))
         return n
 
     def state(self, slot: int, n_held: int) -> Mapping[str, StateArray]:
-        axis, page = self._pools.token_axis, self._method.shape.page
-        rows = {"rows": TokenRows(axis), "digests": TokenRows(axis, page)}  # a ring is of all tokens
-        limits = self._method.wanted(0), self._method.wanted(n_held)
-        return {
-            **self._dense.state(slot, n_held),
-            **{
-                name: StateArray(values, rows=rows.get(name.partition(".")[0]))
-                for name, values in self._pools.state(slot, n_held).items()
-            },
-            "wanted": StateArray(self._pools.wanted[slot : slot + 1], limits),
-        }
+        pools, method, shape = self._pools, self._method, self._method.shape
+        rows = {"rows": TokenRows(pools.token_axis), "digests": TokenRows(pools.token_axis, shape.page)}
+        end = chosen_end(n_held, shape.n_sinks, shape.window, shape.page)
+        limits = {"recalled": (-1, (end - shape.n_sinks) // shape.page - 1)}
+        found = self._dense.state(slot, n_held)
+        for name, values in pools.state(slot, n_held, self._held_places(n_held)).items():
+            of = name.partition(".")[0]
+            found[name] = StateArray(values, limits.get(of), rows.get(of))
+        for name, held, of_tokens in (
+            ("wanted", pools.wanted, method.wanted),
+            ("places", pools.places, method.places),
+        ):
+            found[name] = StateArray(held[slot : slot + 1], (of_tokens(0), of_tokens(n_held)))
+        return found
 
     def release(self, slot: int) -> None:
         self._pools.release(slot)
@@ -118,7 +134,8 @@ class PagedKv:
         config, n_layers = self._setting.config, len(self._pools.layers)
         if not n_layers:
             return self._counters
-        read, chosen, tokens, lengths = self._pools.counted()
+        read, asked, hits, tokens, lengths = self._pools.counted()
         dense = self._dense.n * config.n_kv_heads * lengths // n_layers
-        moved = chosen * 2 * config.head_dim * ELEMENT_BYTES[self._setting.kind]
-        return Counters(config.n_layers, tokens // n_layers, read + dense, chosen, 0, moved, moved)
+        row = 2 * config.head_dim * ELEMENT_BYTES[self._setting.kind]
+        moved = (asked - hits) * row
+        return Counters(config.n_layers, tokens // n_layers, read + dense, asked, hits, asked * row, moved)

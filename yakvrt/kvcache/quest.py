@@ -101,6 +101,7 @@ def build(setting: KvSetting, parameters: Parameters) -> PagedKv:
         shape,
         parameters.dense_layers,
         parameters.pages,
+        lambda n_tokens: 0,
         pools(*of, setting.ctx_size),
         device_bytes_per_token(*of),
         host_bytes_per_token(*of),
