@@ -1,5 +1,5 @@
-"""Whole models over the KV methods that compute on the host, on the fake driver and the emulator, against
-the CPU's.
+"""Whole models over KV methods, on the fake driver and the emulator, against the CPU's: those that compute on
+the host, and one that reads pages.
 """
 
 from __future__ import annotations
@@ -18,9 +18,7 @@ import yakvrt
 CONFIG = {**WIDE_CONFIG, "num_hidden_layers": 2}  # InfiniGen speculates a layer ahead
 PROMPT = [i * 37 % 64 for i in range(16)]
 METHODS: dict[str, dict[str, str]] = {  # so that less than the prompt is read
-    "oracle": {"sparse_budget": "0.2", "sinks": "1", "recent": "4"},
     "yakv-paper": {"sparse_budget": "0.2", "recent": "4"},
-    "quest": {"sparse_budget": "8", "page": "2", "dense_layers": "0"},
     "arkvale": {"sparse_budget": "8", "page": "2", "dense_layers": "0"},
     "shadowkv": {"sparse_budget": "4", "chunk": "2", "outliers": "2", "local": "4", "rank": "12"},
     "lrqk": {"sparse_budget": "4", "recent": "4", "rank": "4"},

@@ -130,8 +130,11 @@ def _record(
     from yakvrt.device import gpu_number
 
     transient = {**pools.transient, "hidden states": 4 * config.hidden_dim * n_tokens}
-    if pools.next_layer and gpu_number(args.device) is not None:
-        transient["exact rows of the layer before"] = pools.next_layer
+    if gpu_number(args.device) is not None:
+        if pools.next_layer:
+            transient["exact rows of the layer before"] = pools.next_layer
+        if pools.gathered:
+            transient["rows that a step brings together"] = args.slots * pools.gathered
     return {
         "kv": args.kv,
         "kv_args": args.kv_args,

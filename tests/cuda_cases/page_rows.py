@@ -226,7 +226,7 @@ def small() -> list[Sized]:
 
 
 def real() -> list[Sized]:
-    lengths, pages, rows = [32768] * 8, "64 pages of 16 x 256 B, 8 x 8", "1024 rows of 128 B, 8 x 8"
+    lengths, pages, rows = [8192] * 8, "64 pages of 16 x 256 B, 8 x 8", "1024 rows of 128 B, 8 x 8"
     return [
         sized("page lengths, 64 rows", page_lengths, QUEST, [32768] * 64, [64] * 64, 8),
         sized("page count, 64 rows", page_count, 64, 8, 16),

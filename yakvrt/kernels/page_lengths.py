@@ -50,8 +50,8 @@ def page_lengths_cuda(g: Any) -> CudaKernel:
     """page_lengths_ref, so that a captured step needs nothing from the host but positions.
 
     Shapes: sizes, budgets and lengths int64 [B, Hk], 0 for rows that the batch lacks; firsts, ends and
-    residents int64 [B]; totals int64 [2], KV heads and query heads of the batch; wanted and places int64 [slots].
-    keys: keys are scored, of all tokens.
+    residents int64 [B]; totals int64 [2], KV heads and query heads of the batch; wanted and places int64
+    [slots]. keys: keys are scored, of all tokens.
     Grid: blocks of 128 rows, of all that a batch may have.
     """
     threads, end_of = 128, g.inline(chosen_end)

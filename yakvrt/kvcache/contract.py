@@ -52,7 +52,8 @@ class CodedPools:
 @dataclass(frozen=True, slots=True)
 class Pools:
     """Bytes of one slot by what they hold, on the device and on the host; and what a prompt needs while it is
-    taken in. `next_layer`: what it needs too where one of its layers is stored while the next computes.
+    taken in. `next_layer`: what it needs too where one of its layers is stored while the next computes;
+    `gathered`: what a step of the slot brings together on a GPU.
     `coded`: what some devices may have no kernels for.
     """
 
@@ -60,6 +61,7 @@ class Pools:
     host: Mapping[str, int]
     transient: Mapping[str, int]
     next_layer: int = 0
+    gathered: int = 0
     coded: CodedPools | None = None
 
     @property

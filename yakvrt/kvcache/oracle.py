@@ -50,10 +50,12 @@ def host_bytes_per_token(config: ModelConfig, parameters: Parameters, kind: str)
 def pools(config: ModelConfig, parameters: Parameters, kind: str, n_tokens: int) -> Pools:
     """Bytes: rows of all tokens on the host, of the first and last ones on the device."""
     row = int(host_bytes_per_token(config, parameters, kind))
+    n_read = parameters.sinks + parameters.recent + budget_tokens(parameters.sparse_budget, n_tokens)
     return Pools(
         device={"first and last tokens": row * (parameters.sinks + parameters.recent)},
         host={"keys and values": row * n_tokens},
         transient={"staging": staging_bytes(config, kind, n_tokens)},
+        gathered=row // config.n_layers * min(n_read, n_tokens),
     )
 
 

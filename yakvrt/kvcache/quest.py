@@ -66,6 +66,7 @@ def device_bytes_per_token(config: ModelConfig, parameters: Parameters, kind: st
 def pools(config: ModelConfig, parameters: Parameters, kind: str, n_tokens: int) -> Pools:
     """Bytes: the bytes per token, and on the device the last pages."""
     row = config.n_kv_heads * 2 * config.head_dim * ELEMENT_BYTES[kind]
+    n_read = (parameters.window + parameters.pages(n_tokens)) * parameters.page
     return Pools(
         device={
             "digests and dense layers": int(n_tokens * device_bytes_per_token(config, parameters, kind)),
@@ -73,6 +74,7 @@ def pools(config: ModelConfig, parameters: Parameters, kind: str, n_tokens: int)
         },
         host={"keys and values": int(n_tokens * host_bytes_per_token(config, parameters, kind))},
         transient={"staging": staging_bytes(config, kind, n_tokens)},
+        gathered=row * min(n_read, n_tokens),
     )
 
 
