@@ -15,6 +15,7 @@ from yakvrt.kvcache import open_method
 from yakvrt.kvcache.contract import AttentionInput, KvSetting
 
 CHUNK = 64
+N_SLOTS = 2
 
 
 @dataclass(slots=True)
@@ -60,7 +61,8 @@ class KvSlots:
         self.inv_freq, self.scale = rope_frequencies(self.config)
         method, self.parameters = open_method(name, args)
         made: Any = weights(self.backend) if weights else None
-        setting = KvSetting(self.backend, self.config, made, 2, ctx_size, kind, self.inv_freq, self.scale)
+        sizes = (N_SLOTS, ctx_size, kind)
+        setting = KvSetting(self.backend, self.config, made, *sizes, self.inv_freq, self.scale)
         self.kv = method.build(setting, self.parameters)
         self._heads = heads
         self._prefill = [self._record(CHUNK, layer) for layer in range(n_layers)]

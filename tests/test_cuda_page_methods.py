@@ -4,13 +4,18 @@ CPU's numpy, from either memory, and as one graph.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
+import kv_slots
 import numpy as np
 import pytest
 from fake_gpu import FakeGpu
 from kv_slots import KvSlots
+from tiny_device_model import WIDE_CONFIG
 
+import yakvrt
 from yakvrt.cuda.backend import CudaBackend
 from yakvrt.cuda.device import Device
 from yakvrt.kvcache.slot_state import copy_slot
@@ -112,8 +117,90 @@ def test_a_step_is_one_graph(open_backend: Callable[..., CudaBackend], gpu: Fake
         assert slots.kv.stats()["steps"] == 1
 
 
-def test_many_query_heads_are_refused(open_backend: Callable[..., CudaBackend]) -> None:
-    backend, heads = open_backend(), (17, 1, 64)
+@pytest.mark.parametrize("name", METHODS)
+def test_slots_of_a_batch(
+    open_backend: Callable[..., CudaBackend], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three slots of different lengths in changing order, in a step for four rows."""
+    heads, lengths, found = (4, 2, 16), (60, 2, 41), []
+    monkeypatch.setattr(kv_slots, "N_SLOTS", 3)
+    for backend in (None, open_backend(kv_on_host=True)):
+        with KvSlots(name, METHODS[name], heads=heads, ctx_size=CTX, kind="f32", backend=backend) as slots:
+            recorder = slots._recorder(4)
+            attention, out = slots._inputs(recorder), recorder.buffer(64)
+            slots.kv.decode(recorder, 0, attention, out)
+            step = slots.backend.finish(recorder)
+            opened = [slots.kv.open(CTX) for _ in lengths]
+            for slot, n in zip(opened, lengths, strict=True):
+                slots.prefill(slot, 0, *rows(heads, 0, n))
+            for turn, order in enumerate([(1, 2, 0), (2, 0, 1), (1, 2, 0)]):
+                positions = np.array([lengths[i] + turn for i in order])
+                for buffer, all_rows in zip(
+                    (attention.q, attention.k, attention.v), rows(heads, 0, CTX), strict=True
+                ):
+                    slots.backend.write(buffer, all_rows[positions].reshape(3, -1))
+                step.batch.slots[:3], step.batch.positions[:3] = [opened[i] for i in order], positions
+                step.batch.n_rows[0] = 3
+                step.run()
+                found.append(np.array(slots.backend.read(out, 0, 3)))
+            found.append(np.array([slots.kv.stats()[key] for key in ("rows_read", "moved_bytes", "steps")]))
+    for cpu, gpu in zip(found[:4], found[4:], strict=True):
+        np.testing.assert_allclose(gpu, cpu, rtol=1e-4, atol=1e-5)
+
+
+def test_a_slot_does_not_know_who_had_it(open_backend: Callable[..., CudaBackend]) -> None:
+    """Without a prompt, which would empty the cache of pages."""
+    heads, args, found = (2, 1, 64), METHODS["arkvale"], []
+    with KvSlots("arkvale", args, heads=heads, ctx_size=CTX, kind="f16", backend=open_backend()) as slots:
+        for _ in range(2):
+            slot = slots.kv.open(CTX)
+            found.append(decoded(slots, heads, slot, 0, 2))
+            slots.kv.truncate(slot, 2, 0)
+            slots.prefill(slot, 0, *rows(heads, 0, 70))
+            decoded(slots, heads, slot, 70, 2)
+            slots.kv.release(slot)
+    np.testing.assert_array_equal(*found)
+
+
+def test_many_query_heads_are_refused_before_weights_load(
+    gpu: FakeGpu, compiled_on_demand: None, tmp_path: Path
+) -> None:
+    heads = {"num_attention_heads": 17, "num_key_value_heads": 1, "head_dim": 16}
+    (tmp_path / "config.json").write_text(json.dumps(WIDE_CONFIG | heads))
     with pytest.raises(ValueError, match="up to 16 query heads of a KV head, and the model has 17"):
-        KvSlots("quest", {"dense_layers": "0"}, heads=heads, ctx_size=CTX, kind="f16", backend=backend)
-    backend.close()
+        yakvrt.load(str(tmp_path), load_format="dummy", kv="quest", device="cuda", ctx_size=64)
+    assert not gpu.held
+
+
+def test_rows_in_host_memory_are_read_when_they_are_there(open_backend: Callable[..., CudaBackend]) -> None:
+    """A step that nobody has waited for leaves its row where further prompts and copies find it."""
+    heads = (2, 1, 64)
+    backend = open_backend(kv_on_host=True)
+    with KvSlots("oracle", {}, heads=heads, ctx_size=CTX, kind="f16", backend=backend) as slots:
+        slot = slots.kv.open(CTX)
+        slots.prefill(slot, 0, *rows(heads, 0, 10))
+        for position in (10, 11):
+            q, k, v = rows(heads, position, position + 1)
+            slots._run(slots._decode[0], slot, position, q, k, v)
+            if position == 10:
+                found = np.asarray(slots.kv.state(slot, 11)["rows.k.0"].values)[0, 10]
+            else:
+                slots.kv.restore(0, slot, 12)
+                found = slots.backend.slot_rows(slots.staged, 0, 1, 64).read(11, 12)[0][0, 0]
+            np.testing.assert_array_equal(found, k[0, 0].astype(np.float16))
+
+
+def test_a_cache_of_fewer_places_than_are_wanted(open_backend: Callable[..., CudaBackend]) -> None:
+    """As a file may say it."""
+    heads, found = (2, 1, 64), []
+    for backend in (None, open_backend()):
+        with KvSlots(
+            "arkvale", METHODS["arkvale"], heads=heads, ctx_size=CTX, kind="f16", backend=backend
+        ) as slots:
+            slot = slots.kv.open(CTX)
+            slots.prefill(slot, 0, *rows(heads, 0, 70))
+            state = slots.kv.state(slot, 70)
+            state["wanted"].values[...] = 2
+            state["places"].values[...] = 1
+            found.append(decoded(slots, heads, slot, 70, 2))
+    np.testing.assert_allclose(found[1], found[0], atol=2e-3)

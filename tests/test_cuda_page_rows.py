@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from cuda_cases.page_rows import (
     ORACLE,
@@ -14,7 +15,7 @@ from cuda_cases.page_rows import (
     page_lengths,
     page_recall,
 )
-from cuda_kernel import emulated_kernel, solve
+from cuda_kernel import count, emulated_kernel, poisoned, run_kernel, solve
 
 from yakvrt.kernels.page_layout import PageShape, chosen_end
 
@@ -51,6 +52,28 @@ def test_page_gather(name: str, cached: bool) -> None:
 def test_page_recall(sizes: list[int], budget: int, n_places: list[int]) -> None:
     """Nothing to choose, everything, a cache as large as what is wanted and larger, more than threads."""
     solve(page_recall(sizes, budget, n_places, 2))
+
+
+@pytest.mark.parametrize(
+    ("held", "weight", "least"),
+    [([5, 5, 5, 5], 0.0, 0), ([1, 5, 5, -1], 0.0, 1), ([4, 6, 7, 0], np.nan, 0), ([4, 6, 7, 0], np.inf, 0)],
+)
+def test_page_recall_stays_within_its_places(held: list[int], weight: float, least: int) -> None:
+    """Where fewer places can give way than ids are missing: what files and broken weights may say."""
+    recalled, ids = np.array([[held]], np.int32), np.array([[1, 2, 3, 5]], np.int32)
+    fresh, n_fresh, n_filled = poisoned(1, 4, dtype=np.int32), *(poisoned(1, dtype=np.int64) for _ in "ab")
+    weights = np.full((1, 8), weight, np.float32)
+    scratch = [np.full((1, 4), 1 << 20, np.int32) for _ in range(3)]
+    run_kernel(
+        emulated_kernel("page_recall", "page_recall_cuda"),
+        (1, 1),
+        [recalled, fresh, n_fresh, n_filled],
+        *(recalled, 4, 4, count(4), np.zeros(1, np.int64), count(1), 1, ids, 4, count(4), weights, 8),
+        *(fresh, 4, n_fresh, n_filled, scratch[0], np.zeros((1, 4), np.float32), *scratch[1:]),
+    )
+    assert least <= n_fresh[0] == fresh.sum() <= 4
+    assert n_filled[0] == (recalled >= 0).sum()
+    assert {*recalled[0, 0]} <= {*held, 1, 2, 3, 5}
 
 
 def test_what_is_always_read_is_as_long_as_told() -> None:

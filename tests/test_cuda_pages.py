@@ -81,8 +81,8 @@ def test_digests_of_rings_of_one_page(position: int) -> None:
 
 
 @pytest.mark.parametrize("centred", [True, False])
-def test_digests_of_rows_that_do_not_wrap(centred: bool) -> None:
-    solve(page_digests(256, "bf16", centred, 3, [2, 3, 8], (4, 0), 1))
+def test_digests_of_wide_heads(centred: bool) -> None:
+    solve(page_digests(256, "bf16", centred, 3, [2, 3, 8], (4, 5), 1))
 
 
 @pytest.mark.parametrize("op", ["page_scores", "page_digests"])

@@ -13,6 +13,7 @@ from .cuda.backend import CudaBackend
 from .cuda.device import Device
 from .cuda.device_matrix import PlaneStore
 from .cuda.drawing import drawing_bytes
+from .cuda.page_pools import check_pages
 from .cuda.yakv_pools import check_cache, check_yakv
 from .device import compile_progress
 from .free_memory import available_memory
@@ -30,6 +31,11 @@ if TYPE_CHECKING:
 
 PINNABLE = 15 / 16  # of the host's free memory: a guess
 GPU_FIXED_BYTES = 256 << 20  # kernels, graphs, partial results of attention: estimated
+
+
+def step_rows(n_slots: int) -> int:
+    """Rows of all the steps that may be recorded to decode up to n_slots of them: 1, 2, 4, ..."""
+    return 2 * (1 << (n_slots - 1).bit_length()) - 1
 
 
 class CudaDevice:
@@ -62,6 +68,8 @@ class CudaDevice:
         coded = pools(n_tokens).coded
         if coded:
             check_yakv(coded.shape)
+        if pools(n_tokens).gathered:
+            check_pages(config.n_heads // config.n_kv_heads)
         # the system never gets back what is pinned
         free = self._device.free_bytes(), int(available_memory() * PINNABLE)
 
@@ -71,9 +79,8 @@ class CudaDevice:
 
             def gpu_bytes(n: int) -> int:
                 held = pools(n)
-                own = wanted.n_slots * (sum(held.device.values()) + held.gathered)
-                own += prompt_bytes(held, config, n)
-                own += held.next_layer
+                own = wanted.n_slots * sum(held.device.values()) + prompt_bytes(held, config, n)
+                own += held.next_layer + step_rows(wanted.n_slots) * held.gathered
                 return own if on_host else own + host_bytes(n)
 
             work = activation_bytes(config, wanted.chunk) + GPU_FIXED_BYTES

@@ -134,7 +134,9 @@ def _record(
         if pools.next_layer:
             transient["exact rows of the layer before"] = pools.next_layer
         if pools.gathered:
-            transient["rows that a step brings together"] = args.slots * pools.gathered
+            from yakvrt.cuda_device import step_rows
+
+            transient["rows that steps bring together"] = step_rows(args.slots) * pools.gathered
     return {
         "kv": args.kv,
         "kv_args": args.kv_args,

@@ -111,20 +111,19 @@ def page_digests(
     n_heads: int = 2,
 ) -> Case:
     """Rows that complete a page and rows that do not, in slots of another order; a row too many. What lies
-    beside the keys of such a page is no number. ring: numbers of sinks and of places that wrap around, 0
-    where positions do not.
+    beside the keys of such a page is no number. ring: numbers of sinks and of places that wrap around.
     """
     n_rows, (n_sinks, ring_len) = len(positions), ring
     slots, longest = np.array([*range(n_rows, 0, -1), 99], np.int64), max(positions)
     keys, stored_keys = stored(normal(n_rows, n_heads, page, head_dim), kind)
     n_words = stored_keys.shape[-1]
-    n_places = n_sinks + ring_len if ring_len else longest + 1
+    n_places = n_sinks + ring_len
     words = np.zeros((n_rows + 1, n_heads, n_places, n_words), stored_keys.dtype)
     words.view(np.uint32)[...] = NEVER_USED
     completed = [row for row, position in enumerate(positions) if (position + 1) % page == 0]
     for row in completed:
         own = range(positions[row] + 1 - page, positions[row] + 1)
-        places = [ring_place(p, n_sinks, n_sinks, ring_len) if ring_len else p for p in own]
+        places = [ring_place(p, n_sinks, n_sinks, ring_len) for p in own]
         words[slots[row]][:, places] = stored_keys[row]
     n_pages = longest // page + 2
     digests = poisoned(n_rows + 1, n_heads, n_pages, 2 * n_words, dtype=words.dtype)

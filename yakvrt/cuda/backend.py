@@ -250,7 +250,7 @@ class CudaBackend:
     def page_pools(
         self, sizes: tuple[int, int, int, int], shape: PageShape, most: tuple[int, int], staging: KvRows
     ) -> PagePools:
-        """As Backend.page_pools(). Raises: ValueError, DeviceError."""
+        """As Backend.page_pools(). Raises: DeviceError."""
         return PagePools(self, sizes, shape, most, staging)
 
     def yakv_pools(

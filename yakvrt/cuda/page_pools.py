@@ -4,7 +4,7 @@ the device; all rows there too, or in pinned host memory.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -41,22 +41,19 @@ class PageRows:
     ring: KvRows
     digests: DeviceArray
     cache: KvRows | None
+    most_places: int
     recalled: DeviceArray
     counters: DeviceArray
     wanted: PinnedMemory
     places: PinnedMemory
 
-    @property
-    def most_places(self) -> int:
-        return self.recalled.shape[2]
 
-
-def check_pages(shape: PageShape) -> None:
+def check_pages(group: int) -> None:
     """Raises: ValueError for what has no CUDA kernels."""
-    if shape.group > MAX_GROUP:
+    if group > MAX_GROUP:
         raise ValueError(
             f"on a GPU, pages are scored for up to {MAX_GROUP} query heads of a KV head, and the model has"
-            f" {shape.group}: take another KV method, or the CPU"
+            f" {group}: take another KV method, or the CPU"
         )
 
 
@@ -75,8 +72,7 @@ class PagePools:
         most: tuple[int, int],
         staging: KvRows,
     ) -> None:
-        """sizes, most: as Backend.page_pools(). Raises: ValueError for what has no kernels, DeviceError."""
-        check_pages(shape)
+        """sizes, most: as Backend.page_pools(). Raises: DeviceError."""
         (n_layers, n_slots, n_kv_heads, n_tokens), (most_pages, most_places) = sizes, most
         self._backend, self._heads, self._shape = backend, n_kv_heads, shape
         self._staging = backend.slot_rows(staging, 0, n_kv_heads, shape.head_dim)
@@ -102,7 +98,8 @@ class PagePools:
                 rings[layer],
                 backend.array((n_slots, n_kv_heads, n_pages, row_words), np.uint32),
                 caches[layer],
-                backend.put(np.full((n_slots, n_kv_heads, most_places), -1, np.int32)),
+                most_places,
+                backend.array((n_slots, n_kv_heads, max(most_places, 1)), np.int32),
                 counters,
                 wanted,
                 places,
@@ -111,7 +108,8 @@ class PagePools:
         ]
 
     def open(self, slot: int, n_tokens: int) -> None:
-        """Slots have their memory from the start."""
+        """Slots have their memory from the start; what another has left in the cache goes."""
+        self._empty_caches(range(len(self.layers)), slot)
 
     def release(self, slot: int) -> None:
         """They keep it."""
@@ -141,8 +139,12 @@ class PagePools:
         for begin, end in ((first, min(turn, n)), (turn, n)):
             if begin < end:
                 ring.write(sinks + (begin - sinks) % ring_len, *rows.read(begin, end))
-        if self.layers[layer].cache:
-            self._recalled(layer, slot)[...] = -1
+        self._empty_caches([layer], slot)
+
+    def _empty_caches(self, layers: Iterable[int], slot: int) -> None:
+        for layer in layers:
+            if self.layers[layer].cache:
+                self._recalled(layer, slot)[...] = -1
 
     def state(self, slot: int, n_held: int, n_places: int) -> dict[str, SlotValues]:
         """What n_held tokens of a slot occupy, by pool and layer, with so many places of a cache. Shapes:

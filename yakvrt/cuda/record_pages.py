@@ -159,7 +159,9 @@ class _Step:
         """What a step attends to, a slot for each segment."""
         shape, rows, batch = self.shape, self.rows, self.batch
         row_bytes = shape.head_dim * ELEMENT_BYTES[shape.kind]
-        most_rows = shape.most_rows(rows.n_tokens, rows.most_places or rows.most_pages)
+        most_rows = shape.most_rows(rows.n_tokens, rows.most_pages)
+        if rows.cache:  # where a file says so, a page lies in all places
+            most_rows = shape.ring_places + rows.most_places * shape.page
         head_bytes = -(-most_rows // 16) * 16 * row_bytes
         k, v = (
             self._scratch(name, self.segments * head_bytes // 4, np.uint32)
@@ -169,11 +171,10 @@ class _Step:
         def in_words(of: KvRows | None) -> tuple[Any, ...]:
             return (of.k, of.v, of.slot_bytes // 4, of.head_bytes // 4) if of else (None, None, 0, 0)
 
-        most_blocks = self.recorder.gather_blocks if rows.on_host else BLOCKS_AT_ONCE
         pages, n_pages = (rows.recalled, rows.most_places) if rows.cache else (self.ids, rows.most_pages)
         self.recorder.launch(
             kernel("page_gather", "page_gather_cuda", row_bytes, rows.cache is not None),
-            (min(most_blocks, -(-2 * self.segments * head_bytes // BLOCK_BYTES)), 1),
+            (min(BLOCKS_AT_ONCE, -(-2 * self.segments * head_bytes // BLOCK_BYTES)), 1),
             *(k, v, head_bytes // 4, *in_words(rows.rows), *in_words(rows.ring), *in_words(rows.cache)),
             *(batch.slots, batch.n_rows, self.n_heads, self.sizes, self.residents, self.n_filled, self.lasts),
             *(pages, self.n_heads * n_pages, n_pages, self.fresh, rows.most_places),

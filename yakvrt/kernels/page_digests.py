@@ -29,8 +29,7 @@ def page_digests_cuda(g: Any, head_dim: int, kind: str, centred: bool) -> CudaKe
     """For every row whose token completes a page, the digest of the page's keys; other rows leave theirs.
 
     Key and digest are numbers of `kind`, halves in pairs in uint32; strides count numbers and are even.
-    Positions from n_sinks on wrap around ring_len places, at least a page, or do not where that is 0
-    (kv_append_cuda).
+    Positions from n_sinks on wrap around ring_len places, at least a page (kv_append_cuda).
 
     Grid: x, KV heads; y, rows.
     Shapes: digests [slots][Hk][pages][2 D], ring [slots][Hk][places][D], slots and positions int64 [rows].
@@ -73,7 +72,7 @@ def page_digests_cuda(g: Any, head_dim: int, kind: str, centred: bool) -> CudaKe
         first = g.int32(number * page)
         if first + page != end:
             return
-        if ring_len > 0 and first >= n_sinks:
+        if first >= n_sinks:
             first = g.int32(n_sinks + g.uint32(first - n_sinks) % g.uint32(ring_len))
         keys = slots[row] * ring_slot_stride + head * ring_head_stride
         at = slots[row] * slot_stride + head * head_stride + g.int64(number) * (2 * head_dim)

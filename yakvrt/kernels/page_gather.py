@@ -31,7 +31,7 @@ def page_gather_cuda(g: Any, row_bytes: int, cached: bool) -> CudaKernel:
     and in lasts where a segment's rows end. If `cached`, the pages are those of the cache's first places:
     those that are fresh come from the rows of all tokens, and remain.
 
-    Grid: any number of blocks, of which each has BLOCK_BYTES under way: few keep a link to the host busy.
+    Grid: any number of blocks, of which each has BLOCK_BYTES under way.
     Shapes: tables uint32 of rows of row_bytes, strides in words; out_k and out_v [B * Hk][out_stride]; sizes
     and residents of page_lengths_cuda; counts, of pages, and lasts int64 [B * Hk]. ids int32, from
     slots * ids_slot_stride + heads * ids_head_stride on, and fresh int32 [B * Hk][fresh_stride] of

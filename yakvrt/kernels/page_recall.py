@@ -10,7 +10,8 @@ from .cuda_kernel import CudaKernel
 def page_recall_cuda(g: Any) -> CudaKernel:
     """Makes `recalled`, the pages that rest in each head's places (-1: none), contain all wanted ids: those
     there already stay where they are, the others replace ids that are not wanted, those of least weight
-    first, of equal ones the first; empty places before them. The truth is chosen_rows.replace_missing.
+    first, of equal ones the first; empty places before them. The truth is chosen_rows.replace_missing. Where
+    too few places can give way (weights that are no numbers, pages that lie there twice), ids stay out.
 
     Grid: a block for each segment.
     Shapes: recalled int32, strides of slots and heads; ids int32 [segments][ids_stride], ascending, the first
@@ -49,8 +50,8 @@ def page_recall_cuda(g: Any) -> CudaKernel:
         missing, targets = g.shifted(missing, segment * ids_stride), g.shifted(targets, segment * ids_stride)
         fresh, order = g.shifted(fresh, segment * most_places), g.shifted(order, segment * most_places)
         weights = g.shifted(weights, segment * weights_stride)
-        counts = g.shared_i32(2)
-        if thread < 2:
+        counts = g.shared_i32(3)  # ids that are missing, places that can give way, places with a page
+        if thread < 3:
             counts[thread] = 0
         for j in range(thread, k, g.int32(threads)):
             found[j] = 0
@@ -65,6 +66,8 @@ def page_recall_cuda(g: Any) -> CudaKernel:
                 else:
                     key = weights[page]
             order[place], fresh[place] = key, 0
+            if key < g.float32(wanted_order):
+                g.atomic_add_i32(counts, 1, 1)
         g.sync_threads()
         for j in range(thread, k, g.int32(threads)):
             if found[j] == 0:
@@ -74,7 +77,7 @@ def page_recall_cuda(g: Any) -> CudaKernel:
                 missing[rank] = ids[j]
                 g.atomic_add_i32(counts, 0, 1)
         g.sync_threads()
-        n_missing = g.int32(counts[0])
+        n_missing = g.int32(min(g.int32(counts[0]), g.int32(counts[1])))
         for place in range(thread, n, g.int32(threads)):
             key, rank = order[place], g.int32(0)
             if key < g.float32(wanted_order):
@@ -89,10 +92,10 @@ def page_recall_cuda(g: Any) -> CudaKernel:
         g.sync_threads()
         for place in range(thread, n, g.int32(threads)):
             if held[place] >= 0:
-                g.atomic_add_i32(counts, 1, 1)
+                g.atomic_add_i32(counts, 2, 1)
         g.sync_threads()
         if thread == 0:
-            n_fresh[segment], n_filled[segment] = n_missing, counts[1]
+            n_fresh[segment], n_filled[segment] = n_missing, counts[2]
 
     return CudaKernel(
         kernel,

@@ -91,7 +91,7 @@ def pools(config: ModelConfig, parameters: Parameters, kind: str, n_tokens: int)
         },
         host={"keys and values": int(n_tokens * host_bytes_per_token(config, parameters, kind))},
         transient={"staging": staging_bytes(config, kind, n_tokens)},
-        gathered=row * min(pages * parameters.page, n_tokens),
+        gathered=row * pages * parameters.page,
     )
 
 

@@ -53,7 +53,8 @@ class CodedPools:
 class Pools:
     """Bytes of one slot by what they hold, on the device and on the host; and what a prompt needs while it is
     taken in. `next_layer`: what it needs too where one of its layers is stored while the next computes;
-    `gathered`: what a step of the slot brings together on a GPU.
+    `gathered`: what a step of the slot brings together on a GPU,
+    where the best pages are read.
     `coded`: what some devices may have no kernels for.
     """
 

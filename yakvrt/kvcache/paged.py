@@ -7,6 +7,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from ..kernels.page_layout import PageShape, chosen_end
 from ..ops import ELEMENT_BYTES, Buffer, KvRows, Ops
 from .contract import AttentionInput, KvSetting, Pools, StateArray, TokenRows
@@ -53,7 +55,7 @@ class PagedKv:
     def open(self, n_tokens: int) -> int:
         slot = self._free.take(n_tokens)
         self._pools.open(slot, n_tokens)
-        self._budget(slot, 0)
+        self._set_budgets(slot, 0)
         return slot
 
     def restore(self, layer: int, slot: int, n_held: int) -> None:
@@ -69,12 +71,7 @@ class PagedKv:
     def store(self, layer: int, slot: int, n_held: int, n_new: int) -> None:
         if layer >= self._dense.n:
             self._pools.store(layer - self._dense.n, slot, n_held, n_held + n_new)
-            self._budget(slot, n_held + n_new)
-
-    def _budget(self, slot: int, n: int) -> None:
-        """That of a prompt of n tokens."""
-        pools, method = self._pools, self._method
-        pools.wanted[slot], pools.places[slot] = method.wanted(n), method.places(n)
+            self._set_budgets(slot, n_held + n_new)
 
     def decode(self, ops: Ops, layer: int, attention: AttentionInput, out: Buffer) -> None:
         if self._dense.n == self._setting.config.n_layers:
@@ -85,22 +82,15 @@ class PagedKv:
             rows = self._pools.layers[layer - self._dense.n]
             ops.attend_pages(out, attention.q, attention.k, attention.v, rows)
 
-    def _held_places(self, n: int) -> int:
-        """Of a cache, that n tokens can fill."""
-        return min(self._method.places(n), -(-n // self._method.shape.page))
-
     def truncate(self, slot: int, n_held: int, n: int) -> int:
         for layer in range(len(self._pools.layers)):
             self._pools.settle(layer, slot, n)
-        for held, of in (
-            (self._pools.wanted, self._method.wanted),
-            (self._pools.places, self._method.places),
-        ):
-            held[slot] = min(held[slot], of(n))
+        for _, held, of_prompt in self._budgets():
+            held[slot] = min(held[slot], of_prompt(n))
         return n
 
     def state(self, slot: int, n_held: int) -> Mapping[str, StateArray]:
-        pools, method, shape = self._pools, self._method, self._method.shape
+        pools, shape = self._pools, self._method.shape
         rows = {"rows": TokenRows(pools.token_axis), "digests": TokenRows(pools.token_axis, shape.page)}
         end = chosen_end(n_held, shape.n_sinks, shape.window, shape.page)
         limits = {"recalled": (-1, (end - shape.n_sinks) // shape.page - 1)}
@@ -108,11 +98,8 @@ class PagedKv:
         for name, values in pools.state(slot, n_held, self._held_places(n_held)).items():
             of = name.partition(".")[0]
             found[name] = StateArray(values, limits.get(of), rows.get(of))
-        for name, held, of_tokens in (
-            ("wanted", pools.wanted, method.wanted),
-            ("places", pools.places, method.places),
-        ):
-            found[name] = StateArray(held[slot : slot + 1], (of_tokens(0), of_tokens(n_held)))
+        for name, held, of_prompt in self._budgets():
+            found[name] = StateArray(held[slot : slot + 1], (of_prompt(0), of_prompt(n_held)))
         return found
 
     def release(self, slot: int) -> None:
@@ -139,3 +126,17 @@ class PagedKv:
         row = 2 * config.head_dim * ELEMENT_BYTES[self._setting.kind]
         moved = (asked - hits) * row
         return Counters(config.n_layers, tokens // n_layers, read + dense, asked, hits, asked * row, moved)
+
+    def _budgets(self) -> tuple[tuple[str, np.ndarray, Callable[[int], int]], ...]:
+        """Numbers of all slots, and what they are for a prompt of so many tokens."""
+        pools, method = self._pools, self._method
+        return ("wanted", pools.wanted, method.wanted), ("places", pools.places, method.places)
+
+    def _set_budgets(self, slot: int, n: int) -> None:
+        """Those of a prompt of n tokens."""
+        for _, held, of_prompt in self._budgets():
+            held[slot] = of_prompt(n)
+
+    def _held_places(self, n: int) -> int:
+        """Of a cache, that n tokens can fill."""
+        return min(self._method.places(n), -(-n // self._method.shape.page))
