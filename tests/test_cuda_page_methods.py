@@ -32,6 +32,7 @@ METHODS = {
     },
     "quest": {"sparse_budget": "0.25", "page": "4", "min_pages": "1", "window": "2", "dense_layers": "0"},
     "oracle": {"sparse_budget": "0.2", "sinks": "3", "recent": "9"},
+    "infinigen": {"sparse_budget": "0.3", "alpha": "3", "dense_layers": "0"},
 }
 Rows = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -63,6 +64,8 @@ def decoded(slots: KvSlots, heads: tuple[int, int, int], slot: int, first: int, 
         ("quest", (4, 1, 64), "bf16"),
         ("quest", (2, 2, 16), "f32"),
         ("oracle", (4, 2, 64), "f16"),
+        ("infinigen", (4, 2, 64), "bf16"),
+        ("infinigen", (2, 2, 16), "f32"),
     ],
 )
 def test_a_slot_is_that_of_the_cpu(
@@ -98,22 +101,23 @@ def test_a_slot_is_that_of_the_cpu(
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_step_is_one_graph(open_backend: Callable[..., CudaBackend], gpu: FakeGpu, name: str) -> None:
-    """With nothing for the host to do, also in dense layers."""
+    """With nothing for the host to do, also in dense layers. InfiniGen's further layers take a model."""
     heads, args = (2, 1, 64), dict(METHODS[name])
-    if name != "oracle":
+    n_layers = 1 if name == "infinigen" else 2
+    if name in ("quest", "arkvale"):
         args["dense_layers"] = "1"
     with KvSlots(
-        name, args, heads=heads, ctx_size=CTX, kind="f16", n_layers=2, backend=open_backend()
+        name, args, heads=heads, ctx_size=CTX, kind="f16", n_layers=n_layers, backend=open_backend()
     ) as slots:
         slot = slots.kv.open(CTX)
-        for layer in range(2):
+        for layer in range(n_layers):
             slots.prefill(slot, 0, *rows(heads, 0, 40), layer=layer)
         n_calls = len(gpu.calls)
-        for layer in range(2):
+        for layer in range(n_layers):
             slots.decode(slot, 40, *(x[0] for x in rows(heads, 40, 41)), layer=layer)
         asked = gpu.calls[n_calls:]
-        assert asked.count("cuGraphLaunch") == 2
-        assert asked.count("cuStreamBeginCapture") == 2
+        assert asked.count("cuGraphLaunch") == n_layers
+        assert asked.count("cuStreamBeginCapture") == n_layers
         assert slots.kv.stats()["steps"] == 1
 
 

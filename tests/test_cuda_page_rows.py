@@ -13,6 +13,8 @@ from cuda_cases.page_rows import (
     page_count,
     page_gather,
     page_lengths,
+    page_near,
+    page_project,
     page_recall,
 )
 from cuda_kernel import count, emulated_kernel, poisoned, run_kernel, solve
@@ -35,6 +37,16 @@ def test_page_lengths(name: str) -> None:
 @pytest.mark.parametrize("n", [0, 1, 17, 40])
 def test_page_count(n: int) -> None:
     solve(page_count(n, 3, 16))
+
+
+@pytest.mark.parametrize(("head_dim", "n_channels", "group"), [(16, 8, 1), (80, 16, 4), (128, 72, 2)])
+def test_page_project(head_dim: int, n_channels: int, group: int) -> None:
+    solve(page_project(head_dim, n_channels, 2, group, 2))
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.5, 1e9])
+def test_page_near(alpha: float) -> None:
+    solve(page_near([0, 1, 5, 300, 40], 2, 3, alpha))
 
 
 @pytest.mark.parametrize("cached", [False, True])

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
+from golden_values import tiny_cases, tiny_dir
 from kv_slots import KvSlots
+
+import yakvrt
 
 METHODS = {
     "quest": {"sparse_budget": "0.25", "page": "4", "min_pages": "1", "window": "2", "dense_layers": "0"},
@@ -64,3 +69,19 @@ def test_a_slot_begins_without_the_last_ones_budget(slots: KvSlots) -> None:
             slots.kv.truncate(slot, 40, 0)
             slots.prefill(slot, 0, *rows(0, 120))
             slots.kv.release(slot)
+
+
+@pytest.mark.parametrize("name", ["quest", "arkvale", "infinigen"])
+def test_dense_layers_and_others_share_a_step(name: str) -> None:
+    """Of one token on several threads, which keep values of their own: as on one thread, to the bit."""
+    found = []
+    for threads in (1, 2):
+        how: dict[str, Any] = {"kv": name, "kv_args": {"dense_layers": "1"}, "ctx_size": 64}
+        with (
+            yakvrt.load(str(tiny_dir("llama3")), threads=threads, **how) as engine,
+            engine.session() as session,
+        ):
+            ids = tiny_cases("llama3")[1].ids
+            session.prefill(ids[:4])
+            found.append(np.array([session.decode(token) for token in ids[4:10]]))
+    np.testing.assert_array_equal(*found)

@@ -143,8 +143,10 @@ class Ops(Protocol):
     def attend_decode(self, out: Buffer, q: Buffer, k: Buffer, v: Buffer, rows: KvRows) -> None:
         """Appends the row of every slot, then attends over each slot's rows."""
 
-    def attend_pages(self, out: Buffer, q: Buffer, k: Buffer, v: Buffer, rows: PageRows) -> None:
-        """Appends the row of every slot, then attends over its first and last rows and its best pages."""
+    def attend_pages(self, out: Buffer, q: Buffer, k: Buffer, v: Buffer, by: Buffer, rows: PageRows) -> None:
+        """Appends the row of every slot, then attends over its first and last rows, and over its best pages
+        for the queries `by`.
+        """
 
     def attend_yakv(self, out: Buffer, q: Buffer, k: Buffer, v: Buffer, rows: YakvRows) -> None:
         """Appends the row of every slot, then attends over its exact rows, the selected ones and the tail."""

@@ -11,6 +11,7 @@ from yakvrt.kernels.chosen_rows import replace_missing
 from yakvrt.kernels.page_gather import page_gather_ref
 from yakvrt.kernels.page_layout import PageShape
 from yakvrt.kernels.page_lengths import page_lengths_ref
+from yakvrt.kernels.page_project import page_near_ref, page_project_ref
 
 from .arrays import RNG, blocks, count, normal, poisoned
 from .case import COPY, LINK, Case, Launch, Sized, compare, sized, untouched
@@ -46,7 +47,7 @@ def page_lengths(
                 shape.n_sinks,
                 shape.window,
                 shape.page,
-                int(not shape.boxes),
+                int(shape.proxy == "key"),
             ),
         ),
     )
@@ -215,10 +216,69 @@ def page_gather(
     return Case([launch], check, pinned=tables if far else [])
 
 
+def page_project(head_dim: int, n_channels: int, n_heads: int, group: int, n_rows: int) -> Case:
+    """Slots in reverse; a row too many."""
+    x, skew = (
+        normal(n_rows + 1, n_heads * group * head_dim + 4),
+        normal(n_rows, n_heads, head_dim, n_channels),
+    )
+    out = poisoned(n_rows + 1, n_heads * group * n_channels)
+    slots = np.array([*reversed(range(n_rows)), 99], np.int64)
+    head = head_dim * n_channels
+    launch = Launch(
+        kernel("page_project", "page_project_cuda", head_dim),
+        (n_heads * group, n_rows + 1),
+        [out],
+        (out, x, x.shape[1], skew, n_heads * head, head, slots, count(n_rows), n_channels, group),
+        skew.nbytes + x.nbytes,
+    )
+
+    def check() -> float:
+        untouched("rows of no row", out[n_rows:])
+        worst = 0.0
+        for row in range(min(n_rows, 4)):
+            given = x[row, :-4].reshape(n_heads, group, head_dim)
+            expected = page_project_ref(given, skew[slots[row]]).reshape(-1)
+            worst = max(worst, compare("channels", out[row], expected, rtol=1e-4, atol=1e-4))
+        return worst
+
+    return Case([launch], check)
+
+
+def page_near(lengths: list[int], n_heads: int, group: int, alpha: float) -> Case:
+    """Budgets above and below; a row too many."""
+    n, longest, n_parts = len(lengths), max(lengths) + 1, 3
+    logits = normal(n + 1, n_heads * group, longest, scale=3)
+    parts = np.full((n + 1, n_heads * group, n_parts, 2), -1e30, np.float32)
+    budgets = np.repeat([*([3, 1000] * n)[:n], 7], n_heads).reshape(n + 1, n_heads)
+    before = budgets.copy()
+    for row, length in enumerate(lengths):
+        if length:
+            parts[row, :, row % n_parts, 0] = logits[row, :, :length].max(axis=1)
+    held = np.repeat([*lengths, 9], n_heads)
+    launch = Launch(
+        kernel("page_project", "page_near_cuda"),
+        (n + 1, 1),
+        [budgets],
+        (budgets, held, logits, longest, parts, n_parts, alpha, count(n), n_heads, group),
+        sum(lengths) * n_heads * group * 4,
+    )
+
+    def check() -> float:
+        for row, length in enumerate(lengths):
+            most = page_near_ref(logits[row, :, :length], alpha) if length else 1 << 40
+            compare("budgets", budgets[row], np.minimum(before[row], most))
+        return compare("budgets of no row", budgets[n:], before[n:])
+
+    return Case([launch], check)
+
+
 def small() -> list[Sized]:
     return [
         sized("page lengths", page_lengths, SINKS, [1, 30, 90], [2, 4, 6], 2),
         sized("page count", page_count, 3, 2, 4),
+        sized("page project", page_project, 64, 16, 2, 2, 2),
+        sized("page near", page_near, [0, 300, 20], 2, 2, 2.0),
         sized("page recall", page_recall, [9, 5], 3, [4, 3], 2),
         sized("page gather", page_gather, replace(SINKS, page=8, window=8), [3, 21, 61], 3, 2, 2, False),
         sized("page gather with a cache", page_gather, SINKS, [3, 21, 61], 5, 2, 2, True, False),
@@ -230,6 +290,8 @@ def real() -> list[Sized]:
     return [
         sized("page lengths, 64 rows", page_lengths, QUEST, [32768] * 64, [64] * 64, 8),
         sized("page count, 64 rows", page_count, 64, 8, 16),
+        sized("page project, 8 x 32 heads of 128 to 32", page_project, 128, 32, 8, 4, 8),
+        sized("page near, 8 x 32 x 32768", page_near, [32768] * 8, 8, 4, 4.0),
         sized("page recall, 64 of 128 pages, 8 x 8", page_recall, [2048] * 8, 64, [128] * 8, 8),
         sized(f"page gather of {pages}", page_gather, QUEST, lengths, 64, 8, 16, False),
         sized(f"page gather with a cache of {pages}", page_gather, QUEST, lengths, 64, 8, 16, True),

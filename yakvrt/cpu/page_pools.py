@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +19,7 @@ from ..kernels.chosen_rows import (
 )
 from ..kernels.page_digests import page_digests_ref
 from ..kernels.page_layout import PageShape, chosen_end
+from ..kernels.page_project import page_near_ref
 from ..ops import Buffer, element_type
 from .exact_rows import ExactRows
 from .memory import reserved
@@ -37,11 +39,14 @@ class PageRows:
 
 @dataclass(frozen=True, slots=True)
 class _Slot:
-    """recalled int64 [L, Hk, places]: the pages whose rows lie in the cache, -1: none."""
+    """proxies [L, Hk, pages, proxy width]; skew float32 [L, Hk, D, channels], the matrix that turns keys;
+    recalled int64 [L, Hk, places]: the pages whose rows lie in the cache, -1: none.
+    """
 
     rows: ExactRows
     ring: ExactRows
-    digests: np.ndarray
+    proxies: np.ndarray
+    skew: np.ndarray
     cache: ExactRows
     recalled: np.ndarray
 
@@ -71,12 +76,12 @@ class PagePools:
 
     def open(self, slot: int, n_tokens: int) -> None:
         shape, dtype = self._shape, element_type(self._shape.kind)
-        n_pages = max(1, n_tokens // shape.page)
-        digests = reserved((*self._heads, n_pages, 2 * shape.head_dim * dtype.itemsize)).view(dtype)
+        proxies = reserved((*self._heads, n_tokens // shape.page, shape.proxy_width * dtype.itemsize))
         self._slots[slot] = _Slot(
             ExactRows(*self._heads, n_tokens, shape.head_dim, shape.kind),
             ExactRows(*self._heads, shape.ring_places, shape.head_dim, shape.kind),
-            digests,
+            proxies.view(dtype),
+            np.zeros((*self._heads, shape.head_dim, shape.n_channels), np.float32),
             ExactRows(*self._heads, self._most_places * shape.page, shape.head_dim, shape.kind),
             np.full((*self._heads, self._most_places), -1, np.int64),
         )
@@ -84,11 +89,15 @@ class PagePools:
     def release(self, slot: int) -> None:
         del self._slots[slot]
 
+    def set_skew(self, layer: int, slot: int, skew: np.ndarray) -> None:
+        """The matrix that turns keys. Shapes: float32 [Hk, D, channels]."""
+        self._slots[slot].skew[layer] = skew
+
     def store(self, layer: int, slot: int, n_held: int, n: int) -> None:
         """Takes over the exact rows at positions n_held .. n - 1 of the prompt under way."""
         held, page = self._slots[slot], self._shape.page
         held.rows.write(layer, n_held, *self._staging.read(n_held, n))
-        self._digest(held, layer, n_held // page, n // page)
+        self._describe(held, layer, n_held // page, n // page)
         self.settle(layer, slot, n)
 
     def restore(self, layer: int, slot: int, n_held: int) -> None:
@@ -111,8 +120,10 @@ class PagePools:
         """
         held, shape = self._slots[slot], self._shape
         found = {"rows": held.rows.first(n_held), "ring": held.ring.first(shape.ring_places)}
-        if shape.boxes:
-            found["digests"] = held.digests[:, :, : n_held // shape.page]
+        if shape.proxy_width:
+            found["proxies"] = held.proxies[:, :, : n_held // shape.page]
+        if shape.n_channels:
+            found["skew"] = held.skew
         if self._most_places:
             found["cache"] = held.cache.first(n_places * shape.page)
             found["recalled"] = held.recalled[:, :, :n_places]
@@ -126,18 +137,25 @@ class PagePools:
         return counted
 
     def attend(
-        self, layer: int, slot: int, position: int, q: np.ndarray, k: np.ndarray, v: np.ndarray
+        self,
+        layer: int,
+        slot: int,
+        position: int,
+        q: np.ndarray,
+        k: np.ndarray,
+        v: np.ndarray,
+        by: np.ndarray,
     ) -> np.ndarray:
-        """Takes in one token and attends. Shapes: q [H, G, D], k and v [H, D] -> [H, G, D]."""
+        """Takes in one token and attends. Shapes: q and by [H, G, D], k and v [H, D] -> [H, G, D]."""
         held, shape, n = self._slots[slot], self._shape, position + 1
         held.rows.write(layer, position, k[:, None], v[:, None])
         held.ring.write(layer, int(self._places(np.array([position]))[0]), k[:, None], v[:, None])
         sinks, end = shape.n_sinks, chosen_end(n, shape.n_sinks, shape.window, shape.page)
         lasting = self._places(np.concatenate([np.arange(min(sinks, n)), np.arange(end, n)]))
         resident = held.ring.take(layer, np.broadcast_to(lasting, (len(q), len(lasting))))
-        weights = self._weights(held, layer, q, n)
+        weights, n_near = self._weights(held, layer, by, n)
         most = min(int(self.wanted[slot]), int(self.places[slot])) if self._most_places else self.wanted[slot]
-        chosen = top(weights, min(int(most), weights.shape[1]))
+        chosen = top(weights, min(int(most), n_near))
         n_fresh = chosen.size
         if self._most_places:
             n_fresh = self._recall(held, layer, slot, chosen, weights)
@@ -150,24 +168,31 @@ class PagePools:
             more = held.rows.take(layer, sinks + page_rows(chosen, shape.page))
             filled = np.ones(more[0].shape[:2], bool)
         if n % shape.page == 0:
-            self._digest(held, layer, position // shape.page, n // shape.page)
+            self._describe(held, layer, position // shape.page, n // shape.page)
         readable = np.concatenate([np.ones((len(q), len(lasting)), bool), filled], axis=1)
         asked, hits = chosen.size * shape.page, (chosen.size - n_fresh) * shape.page
         self._counted += np.array([np.count_nonzero(readable), asked, hits, 1, n])
         keys, values = (np.concatenate(pair, axis=1) for pair in zip(resident, more, strict=True))
         return attend_rows(q, keys, values, readable)
 
-    def _weights(self, held: _Slot, layer: int, q: np.ndarray, n: int) -> np.ndarray:
-        """What the pages that can be chosen are ranked by. Shapes: [H, pages]."""
+    def _weights(self, held: _Slot, layer: int, q: np.ndarray, n: int) -> tuple[np.ndarray, int]:
+        """What the pages that can be chosen are ranked by, and how many are worth it. Shapes: [H, pages]."""
         shape = self._shape
         end = chosen_end(n, shape.n_sinks, shape.window, shape.page)
         pages = slice(shape.n_sinks // shape.page, end // shape.page)
         if end == shape.n_sinks:
-            return np.zeros((len(q), 0), np.float32)
+            return np.zeros((len(q), 0), np.float32), 0
         scale = np.float32(shape.head_dim**-0.5)
-        if shape.boxes:
-            return group_weights(page_scores(q, held.digests[layer, :, pages]) * scale, shape.rule)
-        return group_weights(logits(q, held.rows.keys(layer, n)) * scale, shape.rule)[:, pages]
+        if shape.proxy == "key":
+            weights = group_weights(logits(q, held.rows.keys(layer, n)) * scale, shape.rule)[:, pages]
+            return weights, weights.shape[1]
+        proxies = held.proxies[layer, :, pages]
+        scaled = page_scores(q, proxies) if shape.has_boxes else logits(q @ held.skew[layer], proxies)
+        scaled *= scale
+        n_near = scaled.shape[2]
+        if shape.alpha < inf:
+            n_near = page_near_ref(scaled.reshape(-1, n_near), shape.alpha)
+        return group_weights(scaled, shape.rule), n_near
 
     def _recall(self, held: _Slot, layer: int, slot: int, chosen: np.ndarray, weights: np.ndarray) -> int:
         """Brings chosen pages into the cache, in place of those of least weight. Returns: how many."""
@@ -185,27 +210,35 @@ class PagePools:
         sinks = self._shape.n_sinks
         return np.where(positions < sinks, positions, sinks + (positions - sinks) % self._shape.ring_len)
 
-    def _digest(self, held: _Slot, layer: int, first: int, last: int) -> None:
-        """Of pages first to last - 1."""
-        if self._shape.boxes:
-            page, centred = self._shape.page, self._shape.boxes == "centred"
-            k, _ = held.rows.read(layer, first * page, last * page)
-            held.digests[layer, :, first:last] = page_digests_ref(k, page, centred=centred)
+    def _describe(self, held: _Slot, layer: int, first: int, last: int) -> None:
+        """Makes what stands for pages first to last - 1."""
+        shape = self._shape
+        if not shape.proxy_width:
+            return
+        k, _ = held.rows.read(layer, first * shape.page, last * shape.page)
+        if shape.has_boxes:
+            made = page_digests_ref(k, shape.page, centred=shape.proxy == "centred")
+        else:
+            made = k @ held.skew[layer]
+        held.proxies[layer, :, first:last] = made
 
 
-def record_pages(recorder: Recorder, out: Buffer, q: Buffer, k: Buffer, v: Buffer, rows: PageRows) -> None:
+def record_pages(
+    recorder: Recorder, out: Buffer, q: Buffer, k: Buffer, v: Buffer, by: Buffer, rows: PageRows
+) -> None:
     """See Ops.attend_pages."""
     batch, heads, dim = recorder.batch, recorder.n_kv_heads, recorder.head_dim
+    recorder.memory.write_shared(out)
 
     def run() -> None:
         n = int(batch.n_rows[0])
-        queries = recorder.read(q, n).reshape(n, heads, -1, dim)
+        queries, asking = (recorder.read(x, n).reshape(n, heads, -1, dim) for x in (q, by))
         keys, values = (recorder.read(x, n).reshape(n, heads, dim) for x in (k, v))
         found = np.empty((n, q.width), np.float32)
         for row in range(n):
             slot, position = int(batch.slots[row]), int(batch.positions[row])
-            attended = rows.pools.attend(rows.layer, slot, position, queries[row], keys[row], values[row])
-            found[row] = attended.reshape(-1)
+            given = queries[row], keys[row], values[row], asking[row]
+            found[row] = rows.pools.attend(rows.layer, slot, position, *given).reshape(-1)
         recorder.write(out, found)
 
     recorder.call(run)

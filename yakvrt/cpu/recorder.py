@@ -205,8 +205,8 @@ class Recorder:
     def attend_decode(self, out: Buffer, q: Buffer, k: Buffer, v: Buffer, rows: KvRows) -> None:
         record_decode_attention(self, out, q, k, v, rows)
 
-    def attend_pages(self, out: Buffer, q: Buffer, k: Buffer, v: Buffer, rows: PageRows) -> None:
-        record_pages(self, out, q, k, v, rows)
+    def attend_pages(self, out: Buffer, q: Buffer, k: Buffer, v: Buffer, by: Buffer, rows: PageRows) -> None:
+        record_pages(self, out, q, k, v, by, rows)
 
     def attend_yakv(self, out: Buffer, q: Buffer, k: Buffer, v: Buffer, rows: YakvRows) -> None:
         record_yakv(self, out, q, k, v, rows)

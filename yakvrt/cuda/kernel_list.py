@@ -28,6 +28,8 @@ PLAIN_ATTENTION = (
     *((64, "f32"), (80, "f16"), (96, "bf16"), (128, "f32")),
     *((size, kind) for size in (16, 32) for kind in ("f32", "bf16")),
 )
+# InfiniGen's share of their channels, a fifth, in whole pieces of 16 bytes
+CHANNELS = tuple((-(-size // 5 // 8) * 8, kind) for size, kind in ATTENTION)
 # head dimensions of the KV kernels, and query heads that share a KV head
 HEADS = ((64, 4), (128, 6), (128, 8), (256, 16))
 HEAD_DIMS = (64, 128, 256)
@@ -138,9 +140,12 @@ def all_kernels(arch: str) -> list[KernelSpec]:
         kernel("yakv_fetch_cuda", "yakv_count_cuda"),
         *(kernel("yakv_gather_cuda", "yakv_gather_cuda", size) for size in ROW_SIZES),
         *(kernel("gather_rows", "gather_rows_cuda", loads) for loads in GATHER_LOADS),
+        *(kernel("page_scores", "page_scores_cuda", *shape, False) for shape in CHANNELS),
         kernel("page_lengths", "page_lengths_cuda"),
         kernel("page_lengths", "page_count_cuda"),
         kernel("page_recall", "page_recall_cuda"),
+        *(kernel("page_project", "page_project_cuda", size) for size in HEAD_DIMS),
+        kernel("page_project", "page_near_cuda"),
         *(
             kernel(op, f"{op}_cuda", *shape, boxes_or_centred)
             for op in ("page_digests", "page_scores")

@@ -7,12 +7,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..kernels.page_digests import page_digests_ref
 from ..kernels.page_layout import PageShape
+from ..kernels.page_project import page_project_ref
 from ..kernels.page_scores import MAX_GROUP
 from ..ops import ELEMENT_BYTES, KvRows, element_type
 from .device_array import DeviceArray
@@ -27,10 +28,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PageRows:
-    """One layer. rows: of all tokens; ring: the first and last ones; digests: words [slots, Hk, pages] of
-    2 * D numbers; with a cache, the rows of its pages and which these are, int32 [slots, Hk, most_places].
-    Shared by all layers: counters int64 [5] of page_count_cuda; wanted and places int64 [slots]. A step
-    chooses up to most_pages pages of a head.
+    """One layer. rows: of all tokens; ring: the first and last ones; proxies: words [slots, Hk, pages] of
+    proxy_width numbers; skew float32 [slots, Hk, D, proxy_width], of channels; with a cache, the rows of its
+    pages and which these are, int32 [slots, Hk, most_places]. Shared by all layers: counters int64 [5] of
+    page_count_cuda; wanted and places int64 [slots]. A step chooses up to most_pages pages of a head.
     """
 
     shape: PageShape
@@ -39,7 +40,9 @@ class PageRows:
     on_host: bool
     rows: KvRows
     ring: KvRows
-    digests: DeviceArray
+    proxies: DeviceArray
+    proxy_width: int
+    skew: DeviceArray
     cache: KvRows | None
     most_places: int
     recalled: DeviceArray
@@ -83,8 +86,10 @@ class PagePools:
         caches: Sequence[KvRows | None] = [None] * n_layers
         if most_places:
             caches = backend.kv_rows(*dims, most_places * shape.page, shape.head_dim, shape.kind)
-        n_pages = max(1, n_tokens // shape.page) if shape.boxes else 1
-        row_words = 2 * shape.head_dim * ELEMENT_BYTES[shape.kind] // 4
+        self._width = -(-shape.proxy_width // 8) * 8  # whole pieces of 16 bytes
+        n_pages = max(1, n_tokens // shape.page) if self._width else 1
+        row_words = max(1, self._width * ELEMENT_BYTES[shape.kind] // 4)
+        n_channels = self._width if shape.n_channels else 1
         counters = backend.put(np.zeros(5, np.int64))
         wanted, places = (backend.pinned((n_slots,), np.int64) for _ in range(2))
         self.wanted, self.places = (memory.array.view(np.int64) for memory in (wanted, places))
@@ -97,6 +102,8 @@ class PagePools:
                 rows[layer],
                 rings[layer],
                 backend.array((n_slots, n_kv_heads, n_pages, row_words), np.uint32),
+                self._width,
+                backend.array((n_slots, n_kv_heads, shape.head_dim, n_channels), np.float32),
                 caches[layer],
                 most_places,
                 backend.array((n_slots, n_kv_heads, max(most_places, 1)), np.int32),
@@ -108,21 +115,32 @@ class PagePools:
         ]
 
     def open(self, slot: int, n_tokens: int) -> None:
-        """Slots have their memory from the start; what another has left in the cache goes."""
+        """Slots have their memory from the start; what another has left in the cache, and its matrix, go."""
         self._empty_caches(range(len(self.layers)), slot)
+        if self._shape.n_channels:
+            for layer in range(len(self.layers)):
+                self._skew(layer, slot)[...] = 0
 
     def release(self, slot: int) -> None:
         """They keep it."""
+
+    def set_skew(self, layer: int, slot: int, skew: np.ndarray) -> None:
+        """The matrix that turns keys. Shapes: float32 [Hk, D, channels]."""
+        padding = [(0, 0), (0, 0), (0, self._width - skew.shape[2])]
+        self._skew(layer, slot)[...] = np.pad(skew, padding)
 
     def store(self, layer: int, slot: int, n_held: int, n: int) -> None:
         """Takes over the exact rows at positions n_held .. n - 1 of the prompt under way."""
         page, rows = self._shape.page, self._rows(layer, slot)
         rows.write(n_held, *self._staging.read(n_held, n))
-        if self._shape.boxes:
+        if self._width:
             first, last = n_held // page, n // page
             k, _ = rows.read(first * page, last * page)
-            made = page_digests_ref(k, page, centred=self._shape.boxes == "centred")
-            self._digests(layer, slot)[:, first:last][...] = made
+            if self._shape.has_boxes:
+                made = page_digests_ref(k, page, centred=self._shape.proxy == "centred")
+            else:
+                made = page_project_ref(k, np.asarray(self._skew(layer, slot)))
+            self._proxies(layer, slot)[:, first:last][...] = made
         self.settle(layer, slot, n)
 
     def restore(self, layer: int, slot: int, n_held: int) -> None:
@@ -157,8 +175,10 @@ class PagePools:
             if held.cache:
                 tables.append(("cache", self._on_device(held.cache, slot), n_places * self._shape.page))
                 found[f"recalled.{layer}"] = self._recalled(layer, slot)[:, :n_places]
-            if self._shape.boxes:
-                found[f"digests.{layer}"] = self._digests(layer, slot)[:, : n_held // self._shape.page]
+            if self._width:
+                found[f"proxies.{layer}"] = self._proxies(layer, slot)[:, : n_held // self._shape.page]
+            if self._shape.n_channels:
+                found[f"skew.{layer}"] = self._skew(layer, slot)
             for name, table, n in tables:
                 found[f"{name}.k.{layer}"], found[f"{name}.v.{layer}"] = table.state(n)
         return found
@@ -179,11 +199,18 @@ class PagePools:
 
     def _recalled(self, layer: int, slot: int) -> DeviceValues:
         held = self.layers[layer].recalled
-        shape, head = (self._heads, held.shape[2]), 4 * held.shape[2]
-        return DeviceValues(held, slot * self._heads * head, head, shape, np.int32, self._backend.stream)
+        return self._of_slot(held, slot, held.shape[2:], np.int32)
 
-    def _digests(self, layer: int, slot: int) -> DeviceValues:
-        held, dtype = self.layers[layer].digests, element_type(self._shape.kind)
-        shape = self._heads, held.shape[2], 2 * self._shape.head_dim
-        stride = held.nbytes // (held.shape[0] * self._heads)
-        return DeviceValues(held, slot * self._heads * stride, stride, shape, dtype, self._backend.stream)
+    def _proxies(self, layer: int, slot: int) -> DeviceValues:
+        held = self.layers[layer].proxies
+        return self._of_slot(held, slot, (held.shape[2], self._width), element_type(self._shape.kind))
+
+    def _skew(self, layer: int, slot: int) -> DeviceValues:
+        held = self.layers[layer].skew
+        return self._of_slot(held, slot, held.shape[2:], np.float32)
+
+    def _of_slot(self, held: DeviceArray, slot: int, shape: tuple[int, ...], dtype: Any) -> DeviceValues:
+        """What each of its KV heads has of an array."""
+        head = held.nbytes // (held.shape[0] * self._heads)
+        whole = self._heads, *shape
+        return DeviceValues(held, slot * self._heads * head, head, whole, dtype, self._backend.stream)

@@ -4,6 +4,7 @@ lacks; bring the rows together, and attend to them.
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def record_pages(
-    recorder: CudaRecorder, out: Buffer, q: Buffer, k: Buffer, v: Buffer, rows: PageRows
+    recorder: CudaRecorder, out: Buffer, q: Buffer, k: Buffer, v: Buffer, by: Buffer, rows: PageRows
 ) -> None:
     """See Ops.attend_pages."""
     layer, shape = recorder.in_stage.layer, rows.shape
@@ -32,9 +33,13 @@ def record_pages(
     append_rows(recorder, rows.ring, k, v, shape.n_sinks, shape.ring_len)
     step = _Step(recorder, rows)
     step.measure()
-    if shape.boxes:
+    asking = by
+    if shape.has_boxes:
         step.digest()
-    step.select(q)
+    elif shape.n_channels:
+        step.keep_channels(k)
+        asking = step.project(by, shape.group)
+    step.select(asking)
     if rows.most_places:
         step.recall()
     recorder.stage("fetch", layer)
@@ -82,28 +87,54 @@ class _Step:
             (-(-self.capacity // 128), 1),
             *(self.sizes, self.budgets, self.lengths, self.firsts, self.ends, self.residents, self.totals),
             *(wanted, places, batch.slots, batch.positions, batch.n_rows, self.capacity, self.n_heads),
-            *(shape.group, shape.n_sinks, shape.window, shape.page, int(not shape.boxes)),
+            *(shape.group, shape.n_sinks, shape.window, shape.page, int(shape.proxy == "key")),
         )
 
     def digest(self) -> None:
         """Of pages that the new tokens complete."""
         shape, rows, batch = self.shape, self.rows, self.batch
         self.recorder.launch(
-            kernel("page_digests", "page_digests_cuda", shape.head_dim, shape.kind, shape.boxes == "centred"),
+            kernel("page_digests", "page_digests_cuda", shape.head_dim, shape.kind, shape.proxy == "centred"),
             (self.n_heads, self.capacity),
-            *(rows.digests, *self._digest_strides(), rows.ring.k, *strides(rows.ring)),
+            *(rows.proxies, *self._proxy_strides, rows.ring.k, *strides(rows.ring)),
             *(shape.n_sinks, shape.ring_len, shape.page, batch.slots, batch.positions, batch.n_rows),
         )
 
-    def _digest_strides(self) -> tuple[int, int]:
+    @property
+    def _proxy_strides(self) -> tuple[int, int]:
         """In numbers, between slots and heads."""
-        head = self.rows.digests.shape[2] * 2 * self.shape.head_dim
+        head = self.rows.proxies.shape[2] * self.rows.proxy_width
         return self.n_heads * head, head
+
+    def project(self, x: Buffer, group: int) -> Buffer:
+        """The channels of every head, `group` of which share a KV head."""
+        rows, head_dim, width = self.rows, self.shape.head_dim, self.rows.proxy_width
+        n_heads = x.width // head_dim
+        out = self._scratch(f"channels_{n_heads}", self.capacity * n_heads * width, np.float32)
+        head = head_dim * width
+        self.recorder.launch(
+            kernel("page_project", "page_project_cuda", head_dim),
+            (n_heads, self.capacity),
+            *(out, x.data, x.width, rows.skew, self.n_heads * head, head, self.batch.slots, x.n_rows),
+            *(width, group),
+        )
+        return Buffer(out, n_heads * width, x.n_rows)
+
+    def keep_channels(self, k: Buffer) -> None:
+        """Those of the new keys, which a kernel for keys and values writes as both."""
+        rows, made = self.rows, self.project(k, 1)
+        self.recorder.launch(
+            kernel("kv_append", "kv_append_cuda", self.shape.kind),
+            (-(-made.width // 1024), self.capacity),
+            *(rows.proxies, rows.proxies, *self._proxy_strides, made.data, made.data, made.width),
+            *(self.n_heads, rows.proxy_width, self.batch.slots, self.batch.positions, made.n_rows, 0, 0),
+        )
 
     def select(self, q: Buffer) -> None:
         """The best pages of every head."""
         shape, rows, launch = self.shape, self.rows, self.recorder.launch
-        n_queries = self.capacity * self.recorder.n_heads
+        n_heads = self.recorder.n_heads
+        n_queries = self.capacity * n_heads
         logits = self._scratch("logits", n_queries * self.width, np.float32)
         parts = self._scratch("parts", n_queries * self.n_parts * 2, np.float32)
         lse, counts = (
@@ -112,16 +143,23 @@ class _Step:
         )
         stride = candidates_stride(self.width)
         candidates = self._scratch("candidates", self.segments * stride, np.uint32)
-        scored: tuple[Any, ...] = rows.rows.k, *strides(rows.rows)
-        if shape.boxes:
-            scored = rows.digests, *self._digest_strides()
+        scored: tuple[Any, ...] = rows.proxies, *self._proxy_strides
+        if shape.proxy == "key":
+            scored = rows.rows.k, *strides(rows.rows)
         launch(
-            kernel("page_scores", "page_scores_cuda", shape.head_dim, shape.kind, bool(shape.boxes)),
+            kernel("page_scores", "page_scores_cuda", q.width // n_heads, shape.kind, shape.has_boxes),
             (self.n_parts, self.segments),
             *(logits, self.width, parts, self.n_parts, q.data, q.width, *scored, self.batch.slots),
             *(self.firsts, self.lengths, self.ends, self.batch.n_rows, self.n_heads, shape.group),
             shape.head_dim**-0.5,
         )
+        if shape.alpha < inf:
+            launch(
+                kernel("page_project", "page_near_cuda"),
+                (self.capacity, 1),
+                *(self.budgets, self.lengths, logits, self.width, parts, self.n_parts, shape.alpha),
+                *(self.batch.n_rows, self.n_heads, shape.group),
+            )
         launch(
             kernel("yakv_tail_cuda", "log_sum_exp_cuda"),
             (-(-n_queries // 4), 1),

@@ -239,8 +239,8 @@ class CudaRecorder:
         append_rows(self, rows, k, v)
         record_decode_attention(self, Queries.of_batch(self, out, q), rows)
 
-    def attend_pages(self, out: Buffer, q: Buffer, k: Buffer, v: Buffer, rows: PageRows) -> None:
-        record_pages(self, out, q, k, v, rows)
+    def attend_pages(self, out: Buffer, q: Buffer, k: Buffer, v: Buffer, by: Buffer, rows: PageRows) -> None:
+        record_pages(self, out, q, k, v, by, rows)
 
     def attend_yakv(self, out: Buffer, q: Buffer, k: Buffer, v: Buffer, rows: YakvRows) -> None:
         record_yakv(self, out, q, k, v, rows)

@@ -7,15 +7,18 @@ ring, and always read: a page can be chosen once `window` tokens lie between it 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 
 
 @dataclass(frozen=True, slots=True)
 class PageShape:
-    """`rule` ranks pages of `page` tokens for a group of query heads by what stands for them: with boxes
-    "extremes" or "centred" a digest of their keys, with "" the one key that such a page holds.
+    """`rule` ranks pages of `page` tokens for a group of query heads by what stands for them: a box around
+    their keys, "extremes" or "centred" (page_digests.py); of pages of one token the key itself, "key", or
+    n_channels of it, "channels", when a slot's matrix has turned it.
 
-    Probabilities are those among the pages that can be chosen, or, with "", among all tokens. n_sinks is a
-    multiple of `page`.
+    Probabilities are those among the pages that can be chosen, with "key" among all tokens. n_sinks is a
+    multiple of `page`. With an alpha fewer pages are chosen where, on average over the query heads, fewer
+    have logits within alpha of the largest; at least one.
     """
 
     group: int
@@ -24,8 +27,19 @@ class PageShape:
     page: int
     n_sinks: int
     window: int
-    boxes: str
+    proxy: str
     rule: str
+    n_channels: int = 0
+    alpha: float = inf
+
+    @property
+    def has_boxes(self) -> bool:
+        return self.proxy in ("extremes", "centred")
+
+    @property
+    def proxy_width(self) -> int:
+        """Numbers that stand for a page; 0 where its key does."""
+        return self.n_channels or (2 * self.head_dim if self.has_boxes else 0)
 
     @property
     def ring_len(self) -> int:

@@ -37,11 +37,11 @@ def page_lengths_ref(
         n, page, first = position + 1, shape.page, shape.n_sinks // shape.page
         size = (chosen_end(n, shape.n_sinks, shape.window, page) - shape.n_sinks) // page
         chosen = min(int(wanted[row]), int(places[row]), size)
-        length = size if shape.boxes or not size else n
+        length = size if shape.proxy != "key" or not size else n
         told = size, chosen, length, first, first + size, n - size * page
         for array, value in zip(found, told, strict=True):
             array[row] = value
-        if not shape.boxes:
+        if shape.proxy == "key":
             found.ends[row] = n
     return found
 

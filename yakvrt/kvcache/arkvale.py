@@ -112,7 +112,7 @@ def build(setting: KvSetting, parameters: Parameters) -> PagedKv:
         page=page,
         n_sinks=parameters.sinks * page,
         window=(parameters.window - 1) * page,
-        boxes="centred",
+        proxy="centred",
         rule=parameters.rule,
     )
     method = PagedMethod(

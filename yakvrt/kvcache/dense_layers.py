@@ -34,20 +34,15 @@ class DenseLayers:
     def state(self, slot: int, n_held: int) -> dict[str, StateArray]:
         return exact_state(self._setting, self._layers, slot, n_held)
 
-    def attend(self, ops: Ops, layer: int, attention: AttentionInput, out: Buffer) -> None:
-        """Without counting."""
+    def decode(self, ops: Ops, layer: int, attention: AttentionInput, out: Buffer) -> None:
         ops.attend_decode(out, attention.q, attention.k, attention.v, self._layers[layer])
 
-    def decode(self, ops: Ops, layer: int, attention: AttentionInput, out: Buffer) -> None:
-        """The output goes through a buffer of its own: in the other layers plain Python writes `out`."""
-        attended = ops.buffer(out.width)
-        self.attend(ops, layer, attention, attended)
+    def count(self, ops: Ops, layer: int) -> None:
+        """Records: what a layer reads is counted, of models that are dense in all layers."""
         batch, heads = ops.batch, self._setting.config.n_kv_heads
 
         def run() -> None:
-            n = int(batch.n_rows[0])
-            ops.write(out, ops.read(attended, n))
-            for position in batch.positions[:n]:
+            for position in batch.positions[: int(batch.n_rows[0])]:
                 asked = heads * int(position) if self._on_host else 0
                 read = heads * (int(position) + 1)
                 self._counters.add(layer, read=read, asked=asked, hit=0, row_bytes=self._row_bytes)

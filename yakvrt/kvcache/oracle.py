@@ -75,7 +75,7 @@ def build(setting: KvSetting, parameters: Parameters) -> PagedKv:
         page=1,
         n_sinks=parameters.sinks,
         window=parameters.recent - 1,
-        boxes="",
+        proxy="key",
         rule=parameters.rule,
     )
     method = PagedMethod(

@@ -14,6 +14,7 @@ from ..ops import ELEMENT_BYTES, Buffer, KvRows, Ops
 from .contract import AttentionInput, KvSetting, Pools, StateArray, TokenRows
 from .counters import Counters, method_stats
 from .dense_layers import DenseLayers
+from .prompt_queries import PromptQueries
 from .slots import SlotList
 from .staging import Staging
 
@@ -21,7 +22,9 @@ from .staging import Staging
 @dataclass(frozen=True, slots=True)
 class PagedMethod:
     """One of them. wanted: pages that a step asks for, of a prompt of so many tokens; places: of a cache of
-    pages, 0: none. Neither falls as the prompt grows. pools: of a slot.
+    pages, 0: none. Neither falls as the prompt grows. pools: of a slot. dense_on_host: the rows of dense
+    layers count as fetched. asks: records the queries that choose a layer's pages, if not its own; skew: of a
+    prompt's queries [Hk, n, D] the matrix that turns keys [Hk, D, channels].
     """
 
     name: str
@@ -32,6 +35,9 @@ class PagedMethod:
     pools: Pools
     device_bytes_per_token: float
     host_bytes_per_token: float
+    dense_on_host: bool = False
+    asks: Callable[[Ops, int, AttentionInput], Buffer] | None = None
+    skew: Callable[[np.ndarray], np.ndarray] | None = None
 
 
 class PagedKv:
@@ -44,7 +50,8 @@ class PagedKv:
         self._setting, self._method = setting, method
         self._free, self._staging = SlotList(setting), Staging(setting)
         self._counters = Counters(config.n_layers)  # of a model that is dense in all layers
-        self._dense = DenseLayers(setting, method.dense_layers, self._counters, on_host=False)
+        self._dense = DenseLayers(setting, method.dense_layers, self._counters, on_host=method.dense_on_host)
+        self._queries = PromptQueries(setting) if method.skew else None
         self._pools = setting.backend.page_pools(
             (config.n_layers - self._dense.n, setting.n_slots, config.n_kv_heads, setting.ctx_size),
             method.shape,
@@ -65,22 +72,30 @@ class PagedKv:
     def prefill(self, ops: Ops, layer: int, attention: AttentionInput) -> KvRows:
         if layer < self._dense.n:
             return self._dense.prefill(ops, layer, attention)
+        if self._queries:
+            self._queries.record(ops, attention)
         ops.kv_append(self._staging.rows, attention.k, attention.v)
         return self._staging.rows
 
     def store(self, layer: int, slot: int, n_held: int, n_new: int) -> None:
-        if layer >= self._dense.n:
-            self._pools.store(layer - self._dense.n, slot, n_held, n_held + n_new)
-            self._set_budgets(slot, n_held + n_new)
+        if layer < self._dense.n:
+            return
+        if self._queries and self._method.skew and not n_held:
+            config = self._setting.config
+            q = self._queries.read(0, n_new).reshape(config.n_kv_heads, -1, config.head_dim)
+            self._pools.set_skew(layer - self._dense.n, slot, self._method.skew(q))
+        self._pools.store(layer - self._dense.n, slot, n_held, n_held + n_new)
+        self._set_budgets(slot, n_held + n_new)
 
     def decode(self, ops: Ops, layer: int, attention: AttentionInput, out: Buffer) -> None:
-        if self._dense.n == self._setting.config.n_layers:
+        by = self._method.asks(ops, layer, attention) if self._method.asks else attention.q
+        if layer < self._dense.n:
             self._dense.decode(ops, layer, attention, out)
-        elif layer < self._dense.n:
-            self._dense.attend(ops, layer, attention, out)
+            if not self._pools.layers:
+                self._dense.count(ops, layer)
         else:
             rows = self._pools.layers[layer - self._dense.n]
-            ops.attend_pages(out, attention.q, attention.k, attention.v, rows)
+            ops.attend_pages(out, attention.q, attention.k, attention.v, by, rows)
 
     def truncate(self, slot: int, n_held: int, n: int) -> int:
         for layer in range(len(self._pools.layers)):
@@ -91,7 +106,7 @@ class PagedKv:
 
     def state(self, slot: int, n_held: int) -> Mapping[str, StateArray]:
         pools, shape = self._pools, self._method.shape
-        rows = {"rows": TokenRows(pools.token_axis), "digests": TokenRows(pools.token_axis, shape.page)}
+        rows = {"rows": TokenRows(pools.token_axis), "proxies": TokenRows(pools.token_axis, shape.page)}
         end = chosen_end(n_held, shape.n_sinks, shape.window, shape.page)
         limits = {"recalled": (-1, (end - shape.n_sinks) // shape.page - 1)}
         found = self._dense.state(slot, n_held)
@@ -123,6 +138,8 @@ class PagedKv:
             return self._counters
         read, asked, hits, tokens, lengths = self._pools.counted()
         dense = self._dense.n * config.n_kv_heads * lengths // n_layers
+        if self._method.dense_on_host:
+            asked += self._dense.n * config.n_kv_heads * (lengths - tokens) // n_layers
         row = 2 * config.head_dim * ELEMENT_BYTES[self._setting.kind]
         moved = (asked - hits) * row
         return Counters(config.n_layers, tokens // n_layers, read + dense, asked, hits, asked * row, moved)

@@ -95,7 +95,7 @@ def build(setting: KvSetting, parameters: Parameters) -> PagedKv:
         page=page,
         n_sinks=0,
         window=(parameters.window - 1) * page,
-        boxes="extremes",
+        proxy="extremes",
         rule=parameters.rule,
     )
     method = PagedMethod(
