@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import kv_slots
@@ -18,6 +19,8 @@ from tiny_device_model import WIDE_CONFIG
 import yakvrt
 from yakvrt.cuda.backend import CudaBackend
 from yakvrt.cuda.device import Device
+from yakvrt.kvcache import open_method
+from yakvrt.kvcache.contract import KvSetting
 from yakvrt.kvcache.slot_state import copy_slot
 
 CTX = 128
@@ -174,6 +177,39 @@ def test_many_query_heads_are_refused_before_weights_load(
     with pytest.raises(ValueError, match="up to 16 query heads of a KV head, and the model has 17"):
         yakvrt.load(str(tmp_path), load_format="dummy", kv="quest", device="cuda", ctx_size=64)
     assert not gpu.held
+
+
+@pytest.mark.parametrize("on_host", [True, False])
+@pytest.mark.parametrize("name", METHODS)
+def test_a_slot_takes_what_is_planned(
+    open_backend: Callable[..., CudaBackend], gpu: FakeGpu, name: str, on_host: bool
+) -> None:
+    """Of the GPU's memory, and what steps bring together there. The last is rounded up to 16 rows a head;
+    InfiniGen's dense layers are planned as rows for the host too.
+    """
+    heads, n_tokens, args = (4, 2, 64), 512, dict(METHODS[name])
+    backend = open_backend(kv_on_host=on_host)
+    if name != "oracle":
+        args["dense_layers"] = "1"
+
+    def taken() -> int:
+        return sum(memory.nbytes for memory in gpu.device.values())
+
+    with KvSlots("full", {}, heads=heads, ctx_size=n_tokens, kind="f16", backend=backend) as slots:
+        method, parameters = open_method(name, args)
+        config = replace(slots.config, n_layers=3)
+        setting = KvSetting(backend, config, None, 2, n_tokens, "f16", slots.inv_freq, slots.scale)  # type: ignore[arg-type]
+        before = taken()
+        kv = method.build(setting, parameters)
+        pools = method.pools(config, parameters, "f16", n_tokens)
+        slot = sum(pools.device.values()) + pools.on_gpu + (0 if on_host else sum(pools.host.values()))
+        planned = 2 * slot + sum(n for what, n in pools.transient.items() if what == "staging")
+        assert (0.75 if name == "infinigen" else 0.9) * planned < taken() - before < 1.02 * planned + 200
+        recorder = slots._recorder(2)
+        kv.decode(recorder, 2, slots._inputs(recorder), recorder.buffer(4 * 64))
+        gathered = sum(recorder.scratch(f"page_gathered_{x}", 0, np.uint32).nbytes for x in "kv")
+        row_bytes = 2 * 2 * 64 * 2
+        assert 2 * pools.gathered <= gathered < 2 * (pools.gathered + 16 * row_bytes)
 
 
 def test_rows_in_host_memory_are_read_when_they_are_there(open_backend: Callable[..., CudaBackend]) -> None:

@@ -79,7 +79,8 @@ class CudaDevice:
 
             def gpu_bytes(n: int) -> int:
                 held = pools(n)
-                own = wanted.n_slots * sum(held.device.values()) + prompt_bytes(held, config, n)
+                own = wanted.n_slots * (sum(held.device.values()) + held.on_gpu)
+                own += prompt_bytes(held, config, n)
                 own += held.next_layer + step_rows(wanted.n_slots) * held.gathered
                 return own if on_host else own + host_bytes(n)
 

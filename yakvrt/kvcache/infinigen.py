@@ -74,6 +74,8 @@ def pools(config: ModelConfig, parameters: Parameters, kind: str, n_tokens: int)
     """Bytes: the bytes per token, and the matrices in float32."""
     skew = config.n_layers * config.n_kv_heads * parameters.channels(config) * config.head_dim * 4
     row = 2 * config.n_kv_heads * config.head_dim * ELEMENT_BYTES[kind]
+    dense = min(config.n_layers, parameters.dense_layers)
+    padding = (config.n_layers - dense) * config.n_kv_heads * (-parameters.channels(config) % 8)
     return Pools(
         device={
             "partial keys": int(n_tokens * device_bytes_per_token(config, parameters, kind)),
@@ -85,6 +87,8 @@ def pools(config: ModelConfig, parameters: Parameters, kind: str, n_tokens: int)
             "queries": 4 * config.n_heads * config.head_dim * n_tokens,
         },
         gathered=row * min(budget_tokens(parameters.sparse_budget, n_tokens) + 1, n_tokens),
+        # dense layers, and channels in whole pieces of 16 bytes
+        on_gpu=dense * row * n_tokens + padding * (n_tokens * ELEMENT_BYTES[kind] + 4 * config.head_dim),
     )
 
 
