@@ -101,8 +101,8 @@ def write_hub_model(
     if needed > free:
         raise ValueError(f"{output}: {needed} bytes are needed, {free} are free there; make room first")
     partial = target.with_name(f"{target.name[:200]}.{secrets.token_hex(4)}.part")
-    partial.mkdir()
     try:
+        partial.mkdir()
         for name, content in model.files.items():
             text = json.dumps(content, indent=2, ensure_ascii=False)
             (partial / name).write_text(text + "\n", encoding="utf-8")

@@ -11,6 +11,7 @@ import os
 import secrets
 import shutil
 import struct
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +69,7 @@ class GGUFWriter:
         directory that is missing or has too little room; OSError when it cannot be written.
     """
 
-    __slots__ = ("_file", "_next", "_partial", "alignment", "path", "tensors")
+    __slots__ = ("__weakref__", "_file", "_next", "_partial", "_remove", "alignment", "path", "tensors")
 
     def __init__(
         self,
@@ -91,6 +92,8 @@ class GGUFWriter:
         head = self._head(metadata)
         self._check_room(sum(map(len, head)))
         self._partial = self.path.with_name(f"{self.path.name[:200]}.{secrets.token_hex(4)}.part")
+        # also where Ctrl-C comes before the context has begun
+        self._remove = weakref.finalize(self, self._partial.unlink, missing_ok=True)
         self._file: BinaryIO = self._partial.open("xb")
         try:
             for piece in head:
@@ -182,7 +185,7 @@ class GGUFWriter:
 
     def _discard(self) -> None:
         self._file.close()
-        self._partial.unlink(missing_ok=True)
+        self._remove()
 
 
 def padded(n_bytes: int, alignment: int) -> int:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -216,6 +218,27 @@ def test_a_failure_leaves_nothing_and_keeps_the_old_file(tmp_path: Path) -> None
         assert path.read_bytes() == b"old"
     assert path.read_bytes()[:4] == b"GGUF"
     assert left_over(tmp_path) == ["x.gguf"]
+
+
+def test_ctrl_c_before_the_context_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the file is just made, and when the writer is."""
+    real = Path.open
+
+    def interrupted_open(path: Path, *args: Any, **how: Any) -> Any:
+        real(path, *args, **how)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", interrupted_open)
+        with pytest.raises(KeyboardInterrupt):
+            GGUFWriter(tmp_path / "x.gguf", {}, [ONE])
+    gc.collect()
+    assert left_over(tmp_path) == []
+    writer = GGUFWriter(tmp_path / "x.gguf", {}, [ONE])
+    assert len(left_over(tmp_path)) == 1
+    del writer
+    gc.collect()
+    assert left_over(tmp_path) == []
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ class CudaDevice:
                 own = wanted.n_slots * (sum(held.device.values()) + held.on_gpu)
                 own += prompt_bytes(held, config, n)
                 own += held.next_layer + step_rows(wanted.n_slots) * held.gathered
-                return own if on_host else own + host_bytes(n)
+                return own + (wanted.n_slots * held.dense if on_host else host_bytes(n))
 
             work = activation_bytes(config, wanted.chunk) + GPU_FIXED_BYTES
             work += drawing_bytes(wanted.n_slots, config.vocab_size)

@@ -59,7 +59,8 @@ class Session:
     @property
     def kv(self) -> Mapping[str, Any]:
         """The KV method, its bytes, and the tokens held."""
-        return {**self._kv.stats(), "method": self._kv_name, "n_tokens": len(self._ids)}
+        with self._turns.take():
+            return {**self._kv.stats(), "method": self._kv_name, "n_tokens": len(self._ids)}
 
     def prefill(self, ids: IdSequence[int], progress: Progress | None = None) -> np.ndarray:
         """Appends tokens. Returns: float32 logits [V] of the last one.

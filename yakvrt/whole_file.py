@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import secrets
 from pathlib import Path
 
 
@@ -12,12 +12,16 @@ def write_whole(path: Path, data: bytes, mode: int = 0o600) -> None:
 
     Raises: OSError.
     """
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
-        try:
+    partial = path.parent / f"{secrets.token_hex(8)}.part"
+    try:
+        with open(partial, "xb", opener=_private) as file:
             file.write(data)
-            file.flush()
-            os.chmod(file.name, mode)
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+        partial.chmod(mode)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)

@@ -62,11 +62,11 @@ def page_near_ref(logits: np.ndarray, alpha: float) -> int:
 def page_near_cuda(g: Any) -> CudaKernel:
     """Lowers the budgets of a row's KV heads to page_near_ref of all its queries, where there are pages.
 
-    Grid: a block for each row.
+    Grid: a block for each row, whose warps take queries in turn.
     Shapes: budgets and lengths int64 [B * Hk]; logits float32 [B * Hk][group][logits_stride], parts float32
     [B * Hk][group][n_parts][2] of page_scores_cuda.
     """
-    threads, least = 256, LEAST
+    threads, warps, least = 256, 8, LEAST
 
     def kernel(  # type: ignore[no-untyped-def]
         budgets, lengths, logits, logits_stride, parts, n_parts, alpha, n_rows, n_heads, group
@@ -81,13 +81,13 @@ def page_near_cuda(g: Any) -> CudaKernel:
         if thread == 0:
             counts[0] = 0
         g.sync_threads()
-        for query in range(n_heads * group):
+        for query in range(thread // 32, n_heads * group, g.int32(warps)):
             place = g.int64(row) * n_heads * group + query
             largest = g.float32(least)
-            for part in range(n_parts):
+            for part in range(g.lane(), n_parts, g.int32(32)):
                 largest = max(largest, parts[(place * n_parts + part) * 2])
-            bound, near = largest - alpha, g.int32(0)
-            for i in range(thread, n, g.int32(threads)):
+            bound, near = g.warp_max(largest) - alpha, g.int32(0)
+            for i in range(g.lane(), n, g.int32(32)):
                 if logits[place * logits_stride + i] >= bound:
                     near = g.int32(near + 1)
             g.atomic_add_i32(counts, 0, near)

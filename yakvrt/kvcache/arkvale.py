@@ -20,7 +20,7 @@ from ..kernels.select_topk import RULES
 from ..ops import ELEMENT_BYTES
 from .budget import budget_tokens, check_budget, check_choice, check_range
 from .contract import KvSetting, Pools, StepBytes
-from .paged import PagedKv, PagedMethod
+from .paged import PagedKv, PagedMethod, score_bytes
 from .staging import staging_bytes
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def pools(config: ModelConfig, parameters: Parameters, kind: str, n_tokens: int)
         },
         host={"keys and values": int(n_tokens * host_bytes_per_token(config, parameters, kind))},
         transient={"staging": staging_bytes(config, kind, n_tokens)},
-        gathered=row * pages * parameters.page,
+        gathered=row * pages * parameters.page + score_bytes(config, n_tokens // parameters.page),
     )
 
 

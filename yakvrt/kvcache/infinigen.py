@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,17 +25,20 @@ from ..kernels.select_topk import RULES
 from ..ops import ELEMENT_BYTES, Buffer, Ops
 from .budget import budget_tokens, check_budget, check_choice, check_range
 from .contract import AttentionInput, KvSetting, Pools, StepBytes
-from .paged import PagedKv, PagedMethod
+from .paged import PagedKv, PagedMethod, score_bytes
 from .staging import staging_bytes
 
 if TYPE_CHECKING:
     from ..config import ModelConfig
 
 
+ANY_ALPHA = 1e9
+
+
 @dataclass(frozen=True, slots=True)
 class Parameters:
     """sparse_budget: the most tokens, or their share of the prompt, fetched per KV head and step; fewer where
-    fewer logits lie within `alpha` of a head's largest, on average over heads.
+    fewer logits lie within `alpha` of a head's largest, on average over heads; 1e9: no fewer.
 
     partial: the share of channels on the device.
 
@@ -50,7 +54,7 @@ class Parameters:
     def __post_init__(self) -> None:
         check_budget("sparse_budget", self.sparse_budget)
         check_range("partial", self.partial, 1 / 256, 1)
-        check_range("alpha", self.alpha, 0, 1e9)
+        check_range("alpha", self.alpha, 0, ANY_ALPHA)
         check_range("dense_layers", self.dense_layers, 0, 1024)
         check_choice("rule", self.rule, RULES)
 
@@ -75,7 +79,9 @@ def pools(config: ModelConfig, parameters: Parameters, kind: str, n_tokens: int)
     skew = config.n_layers * config.n_kv_heads * parameters.channels(config) * config.head_dim * 4
     row = 2 * config.n_kv_heads * config.head_dim * ELEMENT_BYTES[kind]
     dense = min(config.n_layers, parameters.dense_layers)
-    padding = (config.n_layers - dense) * config.n_kv_heads * (-parameters.channels(config) % 8)
+    padding = (
+        (config.n_layers - dense) * config.n_kv_heads * (-parameters.channels(config) % 8)
+    )  # to 16 bytes
     return Pools(
         device={
             "partial keys": int(n_tokens * device_bytes_per_token(config, parameters, kind)),
@@ -86,9 +92,10 @@ def pools(config: ModelConfig, parameters: Parameters, kind: str, n_tokens: int)
             "staging": staging_bytes(config, kind, n_tokens),
             "queries": 4 * config.n_heads * config.head_dim * n_tokens,
         },
-        gathered=row * min(budget_tokens(parameters.sparse_budget, n_tokens) + 1, n_tokens),
-        # dense layers, and channels in whole pieces of 16 bytes
-        on_gpu=dense * row * n_tokens + padding * (n_tokens * ELEMENT_BYTES[kind] + 4 * config.head_dim),
+        gathered=row * min(budget_tokens(parameters.sparse_budget, n_tokens) + 1, n_tokens)
+        + score_bytes(config, n_tokens),
+        on_gpu=padding * (n_tokens * ELEMENT_BYTES[kind] + 4 * config.head_dim),
+        dense=dense * row * n_tokens,
     )
 
 
@@ -116,7 +123,7 @@ def build(setting: KvSetting, parameters: Parameters) -> PagedKv:
         proxy="channels",
         rule=parameters.rule,
         n_channels=n_channels,
-        alpha=parameters.alpha,
+        alpha=inf if parameters.alpha == ANY_ALPHA else parameters.alpha,
     )
     method = PagedMethod(
         "infinigen",

@@ -15,7 +15,7 @@ from ..kernels.select_topk import RULES
 from ..ops import ELEMENT_BYTES
 from .budget import budget_tokens, check_budget, check_choice, check_range
 from .contract import KvSetting, Pools, StepBytes
-from .paged import PagedKv, PagedMethod
+from .paged import PagedKv, PagedMethod, score_bytes
 from .staging import staging_bytes
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def pools(config: ModelConfig, parameters: Parameters, kind: str, n_tokens: int)
         device={"first and last tokens": row * (parameters.sinks + parameters.recent)},
         host={"keys and values": row * n_tokens},
         transient={"staging": staging_bytes(config, kind, n_tokens)},
-        gathered=row // config.n_layers * min(n_read, n_tokens),
+        gathered=row // config.n_layers * min(n_read, n_tokens) + score_bytes(config, n_tokens),
     )
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,6 +18,9 @@ from .dense_layers import DenseLayers
 from .prompt_queries import PromptQueries
 from .slots import SlotList
 from .staging import Staging
+
+if TYPE_CHECKING:
+    from ..config import ModelConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,13 @@ class PagedMethod:
     dense_on_host: bool = False
     asks: Callable[[Ops, int, AttentionInput], Buffer] | None = None
     skew: Callable[[np.ndarray], np.ndarray] | None = None
+
+
+def score_bytes(config: ModelConfig, n_pages: int) -> int:
+    """Bytes: what a step on a GPU needs to choose among n_pages, logits 4 * Hq, weights and candidates 12 * Hk
+    of each.
+    """
+    return n_pages * (4 * config.n_heads + 12 * config.n_kv_heads)
 
 
 class PagedKv:
