@@ -45,8 +45,8 @@ class PagedMethod:
 
 
 def score_bytes(config: ModelConfig, n_pages: int) -> int:
-    """Bytes: what a step on a GPU needs to choose among n_pages, logits 4 * Hq, weights and candidates 12 * Hk
-    of each.
+    """Bytes: what a step on a GPU needs to choose among n_pages: logits 4 * Hq, weights and candidates
+    12 * Hk of each.
     """
     return n_pages * (4 * config.n_heads + 12 * config.n_kv_heads)
 
