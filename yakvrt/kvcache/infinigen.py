@@ -79,9 +79,7 @@ def pools(config: ModelConfig, parameters: Parameters, kind: str, n_tokens: int)
     skew = config.n_layers * config.n_kv_heads * parameters.channels(config) * config.head_dim * 4
     row = 2 * config.n_kv_heads * config.head_dim * ELEMENT_BYTES[kind]
     dense = min(config.n_layers, parameters.dense_layers)
-    padding = (
-        (config.n_layers - dense) * config.n_kv_heads * (-parameters.channels(config) % 8)
-    )  # to 16 bytes
+    padding = (config.n_layers - dense) * config.n_kv_heads * (-parameters.channels(config) % 8)
     return Pools(
         device={
             "partial keys": int(n_tokens * device_bytes_per_token(config, parameters, kind)),
