@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from .attend_fragments import LEAST
 from .cuda_kernel import CudaKernel, Work
-
-LEAST = -1e30  # below all logits
 
 
 def page_project_ref(x: np.ndarray, skew: np.ndarray) -> np.ndarray:

@@ -20,12 +20,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..kernels.chosen_rows import top
-from ..kernels.page_layout import PageShape
 from ..kernels.select_topk import RULES
 from ..ops import ELEMENT_BYTES, Buffer, Ops
 from .budget import budget_tokens, check_budget, check_choice, check_range
 from .contract import AttentionInput, KvSetting, Pools, StepBytes
-from .paged import PagedKv, PagedMethod, score_bytes
+from .paged import PagedKv, PagedMethod, page_shape, score_bytes
 from .staging import staging_bytes
 
 if TYPE_CHECKING:
@@ -111,10 +110,8 @@ def step_bytes(config: ModelConfig, parameters: Parameters, kind: str, n_tokens:
 def build(setting: KvSetting, parameters: Parameters) -> PagedKv:
     config, of = setting.config, (setting.config, parameters, setting.kind)
     n_channels = parameters.channels(config)
-    shape = PageShape(
-        group=config.n_heads // config.n_kv_heads,
-        head_dim=config.head_dim,
-        kind=setting.kind,
+    shape = page_shape(
+        setting,
         page=1,
         n_sinks=0,
         window=0,

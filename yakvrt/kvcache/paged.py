@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -42,6 +42,13 @@ class PagedMethod:
     dense_on_host: bool = False
     asks: Callable[[Ops, int, AttentionInput], Buffer] | None = None
     skew: Callable[[np.ndarray], np.ndarray] | None = None
+
+
+def page_shape(setting: KvSetting, **how: Any) -> PageShape:
+    """Of the model's heads; `how`: the other fields."""
+    config = setting.config
+    group = config.n_heads // config.n_kv_heads
+    return PageShape(group=group, head_dim=config.head_dim, kind=setting.kind, **how)
 
 
 def score_bytes(config: ModelConfig, n_pages: int) -> int:

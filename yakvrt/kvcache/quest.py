@@ -10,12 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..kernels.page_layout import PageShape
 from ..kernels.select_topk import RULES
 from ..ops import ELEMENT_BYTES
 from .budget import budget_tokens, check_budget, check_choice, check_range
 from .contract import KvSetting, Pools, StepBytes
-from .paged import PagedKv, PagedMethod, score_bytes
+from .paged import PagedKv, PagedMethod, page_shape, score_bytes
 from .staging import staging_bytes
 
 if TYPE_CHECKING:
@@ -86,12 +85,9 @@ def step_bytes(config: ModelConfig, parameters: Parameters, kind: str, n_tokens:
 
 
 def build(setting: KvSetting, parameters: Parameters) -> PagedKv:
-    config, page = setting.config, parameters.page
-    of = config, parameters, setting.kind
-    shape = PageShape(
-        group=config.n_heads // config.n_kv_heads,
-        head_dim=config.head_dim,
-        kind=setting.kind,
+    of, page = (setting.config, parameters, setting.kind), parameters.page
+    shape = page_shape(
+        setting,
         page=page,
         n_sinks=0,
         window=(parameters.window - 1) * page,
