@@ -68,8 +68,7 @@ class CudaDevice:
         coded = pools(n_tokens).coded
         if coded:
             check_yakv(coded.shape)
-        if pools(n_tokens).gathered:
-            check_pages(config.n_heads // config.n_kv_heads)
+        check_pages(pools(n_tokens).asking)
         # the system never gets back what is pinned
         free = self._device.free_bytes(), int(available_memory() * PINNABLE)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +26,8 @@ from .tiled_matrix import TiledMatrix
 from .tiled_rows import TiledRows
 from .topology import machine_topology
 from .yakv_pools import YakvPools
+
+POOLS = {PageShape: PagePools}  # by what tells their form
 
 
 class Step:
@@ -201,11 +204,10 @@ class CpuBackend:
 
     def page_pools(
         self, sizes: tuple[int, int, int, int], shape: PageShape, most: tuple[int, int], staging: KvRows
-    ) -> PagePools:
+    ) -> Any:
         """As Backend.page_pools(); slots are as long as open() says, steps read as many pages as wanted."""
-        n_layers, n_slots, n_kv_heads, _ = sizes
-        rows = self.slot_rows(staging, 0, n_kv_heads, shape.head_dim)
-        return PagePools(n_layers, n_slots, n_kv_heads, shape, most[1], rows)
+        rows = self.slot_rows(staging, 0, sizes[2], shape.head_dim)
+        return POOLS[type(shape)](sizes, shape, most, rows)
 
     def yakv_pools(
         self,

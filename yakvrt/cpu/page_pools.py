@@ -59,17 +59,13 @@ class PagePools:
     token_axis = 2  # of what state() gives
 
     def __init__(
-        self,
-        n_layers: int,
-        n_slots: int,
-        n_kv_heads: int,
-        shape: PageShape,
-        most_places: int,
-        staging: TiledRows,
+        self, sizes: tuple[int, int, int, int], shape: PageShape, most: tuple[int, int], staging: TiledRows
     ) -> None:
+        """sizes, most: as Backend.page_pools()."""
+        n_layers, n_slots, n_kv_heads, _ = sizes
         self._heads, self._shape, self._staging = (n_layers, n_kv_heads), shape, staging
         self._slots: dict[int, _Slot] = {}
-        self._most_places = most_places
+        _, self._most_places = most
         self.wanted, self.places = np.zeros((2, n_slots), np.int64)
         self.layers = [PageRows(self, layer) for layer in range(n_layers)]
         self._counted = np.zeros(5, np.int64)

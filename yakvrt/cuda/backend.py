@@ -23,6 +23,7 @@ from .device_array import DeviceArray
 from .device_kernels import Kernels, built_kernels, compiled_kernels
 from .device_matrix import DeviceMatrix
 from .device_rows import DeviceRows
+from .device_states import DeviceStates
 from .driver import DeviceError, after_loss
 from .kernel_choice import gather_blocks
 from .memory import PinnedMemory
@@ -38,6 +39,8 @@ from .upload_ring import UploadRing
 from .yakv_pools import YakvPools
 from .yakv_slots import YakvSlots
 
+POOLS = {PageShape: PagePools}  # by what tells their form
+
 
 def _give_back(device: Device, streams: Streams, kernels: Kernels, held: ExitStack) -> None:
     try:
@@ -50,24 +53,6 @@ def _give_back(device: Device, streams: Streams, kernels: Kernels, held: ExitSta
     except DeviceError as error:
         if not after_loss(error):
             raise
-
-
-class DeviceStates:
-    """The hidden states of a whole prompt between two layers."""
-
-    def __init__(self, n_rows: int, width: int, stream: Stream) -> None:
-        """Raises: DeviceError."""
-        self._rows, self._stream = DeviceArray((n_rows, width), np.float32), stream
-
-    def keep(self, first: int, x: Buffer, n: int) -> None:
-        self._rows.copy_rows(first, x.data, 0, n, self._stream)
-
-    def give(self, first: int, x: Buffer, n: int) -> None:
-        held: DeviceArray = x.data
-        held.copy_rows(0, self._rows, first, n, self._stream)
-
-    def free(self) -> None:
-        self._rows.free()
 
 
 class CudaBackend:
@@ -249,9 +234,9 @@ class CudaBackend:
 
     def page_pools(
         self, sizes: tuple[int, int, int, int], shape: PageShape, most: tuple[int, int], staging: KvRows
-    ) -> PagePools:
+    ) -> Any:
         """As Backend.page_pools(). Raises: DeviceError."""
-        return PagePools(self, sizes, shape, most, staging)
+        return POOLS[type(shape)](self, sizes, shape, most, staging)
 
     def yakv_pools(
         self,

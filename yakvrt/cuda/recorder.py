@@ -62,6 +62,10 @@ class DeviceBatch(NamedTuple):
         return cls(tokens, positions, slots, numbers.part(3 * capacity, 1))
 
 
+# how a step attends to the rows of page_pools(), by their type
+ATTENTION: dict[type, Callable[..., None]] = {PageRows: record_pages}
+
+
 def blocks(n: int, per_block: int) -> int:
     return -(-n // per_block)
 
@@ -91,7 +95,7 @@ class CudaRecorder:
         self.device_numbers = backend.array(self.batch_numbers.shape, np.int64)
         self.device_batch = DeviceBatch.over(self.device_numbers, capacity)
         self.zeros = backend.put(np.zeros(capacity, np.int64))
-        self.numbers = backend.put(np.arange(capacity * self.n_kv_heads, dtype=np.int64))
+        self.numbers = backend.put(np.arange(capacity * self.n_heads, dtype=np.int64))
         self._scratch: dict[str, DeviceArray] = {}
         self._inv_freq, self._rope_scale = backend.put(inv_freq.astype(np.float32)), rope_scale
         self._rope_table = backend.array((capacity, self.head_dim), np.float32)
@@ -239,8 +243,8 @@ class CudaRecorder:
         append_rows(self, rows, k, v)
         record_decode_attention(self, Queries.of_batch(self, out, q), rows)
 
-    def attend_pages(self, out: Buffer, q: Buffer, k: Buffer, v: Buffer, by: Buffer, rows: PageRows) -> None:
-        record_pages(self, out, q, k, v, by, rows)
+    def attend_pages(self, out: Buffer, q: Buffer, k: Buffer, v: Buffer, by: Buffer, rows: Any) -> None:
+        ATTENTION[type(rows)](self, out, q, k, v, by, rows)
 
     def attend_yakv(self, out: Buffer, q: Buffer, k: Buffer, v: Buffer, rows: YakvRows) -> None:
         record_yakv(self, out, q, k, v, rows)

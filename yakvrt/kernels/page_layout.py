@@ -49,6 +49,16 @@ class PageShape:
     def ring_places(self) -> int:
         return self.n_sinks + self.ring_len
 
+    @property
+    def by_token(self) -> dict[str, int]:
+        """Of a slot's arrays those that are divided among tokens, and how many tokens an entry is of."""
+        return {"rows": 1, "proxies": self.page}
+
+    def limits(self, n_held: int) -> dict[str, tuple[int, int]]:
+        """Of the arrays of a slot of n_held tokens those that place something, and between what numbers."""
+        end = chosen_end(n_held, self.n_sinks, self.window, self.page)
+        return {"recalled": (-1, (end - self.n_sinks) // self.page - 1)}
+
     def most_rows(self, n_tokens: int, most_pages: int) -> int:
         """Rows of a head that a step of a slot of n_tokens reads at most."""
         return min(n_tokens, self.ring_places + most_pages * self.page)

@@ -19,7 +19,7 @@ from ..kernels.select_topk import RULES
 from ..ops import ELEMENT_BYTES
 from .budget import budget_tokens, check_budget, check_choice, check_range
 from .contract import KvSetting, Pools, StepBytes
-from .paged import PagedKv, PagedMethod, page_shape, score_bytes
+from .paged import PagedKv, PagedMethod, asking, page_shape, row_bytes, score_bytes
 from .staging import staging_bytes
 
 if TYPE_CHECKING:
@@ -91,6 +91,7 @@ def pools(config: ModelConfig, parameters: Parameters, kind: str, n_tokens: int)
         host={"keys and values": int(n_tokens * host_bytes_per_token(config, parameters, kind))},
         transient={"staging": staging_bytes(config, kind, n_tokens)},
         gathered=row * pages * parameters.page + score_bytes(config, n_tokens // parameters.page),
+        asking=asking(config, parameters.dense_layers),
     )
 
 
@@ -120,5 +121,6 @@ def build(setting: KvSetting, parameters: Parameters) -> PagedKv:
         pools(*of, setting.ctx_size),
         device_bytes_per_token(*of),
         host_bytes_per_token(*of),
+        row_bytes(setting),
     )
     return PagedKv(setting, method)

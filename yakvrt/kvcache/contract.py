@@ -54,8 +54,8 @@ class Pools:
     """Bytes of one slot by what they hold, on the device and on the host; and what a prompt needs while it is
     taken in. `next_layer`: what it needs too where one of its layers is stored while the next computes;
     `gathered`: what a step of the slot brings together on a GPU, and chooses by, where the best pages are
-    read; `on_gpu`: what a slot takes of its memory beyond `device`, and `dense` the rows of `host` that lie
-    there in any case.
+    read, and `asking` the query heads that choose them together; `on_gpu`: what a slot takes of its memory
+    beyond `device`, and `dense` the rows of `host` that lie there in any case.
     `coded`: what some devices may have no kernels for.
     """
 
@@ -64,6 +64,7 @@ class Pools:
     transient: Mapping[str, int]
     next_layer: int = 0
     gathered: int = 0
+    asking: int = 0
     on_gpu: int = 0
     dense: int = 0
     coded: CodedPools | None = None

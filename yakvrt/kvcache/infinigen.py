@@ -24,7 +24,7 @@ from ..kernels.select_topk import RULES
 from ..ops import ELEMENT_BYTES, Buffer, Ops
 from .budget import budget_tokens, check_budget, check_choice, check_range
 from .contract import AttentionInput, KvSetting, Pools, StepBytes
-from .paged import PagedKv, PagedMethod, page_shape, score_bytes
+from .paged import PagedKv, PagedMethod, asking, page_shape, row_bytes, score_bytes
 from .staging import staging_bytes
 
 if TYPE_CHECKING:
@@ -91,6 +91,7 @@ def pools(config: ModelConfig, parameters: Parameters, kind: str, n_tokens: int)
         },
         gathered=row * min(budget_tokens(parameters.sparse_budget, n_tokens) + 1, n_tokens)
         + score_bytes(config, n_tokens),
+        asking=asking(config, parameters.dense_layers),
         on_gpu=padding * (n_tokens * ELEMENT_BYTES[kind] + 4 * config.head_dim),
         dense=dense * row * n_tokens,
     )
@@ -129,6 +130,7 @@ def build(setting: KvSetting, parameters: Parameters) -> PagedKv:
         pools(*of, setting.ctx_size),
         device_bytes_per_token(*of),
         host_bytes_per_token(*of),
+        row_bytes(setting),
         dense_on_host=True,
         asks=_Guess(setting),
         skew=partial(skew_channels, n=n_channels),

@@ -14,7 +14,7 @@ from ..kernels.select_topk import RULES
 from ..ops import ELEMENT_BYTES
 from .budget import budget_tokens, check_budget, check_choice, check_range
 from .contract import KvSetting, Pools, StepBytes
-from .paged import PagedKv, PagedMethod, page_shape, score_bytes
+from .paged import PagedKv, PagedMethod, asking, page_shape, row_bytes, score_bytes
 from .staging import staging_bytes
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ def pools(config: ModelConfig, parameters: Parameters, kind: str, n_tokens: int)
         host={"keys and values": row * n_tokens},
         transient={"staging": staging_bytes(config, kind, n_tokens)},
         gathered=row // config.n_layers * min(n_read, n_tokens) + score_bytes(config, n_tokens),
+        asking=asking(config, 0),
     )
 
 
@@ -84,5 +85,6 @@ def build(setting: KvSetting, parameters: Parameters) -> PagedKv:
         pools(*of, setting.ctx_size),
         0.0,
         host_bytes_per_token(*of),
+        row_bytes(setting),
     )
     return PagedKv(setting, method)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..kernels.page_layout import PageShape, chosen_end
+from ..kernels.page_layout import PageShape
 from ..ops import ELEMENT_BYTES, Buffer, KvRows, Ops
 from .contract import AttentionInput, KvSetting, Pools, StateArray, TokenRows
 from .counters import Counters, method_stats
@@ -26,9 +26,10 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class PagedMethod:
     """One of them. wanted: pages that a step asks for, of a prompt of so many tokens; places: of a cache of
-    pages, 0: none. Neither falls as the prompt grows. pools: of a slot. dense_on_host: the rows of dense
-    layers count as fetched. asks: records the queries that choose a layer's pages, if not its own; skew: of a
-    prompt's queries [Hk, n, D] the matrix that turns keys [Hk, D, channels].
+    pages, 0: none. Neither falls as the prompt grows. pools: of a slot; row_bytes: what the link carries for
+    a row. dense_on_host: the rows of dense layers count as fetched. asks: records the queries that choose a
+    layer's pages, if not its own; skew: of a prompt's queries [Hk, n, D] the matrix that turns keys
+    [Hk, D, channels].
     """
 
     name: str
@@ -39,6 +40,7 @@ class PagedMethod:
     pools: Pools
     device_bytes_per_token: float
     host_bytes_per_token: float
+    row_bytes: int
     dense_on_host: bool = False
     asks: Callable[[Ops, int, AttentionInput], Buffer] | None = None
     skew: Callable[[np.ndarray], np.ndarray] | None = None
@@ -49,6 +51,16 @@ def page_shape(setting: KvSetting, **how: Any) -> PageShape:
     config = setting.config
     group = config.n_heads // config.n_kv_heads
     return PageShape(group=group, head_dim=config.head_dim, kind=setting.kind, **how)
+
+
+def row_bytes(setting: KvSetting) -> int:
+    """Of a key and its value."""
+    return 2 * setting.config.head_dim * ELEMENT_BYTES[setting.kind]
+
+
+def asking(config: ModelConfig, dense_layers: int) -> int:
+    """Query heads that choose pages together; 0 of a model that reads everything in all layers."""
+    return config.n_heads // config.n_kv_heads if dense_layers < config.n_layers else 0
 
 
 def score_bytes(config: ModelConfig, n_pages: int) -> int:
@@ -124,9 +136,8 @@ class PagedKv:
 
     def state(self, slot: int, n_held: int) -> Mapping[str, StateArray]:
         pools, shape = self._pools, self._method.shape
-        rows = {"rows": TokenRows(pools.token_axis), "proxies": TokenRows(pools.token_axis, shape.page)}
-        end = chosen_end(n_held, shape.n_sinks, shape.window, shape.page)
-        limits = {"recalled": (-1, (end - shape.n_sinks) // shape.page - 1)}
+        limits, axis = shape.limits(n_held), pools.token_axis
+        rows = {name: TokenRows(axis, n_tokens) for name, n_tokens in shape.by_token.items()}
         found = self._dense.state(slot, n_held)
         for name, values in pools.state(slot, n_held, self._held_places(n_held)).items():
             of = name.partition(".")[0]
@@ -158,7 +169,7 @@ class PagedKv:
         dense = self._dense.n * config.n_kv_heads * lengths // n_layers
         if self._method.dense_on_host:
             asked += self._dense.n * config.n_kv_heads * (lengths - tokens) // n_layers
-        row = 2 * config.head_dim * ELEMENT_BYTES[self._setting.kind]
+        row = self._method.row_bytes
         moved = (asked - hits) * row
         return Counters(config.n_layers, tokens // n_layers, read + dense, asked, hits, asked * row, moved)
 

@@ -1,0 +1,142 @@
+"""What a decode step does that reads the best pages of exact rows: score, rank and select, see what a cache
+lacks, attend to what was brought together.
+"""
+
+from __future__ import annotations
+
+from math import inf
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..kernel_build.spec import kernel
+from ..kernels.page_scores import UNITS
+from ..kernels.select_topk_cuda import candidates_stride
+from ..ops import Buffer, KvRows
+from .device_array import DeviceArray
+from .record_attention import Queries, record_decode_attention, strides
+
+if TYPE_CHECKING:
+    from .page_pools import PageRows
+    from .recorder import CudaRecorder
+
+
+class PageStep:
+    """One layer's attention under recording: sizes and scratch that its launches share. A segment is a KV
+    head of a row of the batch.
+    """
+
+    def __init__(self, recorder: CudaRecorder, rows: PageRows) -> None:
+        self.recorder, self.rows, self.shape = recorder, rows, rows.shape
+        self.batch, self.capacity = recorder.device_batch, recorder.capacity
+        self.n_heads, self.segments = recorder.n_kv_heads, recorder.capacity * recorder.n_kv_heads
+        n_units = max(1, rows.n_tokens // rows.shape.page)
+        self.width, self.n_parts = -(-n_units // 4) * 4, -(-n_units // UNITS)
+        self.sizes, self.budgets, self.lengths, self.lasts = (
+            self.scratch(name, self.segments, np.int64) for name in ("sizes", "budgets", "lengths", "lasts")
+        )
+        self.firsts, self.ends, self.residents = (
+            self.scratch(name, self.capacity, np.int64) for name in ("firsts", "ends", "residents")
+        )
+        self.totals = self.scratch("totals", 2, np.int64)
+        self.ids = self.scratch("ids", self.segments * rows.most_pages, np.int32)
+        self.weights = self.scratch("weights", self.segments * self.width, np.float32)
+        self.fresh = self.scratch("fresh", self.segments * rows.most_places, np.int32)
+        self.n_fresh, self.n_filled = self.budgets, self.budgets  # without a cache
+        if rows.most_places:
+            self.n_fresh, self.n_filled = (
+                self.scratch(name, self.segments, np.int64) for name in ("n_fresh", "n_filled")
+            )
+
+    def scratch(self, name: str, n: int, dtype: type[np.generic]) -> DeviceArray:
+        return self.recorder.scratch(f"page_{name}", n, dtype)
+
+    @property
+    def proxy_strides(self) -> tuple[int, int]:
+        """In numbers, between slots and heads."""
+        head = self.rows.proxies.shape[2] * self.rows.proxy_width
+        return self.n_heads * head, head
+
+    def select(self, q: Buffer) -> None:
+        """The best pages of every head."""
+        shape, rows, launch = self.shape, self.rows, self.recorder.launch
+        n_heads = self.recorder.n_heads
+        n_queries = self.capacity * n_heads
+        logits = self.scratch("logits", n_queries * self.width, np.float32)
+        parts = self.scratch("parts", n_queries * self.n_parts * 2, np.float32)
+        lse, counts = (
+            self.scratch("lse", n_queries, np.float32),
+            self.scratch("counts", n_queries, np.int64),
+        )
+        stride = candidates_stride(self.width)
+        candidates = self.scratch("candidates", self.segments * stride, np.uint32)
+        scored: tuple[Any, ...] = rows.proxies, *self.proxy_strides
+        if shape.proxy == "key":
+            scored = rows.rows.k, *strides(rows.rows)
+        launch(
+            kernel("page_scores", "page_scores_cuda", q.width // n_heads, shape.kind, shape.has_boxes),
+            (self.n_parts, self.segments),
+            *(logits, self.width, parts, self.n_parts, q.data, q.width, *scored, self.batch.slots),
+            *(self.firsts, self.lengths, self.ends, self.batch.n_rows, self.n_heads, shape.group),
+            shape.head_dim**-0.5,
+        )
+        if shape.alpha < inf:
+            launch(
+                kernel("page_project", "page_near_cuda"),
+                (self.capacity, 1),
+                *(self.budgets, self.lengths, logits, self.width, parts, self.n_parts, shape.alpha),
+                *(self.batch.n_rows, self.n_heads, shape.group),
+            )
+        launch(
+            kernel("yakv_tail_cuda", "log_sum_exp_cuda"),
+            (-(-n_queries // 4), 1),
+            *(lse, parts, self.n_parts, parts, 0, 0, self.totals.part(1, 1)),
+        )
+        launch(
+            kernel("select_topk_cuda", "rank_cuda", shape.rule, shape.group),
+            (-(-self.width // 1024), self.segments),
+            *(self.weights, self.width, logits, self.width, lse, self.lengths),
+        )
+        launch(
+            kernel("select_topk_cuda", "select_topk_cuda"),
+            (self.segments, 1),
+            *(self.ids, rows.most_pages, counts, self.weights, self.width, self.sizes, self.budgets),
+            *(candidates, stride, self.totals),
+        )
+
+    def recall(self) -> None:
+        """Which pages of the cache give way."""
+        rows, most_pages, most_places = self.rows, self.rows.most_pages, self.rows.most_places
+        found, missing, targets = (
+            self.scratch(name, self.segments * most_pages, np.int32)
+            for name in ("found", "missing", "targets")
+        )
+        order = self.scratch("order", self.segments * most_places, np.float32)
+        self.recorder.launch(
+            kernel("page_recall", "page_recall_cuda"),
+            (self.segments, 1),
+            *(rows.recalled, self.n_heads * most_places, most_places, rows.places, self.batch.slots),
+            *(self.batch.n_rows, self.n_heads, self.ids, most_pages, self.budgets, self.weights, self.width),
+            *(self.fresh, most_places, self.n_fresh, self.n_filled, found, order, missing, targets),
+        )
+
+    def attend(self, out: Buffer, q: Buffer, rows: KvRows) -> None:
+        """Every segment by itself, for segments may read different numbers of rows."""
+        width = q.width // self.n_heads
+        present: Any = self.totals
+
+        def of_segments(x: Buffer) -> Buffer:
+            return Buffer(x.data.reshaped((self.segments, width)), width, present)
+
+        sizes = self.segments, self.shape.group, 1
+        queries = Queries(of_segments(out), of_segments(q), self.recorder.numbers, self.lasts, *sizes)
+        record_decode_attention(self.recorder, queries, rows)
+
+    def count(self) -> None:
+        batch = self.batch
+        self.recorder.launch(
+            kernel("page_lengths", "page_count_cuda"),
+            (1, 1),
+            *(self.rows.counters, self.lasts, self.budgets, self.n_fresh, batch.positions, batch.n_rows),
+            *(self.n_heads, self.shape.page),
+        )
