@@ -37,6 +37,7 @@ METHODS = {
     "quest": {"sparse_budget": "0.25", "page": "4", "min_pages": "1", "window": "2", "dense_layers": "0"},
     "oracle": {"sparse_budget": "0.2", "sinks": "3", "recent": "9"},
     "infinigen": {"sparse_budget": "0.3", "alpha": "3", "dense_layers": "0"},
+    "lrqk": {"sparse_budget": "0.2", "rank": "6", "recent": "7"},
 }
 Rows = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -70,6 +71,9 @@ def decoded(slots: KvSlots, heads: tuple[int, int, int], slot: int, first: int, 
         ("oracle", (4, 2, 64), "f16"),
         ("infinigen", (4, 2, 64), "bf16"),
         ("infinigen", (2, 2, 16), "f32"),
+        ("lrqk", (4, 2, 64), "f16"),
+        ("lrqk", (3, 1, 64), "bf16"),
+        ("lrqk", (2, 2, 16), "f32"),
     ],
 )
 def test_a_slot_is_that_of_the_cpu(
@@ -192,7 +196,7 @@ def test_a_slot_takes_what_is_planned(
     """
     heads, n_tokens, args = (4, 2, 64), 512, dict(METHODS[name])
     backend = open_backend(kv_on_host=on_host)
-    if name != "oracle":
+    if "dense_layers" in args:
         args["dense_layers"] = "1"
 
     def taken() -> int:
@@ -211,9 +215,10 @@ def test_a_slot_takes_what_is_planned(
         assert 0.9 * planned < taken() - before < 1.02 * planned + 200
         recorder = slots._recorder(2)
         kv.decode(recorder, 2, slots._inputs(recorder), recorder.buffer(4 * 64))
-        names = ("gathered_k", "gathered_v", "logits", "weights", "candidates")
+        names = ["gathered_k", "gathered_v", "logits", "weights", "candidates"]
+        names += ["square", "work"] if name == "lrqk" else []
         of_step = sum(recorder.scratch(f"page_{name}", 0, np.uint32).nbytes for name in names)
-        rounding = 2 * (16 * 2 * 64 * 2 + 2048 * 8)
+        rounding = 4 // kv._method.shape.group * (16 * 2 * 64 * 2 + 2048 * 8)
         assert 2 * pools.gathered <= of_step + 2 * 16 < 2 * (pools.gathered + rounding)
 
 
@@ -249,3 +254,18 @@ def test_a_cache_of_fewer_places_than_are_wanted(open_backend: Callable[..., Cud
             state["places"].values[...] = 1
             found.append(decoded(slots, heads, slot, 70, 2))
     np.testing.assert_allclose(found[1], found[0], atol=2e-3)
+
+
+@pytest.mark.parametrize("name", ["arkvale", "lrqk"])
+def test_a_cache_whose_first_places_are_empty(open_backend: Callable[..., CudaBackend], name: str) -> None:
+    """As a file may say it: a step reads nothing that is not there."""
+    heads = (2, 1, 64)
+    backend = open_backend(kv_on_host=True)
+    with KvSlots(name, METHODS[name], heads=heads, ctx_size=CTX, kind="f16", backend=backend) as slots:
+        slot = slots.kv.open(CTX)
+        slots.prefill(slot, 0, *rows(heads, 0, 70))
+        decoded(slots, heads, slot, 70, 1)
+        recalled = slots.kv.state(slot, 71)["recalled.0"].values
+        assert (np.asarray(recalled) >= 0).any()
+        recalled[:, :2][...] = -1
+        assert np.isfinite(decoded(slots, heads, slot, 71, 2)).all()

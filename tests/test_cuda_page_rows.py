@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from cuda_cases.page_rows import (
+    LRQK,
     ORACLE,
     QUEST,
     SINKS,
@@ -21,7 +22,7 @@ from cuda_kernel import count, emulated_kernel, poisoned, run_kernel, solve
 
 from yakvrt.kernels.page_layout import PageShape, chosen_end
 
-SHAPES = {"quest": QUEST, "oracle": ORACLE, "sinks": SINKS}
+SHAPES = {"quest": QUEST, "oracle": ORACLE, "sinks": SINKS, "lrqk": LRQK}
 
 
 @pytest.mark.parametrize("name", SHAPES)

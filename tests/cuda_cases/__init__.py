@@ -5,6 +5,7 @@ from __future__ import annotations
 from . import (
     attention,
     elementwise,
+    factors,
     higgs,
     links,
     matmul,
@@ -31,6 +32,7 @@ FAMILIES = (
     recall,
     page_rows,
     pages,
+    factors,
     elementwise,
     higgs,
     moe,

@@ -20,6 +20,7 @@ GROUP = 4
 QUEST = PageShape(GROUP, 128, "bf16", 16, 0, 0, "extremes", "max")
 ORACLE = PageShape(GROUP, 64, "f16", 1, 4, 63, "", "sum")
 SINKS = PageShape(GROUP, 64, "bf16", 4, 8, 8, "centred", "mean")
+LRQK = PageShape(1, 64, "bf16", 1, 0, 15, "factors", "mean", 16, sharing=2)
 
 
 def page_lengths(
@@ -154,17 +155,18 @@ def page_gather(
     far: bool = True,
 ) -> Case:
     """Slots in reverse; pages at random. With a cache its first pages, some of them fresh."""
+    sharing = shape.sharing
     n, capacity = len(lengths), max(lengths) + 1
     words = shape.head_dim * (4 if shape.kind == "f32" else 2) // 4
     told = page_lengths_ref(np.array(lengths) - 1, *np.full((2, n), n_pages), shape)
 
-    def table(places: int) -> tuple[list[np.ndarray], tuple[int, int]]:
-        arrays = [RNG.integers(0, 1 << 32, (n, n_heads, places, words), np.uint32) for _ in range(2)]
-        return arrays, (n_heads * places * words, places * words)
+    def table(places: int, of: int) -> tuple[list[np.ndarray], tuple[int, int]]:
+        arrays = [RNG.integers(0, 1 << 32, (n, of, places, words), np.uint32) for _ in range(2)]
+        return arrays, (of * places * words, places * words)
 
-    (tables, strides), (rings, ring_strides), (caches, cache_strides) = (
-        table(places) for places in (capacity, shape.ring_places, n_pages * shape.page + 1)
-    )
+    tables, strides = table(capacity, n_heads // sharing)
+    rings, ring_strides = table(shape.ring_places, n_heads // sharing)
+    caches, cache_strides = table(n_pages * shape.page + 1, n_heads)
     held = [cache.copy() for cache in caches]
     most = shape.most_rows(capacity, n_pages) + 1
     outs = [poisoned(n + 1, n_heads, most, words, dtype=np.uint32) for _ in range(2)]
@@ -183,8 +185,8 @@ def page_gather(
         (
             *(*outs, most * words, *tables, *strides, *rings, *ring_strides),
             *((*caches, *cache_strides) if cached else (None, None, 0, 0)),
-            *(slots, count(n), n_heads, np.repeat(told.sizes, n_heads), told.residents, counts, lasts, ids),
-            *(n_heads * n_pages, n_pages, fresh if cached else None, n_pages if cached else 0),
+            *(slots, count(n), n_heads, sharing, np.repeat(told.sizes, n_heads), told.residents, counts),
+            *(lasts, ids, n_heads * n_pages, n_pages, fresh if cached else None, n_pages if cached else 0),
             *(shape.n_sinks, shape.ring_len, shape.page),
         ),
         int(told.residents.sum() * n_heads + counts[:n].sum() * shape.page) * words * 8 * (1 if far else 2),
@@ -198,7 +200,7 @@ def page_gather(
             for row, head in np.ndindex(min(n, 4), n_heads):
                 slot, k, page = slots[row], int(counts[row, head]), shape.page
                 pages = ids[slot if cached else row, head, :k]
-                of = tables[which][slot, head], rings[which][slot, head]
+                of = tables[which][slot, head // sharing], rings[which][slot, head // sharing]
                 of_row = int(told.sizes[row]), int(told.residents[row])
                 expected = page_gather_ref(*of, *of_row, pages, shape)
                 left = held[which][slot, head].copy()

@@ -17,8 +17,12 @@ from ..kernels.chosen_rows import (
     replace_missing,
     top,
 )
+from ..kernels.factor_descend import factor_descend_ref
+from ..kernels.factor_resident import factor_resident_ref
+from ..kernels.factor_solve import factor_solve_ref
+from ..kernels.key_factors import project
 from ..kernels.page_digests import page_digests_ref
-from ..kernels.page_layout import PageShape, chosen_end
+from ..kernels.page_layout import PageShape, PromptProxies, chosen_end
 from ..kernels.page_project import page_near_ref
 from ..ops import Buffer, element_type
 from .exact_rows import ExactRows
@@ -39,14 +43,14 @@ class PageRows:
 
 @dataclass(frozen=True, slots=True)
 class _Slot:
-    """proxies [L, Hk, pages, proxy width]; skew float32 [L, Hk, D, channels], the matrix that turns keys;
-    recalled int64 [L, Hk, places]: the pages whose rows lie in the cache, -1: none.
+    """Of the heads that choose, Hc, proxies [L, Hc, pages, proxy width]; basis float32 [L, Hc, ...], which
+    turns keys into them; recalled int64 [L, Hc, places]: the pages whose rows lie in the cache, -1: none.
     """
 
     rows: ExactRows
     ring: ExactRows
     proxies: np.ndarray
-    skew: np.ndarray
+    basis: np.ndarray
     cache: ExactRows
     recalled: np.ndarray
 
@@ -64,6 +68,7 @@ class PagePools:
         """sizes, most: as Backend.page_pools()."""
         n_layers, n_slots, n_kv_heads, _ = sizes
         self._heads, self._shape, self._staging = (n_layers, n_kv_heads), shape, staging
+        self._choosing = n_layers, n_kv_heads * shape.sharing
         self._slots: dict[int, _Slot] = {}
         _, self._most_places = most
         self.wanted, self.places = np.zeros((2, n_slots), np.int64)
@@ -71,30 +76,34 @@ class PagePools:
         self._counted = np.zeros(5, np.int64)
 
     def open(self, slot: int, n_tokens: int) -> None:
-        shape, dtype = self._shape, element_type(self._shape.kind)
-        proxies = reserved((*self._heads, n_tokens // shape.page, shape.proxy_width * dtype.itemsize))
+        shape, dtype = self._shape, element_type(self._shape.proxy_kind)
+        proxies = reserved((*self._choosing, n_tokens // shape.page, shape.proxy_width * dtype.itemsize))
         self._slots[slot] = _Slot(
             ExactRows(*self._heads, n_tokens, shape.head_dim, shape.kind),
             ExactRows(*self._heads, shape.ring_places, shape.head_dim, shape.kind),
             proxies.view(dtype),
-            np.zeros((*self._heads, shape.head_dim, shape.n_channels), np.float32),
-            ExactRows(*self._heads, self._most_places * shape.page, shape.head_dim, shape.kind),
-            np.full((*self._heads, self._most_places), -1, np.int64),
+            np.zeros((*self._choosing, *shape.basis_shape), np.float32),
+            ExactRows(*self._choosing, self._most_places * shape.page, shape.head_dim, shape.kind),
+            np.full((*self._choosing, self._most_places), -1, np.int64),
         )
 
     def release(self, slot: int) -> None:
         del self._slots[slot]
 
-    def set_skew(self, layer: int, slot: int, skew: np.ndarray) -> None:
-        """The matrix that turns keys. Shapes: float32 [Hk, D, channels]."""
-        self._slots[slot].skew[layer] = skew
-
-    def store(self, layer: int, slot: int, n_held: int, n: int) -> None:
+    def store(self, layer: int, slot: int, n_held: int, n: int, told: PromptProxies | None = None) -> None:
         """Takes over the exact rows at positions n_held .. n - 1 of the prompt under way."""
         held, page = self._slots[slot], self._shape.page
         held.rows.write(layer, n_held, *self._staging.read(n_held, n))
-        self._describe(held, layer, n_held // page, n // page)
+        if told:
+            held.basis[layer] = told.basis
+        if told and told.proxies is not None:
+            held.proxies[layer, :, :n] = told.proxies
+        else:
+            self._describe(held, layer, n_held // page, n // page)
         self.settle(layer, slot, n)
+        if told and told.asking is not None:
+            weights, n_near = self._weights(held, layer, told.asking, n)
+            self._recall(held, layer, slot, self._best(slot, weights, n_near), weights)
 
     def restore(self, layer: int, slot: int, n_held: int) -> None:
         """Writes the first n_held rows where a prompt's exact rows lie."""
@@ -119,7 +128,7 @@ class PagePools:
         if shape.proxy_width:
             found["proxies"] = held.proxies[:, :, : n_held // shape.page]
         if shape.n_channels:
-            found["skew"] = held.skew
+            found["basis"] = held.basis
         if self._most_places:
             found["cache"] = held.cache.first(n_places * shape.page)
             found["recalled"] = held.recalled[:, :, :n_places]
@@ -142,16 +151,20 @@ class PagePools:
         v: np.ndarray,
         by: np.ndarray,
     ) -> np.ndarray:
-        """Takes in one token and attends. Shapes: q and by [H, G, D], k and v [H, D] -> [H, G, D]."""
+        """Takes in one token and attends. Shapes: q and by [H, G, D], k and v [H, D] -> [H * G, D]."""
         held, shape, n = self._slots[slot], self._shape, position + 1
         held.rows.write(layer, position, k[:, None], v[:, None])
         held.ring.write(layer, int(self._places(np.array([position]))[0]), k[:, None], v[:, None])
         sinks, end = shape.n_sinks, chosen_end(n, shape.n_sinks, shape.window, shape.page)
-        lasting = self._places(np.concatenate([np.arange(min(sinks, n)), np.arange(end, n)]))
-        resident = held.ring.take(layer, np.broadcast_to(lasting, (len(q), len(lasting))))
+        lasting = np.concatenate([np.arange(min(sinks, n)), np.arange(end, n)])
+        resident = self._resident(held, layer, lasting)
+        q = q.reshape(-1, shape.group, shape.head_dim)
+        if shape.proxy == "channels":
+            by = by @ held.basis[layer]
+        elif shape.proxy == "factors":
+            by = self._fit(held, layer, position, q, k)
         weights, n_near = self._weights(held, layer, by, n)
-        most = min(int(self.wanted[slot]), int(self.places[slot])) if self._most_places else self.wanted[slot]
-        chosen = top(weights, min(int(most), n_near))
+        chosen = self._best(slot, weights, n_near)
         n_fresh = chosen.size
         if self._most_places:
             n_fresh = self._recall(held, layer, slot, chosen, weights)
@@ -163,7 +176,7 @@ class PagePools:
         else:
             more = held.rows.take(layer, sinks + page_rows(chosen, shape.page))
             filled = np.ones(more[0].shape[:2], bool)
-        if n % shape.page == 0:
+        if n % shape.page == 0 and shape.proxy != "factors":
             self._describe(held, layer, position // shape.page, n // shape.page)
         readable = np.concatenate([np.ones((len(q), len(lasting)), bool), filled], axis=1)
         asked, hits = chosen.size * shape.page, (chosen.size - n_fresh) * shape.page
@@ -171,8 +184,41 @@ class PagePools:
         keys, values = (np.concatenate(pair, axis=1) for pair in zip(resident, more, strict=True))
         return attend_rows(q, keys, values, readable)
 
+    def _resident(self, held: _Slot, layer: int, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Rows of positions in the ring, for every head that chooses."""
+        places = np.broadcast_to(self._places(positions), (self._heads[1], len(positions)))
+        k, v = (np.repeat(rows, self._shape.sharing, axis=0) for rows in held.ring.take(layer, places))
+        return k, v
+
+    def _fit(self, held: _Slot, layer: int, position: int, q: np.ndarray, k: np.ndarray) -> np.ndarray:
+        """Gives a key its proxy, and a query its own, which is returned, by what is on the device; the
+        factors follow. Shapes: q [Hc, 1, D], k [H, D] -> [Hc, 1, rank].
+        """
+        filled = int((held.recalled[layer, 0] >= 0).sum())  # places fill from the first, in all heads alike
+        past = np.arange(max(0, position + 1 - self._shape.ring_len), position)
+        known = np.broadcast_to(past, (len(q), len(past)))
+        ids = np.concatenate([held.recalled[layer, :, :filled], known], axis=1)
+        proxies = held.proxies[layer, np.arange(len(q))[:, None], ids].astype(np.float32)
+        keys = [held.cache.read(layer, 0, filled)[0], self._resident(held, layer, past)[0]]
+        key = np.repeat(k[:, None], self._shape.sharing, axis=0)
+        b_q, b_k = held.basis[layer].swapaxes(0, 1)
+        fitted = factor_resident_ref(q, b_q, np.concatenate(keys, axis=1), proxies)
+        q_hat, k_hat = factor_solve_ref(*fitted, q, key, b_k)
+        b_q[...], b_k[...] = factor_descend_ref(b_q, q_hat, q), factor_descend_ref(b_k, k_hat, key)
+        held.proxies[layer, :, position] = k_hat[:, 0]
+        return q_hat
+
+    def _best(self, slot: int, weights: np.ndarray, n_near: int) -> np.ndarray:
+        """The pages that a step chooses."""
+        most = int(self.wanted[slot])
+        if self._most_places:
+            most = min(most, int(self.places[slot]))
+        return top(weights, min(most, n_near))
+
     def _weights(self, held: _Slot, layer: int, q: np.ndarray, n: int) -> tuple[np.ndarray, int]:
-        """What the pages that can be chosen are ranked by, and how many are worth it. Shapes: [H, pages]."""
+        """What the pages that can be chosen are ranked by, and how many are worth it. Shapes: q as proxies
+        are [Hc, G, ...] -> [Hc, pages].
+        """
         shape = self._shape
         end = chosen_end(n, shape.n_sinks, shape.window, shape.page)
         pages = slice(shape.n_sinks // shape.page, end // shape.page)
@@ -183,7 +229,7 @@ class PagePools:
             weights = group_weights(logits(q, held.rows.keys(layer, n)) * scale, shape.rule)[:, pages]
             return weights, weights.shape[1]
         proxies = held.proxies[layer, :, pages]
-        scaled = page_scores(q, proxies) if shape.has_boxes else logits(q @ held.skew[layer], proxies)
+        scaled = page_scores(q, proxies) if shape.has_boxes else logits(q, proxies)
         scaled *= scale
         n_near = scaled.shape[2]
         if shape.alpha < inf:
@@ -214,8 +260,10 @@ class PagePools:
         k, _ = held.rows.read(layer, first * shape.page, last * shape.page)
         if shape.has_boxes:
             made = page_digests_ref(k, shape.page, centred=shape.proxy == "centred")
+        elif shape.proxy == "channels":
+            made = k @ held.basis[layer]
         else:
-            made = k @ held.skew[layer]
+            made = project(np.repeat(k, shape.sharing, axis=0), held.basis[layer, :, 1])
         held.proxies[layer, :, first:last] = made
 
 

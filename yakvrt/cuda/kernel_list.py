@@ -146,6 +146,10 @@ def all_kernels(arch: str) -> list[KernelSpec]:
         kernel("page_recall", "page_recall_cuda"),
         *(kernel("page_project", "page_project_cuda", size) for size in HEAD_DIMS),
         kernel("page_project", "page_near_cuda"),
+        *(kernel("factor_resident", "factor_resident_cuda", *shape) for shape in ATTENTION),
+        kernel("factor_solve", "factor_solve_cuda"),
+        kernel("factor_descend", "factor_descend_cuda"),
+        kernel("select_topk_cuda", "rank_cuda", "mean", 1),
         *(
             kernel(op, f"{op}_cuda", *shape, boxes_or_centred)
             for op in ("page_digests", "page_scores")

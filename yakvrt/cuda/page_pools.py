@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..kernels.chosen_rows import logits, top
+from ..kernels.key_factors import project
 from ..kernels.page_digests import page_digests_ref
-from ..kernels.page_layout import PageShape
+from ..kernels.page_layout import PageShape, PromptProxies, chosen_end
 from ..kernels.page_project import page_project_ref
 from ..kernels.page_scores import MAX_GROUP
 from ..ops import ELEMENT_BYTES, KvRows, element_type
@@ -28,10 +30,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PageRows:
-    """One layer. rows: of all tokens; ring: the first and last ones; proxies: words [slots, Hk, pages] of
-    proxy_width numbers; skew float32 [slots, Hk, D, proxy_width], of channels; with a cache, the rows of its
-    pages and which these are, int32 [slots, Hk, most_places]. Shared by all layers: counters int64 [5] of
-    page_count_cuda; wanted and places int64 [slots]. A step chooses up to most_pages pages of a head.
+    """One layer. rows: of all tokens; ring: the first and last ones. Of the Hc heads that choose, proxies:
+    words [slots, Hc, pages] of proxy_width numbers; basis float32 [slots, Hc, ...], which turns keys into
+    them; with a cache, the rows of its pages and which these are, int32 [slots, Hc, most_places]. Shared by
+    all layers: counters int64 [5] of page_count_cuda; wanted and places int64 [slots]. A step chooses up to
+    most_pages pages of a head.
     """
 
     shape: PageShape
@@ -42,7 +45,7 @@ class PageRows:
     ring: KvRows
     proxies: DeviceArray
     proxy_width: int
-    skew: DeviceArray
+    basis: DeviceArray
     cache: KvRows | None
     most_places: int
     recalled: DeviceArray
@@ -78,6 +81,7 @@ class PagePools:
         """sizes, most: as Backend.page_pools(). Raises: DeviceError."""
         (n_layers, n_slots, n_kv_heads, n_tokens), (most_pages, most_places) = sizes, most
         self._backend, self._heads, self._shape = backend, n_kv_heads, shape
+        self._choosing = n_kv_heads * shape.sharing
         self._staging = backend.slot_rows(staging, 0, n_kv_heads, shape.head_dim)
         on_host, dims = backend.kv_on_host, (n_layers, n_slots, n_kv_heads)
         made = partial(pinned_rows, backend) if on_host else backend.kv_rows
@@ -85,11 +89,15 @@ class PagePools:
         rings = backend.kv_rows(*dims, shape.ring_places, shape.head_dim, shape.kind)
         caches: Sequence[KvRows | None] = [None] * n_layers
         if most_places:
-            caches = backend.kv_rows(*dims, most_places * shape.page, shape.head_dim, shape.kind)
+            of = n_layers, n_slots, self._choosing
+            caches = backend.kv_rows(*of, most_places * shape.page, shape.head_dim, shape.kind)
         self._width = -(-shape.proxy_width // 8) * 8  # whole pieces of 16 bytes
         n_pages = max(1, n_tokens // shape.page) if self._width else 1
-        row_words = max(1, self._width * ELEMENT_BYTES[shape.kind] // 4)
-        n_channels = self._width if shape.n_channels else 1
+        row_words = max(1, self._width * ELEMENT_BYTES[shape.proxy_kind] // 4)
+        self._basis_shape = shape.basis_shape
+        if shape.proxy == "channels":
+            self._basis_shape = shape.head_dim, self._width
+        held = n_slots, self._choosing
         counters = backend.put(np.zeros(5, np.int64))
         wanted, places = (backend.pinned((n_slots,), np.int64) for _ in range(2))
         self.wanted, self.places = (memory.array.view(np.int64) for memory in (wanted, places))
@@ -101,12 +109,12 @@ class PagePools:
                 on_host,
                 rows[layer],
                 rings[layer],
-                backend.array((n_slots, n_kv_heads, n_pages, row_words), np.uint32),
+                backend.array((*held, n_pages, row_words), np.uint32),
                 self._width,
-                backend.array((n_slots, n_kv_heads, shape.head_dim, n_channels), np.float32),
+                backend.array((*held, *self._basis_shape) if shape.n_channels else (1,), np.float32),
                 caches[layer],
                 most_places,
-                backend.array((n_slots, n_kv_heads, max(most_places, 1)), np.int32),
+                backend.array((*held, max(most_places, 1)), np.int32),
                 counters,
                 wanted,
                 places,
@@ -115,33 +123,61 @@ class PagePools:
         ]
 
     def open(self, slot: int, n_tokens: int) -> None:
-        """Slots have their memory from the start; what another has left in the cache, and its matrix, go."""
+        """Slots have their memory from the start; what another has left in the cache, and its basis, go."""
         self._empty_caches(range(len(self.layers)), slot)
         if self._shape.n_channels:
             for layer in range(len(self.layers)):
-                self._skew(layer, slot)[...] = 0
+                self._basis(layer, slot)[...] = 0
 
     def release(self, slot: int) -> None:
         """They keep it."""
 
-    def set_skew(self, layer: int, slot: int, skew: np.ndarray) -> None:
-        """The matrix that turns keys. Shapes: float32 [Hk, D, channels]."""
-        padding = [(0, 0), (0, 0), (0, self._width - skew.shape[2])]
-        self._skew(layer, slot)[...] = np.pad(skew, padding)
-
-    def store(self, layer: int, slot: int, n_held: int, n: int) -> None:
+    def store(self, layer: int, slot: int, n_held: int, n: int, told: PromptProxies | None = None) -> None:
         """Takes over the exact rows at positions n_held .. n - 1 of the prompt under way."""
         page, rows = self._shape.page, self._rows(layer, slot)
         rows.write(n_held, *self._staging.read(n_held, n))
+        if told:
+            basis = self._basis(layer, slot)
+            basis[...] = _widened(told.basis, basis.shape[-1])
         if self._width:
             first, last = n_held // page, n // page
-            k, _ = rows.read(first * page, last * page)
-            if self._shape.has_boxes:
-                made = page_digests_ref(k, page, centred=self._shape.proxy == "centred")
+            if told and told.proxies is not None:
+                made = told.proxies
             else:
-                made = page_project_ref(k, np.asarray(self._skew(layer, slot)))
-            self._proxies(layer, slot)[:, first:last][...] = made
+                made = self._described(layer, slot, rows.read(first * page, last * page)[0])
+            self._proxies(layer, slot)[:, first:last][...] = _widened(made, self._width)
         self.settle(layer, slot, n)
+        if told and told.proxies is not None and told.asking is not None:
+            self._recall(layer, slot, n, told.proxies, told.asking)
+
+    def _described(self, layer: int, slot: int, k: np.ndarray) -> np.ndarray:
+        """What stands for whole pages of keys. Shapes: [Hk, n, D] -> [Hc, pages, proxy width]."""
+        shape = self._shape
+        if shape.has_boxes:
+            return page_digests_ref(k, shape.page, centred=shape.proxy == "centred")
+        basis = np.asarray(self._basis(layer, slot))
+        if shape.proxy == "channels":
+            return page_project_ref(k, basis)
+        return project(np.repeat(k, shape.sharing, axis=0), basis[:, 1])
+
+    def _recall(self, layer: int, slot: int, n: int, proxies: np.ndarray, asking: np.ndarray) -> None:
+        """Fills the cache with the best of pages of one token for these queries. Shapes: proxies [Hc, n,
+        numbers], asking [Hc, 1, numbers].
+        """
+        shape = self._shape
+        n_pages = chosen_end(n, shape.n_sinks, shape.window, shape.page)
+        count = min(int(self.wanted[slot]), int(self.places[slot]), n_pages)
+        if not count:
+            return
+        held = proxies[:, :n_pages].astype(element_type(shape.proxy_kind))
+        best = top(logits(asking, held)[:, 0], count)
+        first, last = int(best.min()), int(best.max()) + 1
+        owners = np.arange(self._choosing)[:, None] // shape.sharing
+        k, v = (rows[owners, best - first] for rows in self._rows(layer, slot).read(first, last))
+        cache = self.layers[layer].cache
+        assert cache
+        self._on_device(cache, slot, self._choosing).write(0, k, v)
+        self._recalled(layer, slot)[:, :count][...] = best
 
     def restore(self, layer: int, slot: int, n_held: int) -> None:
         """Writes the first n_held rows where a prompt's exact rows lie."""
@@ -150,7 +186,7 @@ class PagePools:
     def settle(self, layer: int, slot: int, n: int) -> None:
         """Loads the first and last of n tokens into the ring, and empties the cache."""
         sinks, ring_len = self._shape.n_sinks, self._shape.ring_len
-        rows, ring = self._rows(layer, slot), self._on_device(self.layers[layer].ring, slot)
+        rows, ring = self._rows(layer, slot), self._on_device(self.layers[layer].ring, slot, self._heads)
         ring.write(0, *rows.read(0, min(sinks, n)))
         first = max(sinks, n - ring_len)
         turn = first + -(first - sinks) % ring_len  # whose place is the first behind the sinks
@@ -166,19 +202,21 @@ class PagePools:
 
     def state(self, slot: int, n_held: int, n_places: int) -> dict[str, SlotValues]:
         """What n_held tokens of a slot occupy, by pool and layer, with so many places of a cache. Shapes:
-        [Hk, n, numbers], recalled [Hk, n].
+        [heads, n, numbers], recalled [heads, n].
         """
         found: dict[str, SlotValues] = {}
         for layer, held in enumerate(self.layers):
             tables = [("rows", self._rows(layer, slot), n_held)]
-            tables.append(("ring", self._on_device(held.ring, slot), self._shape.ring_places))
+            ring = self._on_device(held.ring, slot, self._heads)
+            tables.append(("ring", ring, self._shape.ring_places))
             if held.cache:
-                tables.append(("cache", self._on_device(held.cache, slot), n_places * self._shape.page))
+                cache = self._on_device(held.cache, slot, self._choosing)
+                tables.append(("cache", cache, n_places * self._shape.page))
                 found[f"recalled.{layer}"] = self._recalled(layer, slot)[:, :n_places]
             if self._width:
                 found[f"proxies.{layer}"] = self._proxies(layer, slot)[:, : n_held // self._shape.page]
             if self._shape.n_channels:
-                found[f"skew.{layer}"] = self._skew(layer, slot)
+                found[f"basis.{layer}"] = self._basis(layer, slot)
             for name, table, n in tables:
                 found[f"{name}.k.{layer}"], found[f"{name}.v.{layer}"] = table.state(n)
         return found
@@ -194,8 +232,8 @@ class PagePools:
         held, of = self.layers[layer], (slot, self._heads, self._shape.head_dim, self._backend.stream)
         return PinnedRows(held.rows, *of) if held.on_host else DeviceRows(held.rows, *of)
 
-    def _on_device(self, rows: KvRows, slot: int) -> DeviceRows:
-        return DeviceRows(rows, slot, self._heads, self._shape.head_dim, self._backend.stream)
+    def _on_device(self, rows: KvRows, slot: int, n_heads: int) -> DeviceRows:
+        return DeviceRows(rows, slot, n_heads, self._shape.head_dim, self._backend.stream)
 
     def _recalled(self, layer: int, slot: int) -> DeviceValues:
         held = self.layers[layer].recalled
@@ -203,14 +241,19 @@ class PagePools:
 
     def _proxies(self, layer: int, slot: int) -> DeviceValues:
         held = self.layers[layer].proxies
-        return self._of_slot(held, slot, (held.shape[2], self._width), element_type(self._shape.kind))
+        return self._of_slot(held, slot, (held.shape[2], self._width), element_type(self._shape.proxy_kind))
 
-    def _skew(self, layer: int, slot: int) -> DeviceValues:
-        held = self.layers[layer].skew
+    def _basis(self, layer: int, slot: int) -> DeviceValues:
+        held = self.layers[layer].basis
         return self._of_slot(held, slot, held.shape[2:], np.float32)
 
     def _of_slot(self, held: DeviceArray, slot: int, shape: tuple[int, ...], dtype: Any) -> DeviceValues:
-        """What each of its KV heads has of an array."""
-        head = held.nbytes // (held.shape[0] * self._heads)
-        whole = self._heads, *shape
-        return DeviceValues(held, slot * self._heads * head, head, whole, dtype, self._backend.stream)
+        """What each of the heads that choose has of an array."""
+        head = held.nbytes // (held.shape[0] * self._choosing)
+        whole = self._choosing, *shape
+        return DeviceValues(held, slot * self._choosing * head, head, whole, dtype, self._backend.stream)
+
+
+def _widened(numbers: np.ndarray, width: int) -> np.ndarray:
+    """By zeros behind the last axis."""
+    return np.pad(numbers, [(0, 0)] * (numbers.ndim - 1) + [(0, width - numbers.shape[-1])])

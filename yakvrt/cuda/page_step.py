@@ -22,14 +22,15 @@ if TYPE_CHECKING:
 
 
 class PageStep:
-    """One layer's attention under recording: sizes and scratch that its launches share. A segment is a KV
-    head of a row of the batch.
+    """One layer's attention under recording: sizes and scratch that its launches share. A segment is a head
+    that chooses, `group` query heads together, of a row of the batch.
     """
 
     def __init__(self, recorder: CudaRecorder, rows: PageRows) -> None:
         self.recorder, self.rows, self.shape = recorder, rows, rows.shape
         self.batch, self.capacity = recorder.device_batch, recorder.capacity
-        self.n_heads, self.segments = recorder.n_kv_heads, recorder.capacity * recorder.n_kv_heads
+        self.n_heads = recorder.n_heads // rows.shape.group
+        self.segments = recorder.capacity * self.n_heads
         n_units = max(1, rows.n_tokens // rows.shape.page)
         self.width, self.n_parts = -(-n_units // 4) * 4, -(-n_units // UNITS)
         self.sizes, self.budgets, self.lengths, self.lasts = (
@@ -74,7 +75,7 @@ class PageStep:
         if shape.proxy == "key":
             scored = rows.rows.k, *strides(rows.rows)
         launch(
-            kernel("page_scores", "page_scores_cuda", q.width // n_heads, shape.kind, shape.has_boxes),
+            kernel("page_scores", "page_scores_cuda", q.width // n_heads, shape.proxy_kind, shape.has_boxes),
             (self.n_parts, self.segments),
             *(logits, self.width, parts, self.n_parts, q.data, q.width, *scored, self.batch.slots),
             *(self.firsts, self.lengths, self.ends, self.batch.n_rows, self.n_heads, shape.group),

@@ -15,6 +15,7 @@ from .kernel_choice import BLOCKS_AT_ONCE
 from .page_pools import PageRows
 from .page_step import PageStep
 from .record_attention import append_rows, strides
+from .record_factors import fit_factors
 
 if TYPE_CHECKING:
     from .recorder import CudaRecorder
@@ -33,9 +34,12 @@ def record_pages(
     asking = by
     if shape.has_boxes:
         _digest(step)
-    elif shape.n_channels:
-        _keep_channels(step, k)
+    elif shape.proxy == "channels":
+        _keep_proxies(step, _project(step, k, 1))
         asking = _project(step, by, shape.group)
+    elif shape.proxy == "factors":
+        asking, proxies = fit_factors(step, q, k)
+        _keep_proxies(step, proxies)
     step.select(asking)
     if rows.most_places:
         step.recall()
@@ -78,17 +82,17 @@ def _project(step: PageStep, x: Buffer, group: int) -> Buffer:
     step.recorder.launch(
         kernel("page_project", "page_project_cuda", head_dim),
         (n_heads, step.capacity),
-        *(out, x.data, x.width, rows.skew, step.n_heads * head, head, step.batch.slots, x.n_rows),
+        *(out, x.data, x.width, rows.basis, step.n_heads * head, head, step.batch.slots, x.n_rows),
         *(width, group),
     )
     return Buffer(out, n_heads * width, x.n_rows)
 
 
-def _keep_channels(step: PageStep, k: Buffer) -> None:
+def _keep_proxies(step: PageStep, made: Buffer) -> None:
     """Those of the new keys, which a kernel for keys and values writes as both."""
-    rows, made = step.rows, _project(step, k, 1)
+    rows = step.rows
     step.recorder.launch(
-        kernel("kv_append", "kv_append_cuda", step.shape.kind),
+        kernel("kv_append", "kv_append_cuda", step.shape.proxy_kind),
         (-(-made.width // 1024), step.capacity),
         *(rows.proxies, rows.proxies, *step.proxy_strides, made.data, made.data, made.width),
         *(step.n_heads, rows.proxy_width, step.batch.slots, step.batch.positions, made.n_rows, 0, 0),
@@ -116,7 +120,8 @@ def _gather(step: PageStep) -> KvRows:
         kernel("page_gather", "page_gather_cuda", row_bytes, rows.cache is not None),
         (min(BLOCKS_AT_ONCE, -(-2 * step.segments * head_bytes // BLOCK_BYTES)), 1),
         *(k, v, head_bytes // 4, *in_words(rows.rows), *in_words(rows.ring), *in_words(rows.cache)),
-        *(batch.slots, batch.n_rows, step.n_heads, step.sizes, step.residents, step.n_filled, step.lasts),
+        *(batch.slots, batch.n_rows, step.n_heads, shape.sharing),
+        *(step.sizes, step.residents, step.n_filled, step.lasts),
         *(pages, step.n_heads * n_pages, n_pages, step.fresh, rows.most_places),
         *(shape.n_sinks, shape.ring_len, shape.page),
     )

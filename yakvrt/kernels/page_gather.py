@@ -27,14 +27,14 @@ def page_gather_ref(
 
 
 def page_gather_cuda(g: Any, row_bytes: int, cached: bool) -> CudaKernel:
-    """page_gather_ref for keys and values of every head, from tables on the device or in pinned host memory;
-    and in lasts where a segment's rows end. If `cached`, the pages are those of the cache's first places:
-    those that are fresh come from the rows of all tokens, and remain.
+    """page_gather_ref for keys and values of every head that chooses, `sharing` of a KV head, from tables on
+    the device or in pinned host memory; and in lasts where a segment's rows end. If `cached`, the pages are
+    those of the cache's first places: those that are fresh come from the rows of all tokens, and remain.
 
     Grid: any number of blocks, of which each has BLOCK_BYTES under way.
-    Shapes: tables uint32 of rows of row_bytes, strides in words; out_k and out_v [B * Hk][out_stride]; sizes
-    and residents of page_lengths_cuda; counts, of pages, and lasts int64 [B * Hk]. ids int32, from
-    slots * ids_slot_stride + heads * ids_head_stride on, and fresh int32 [B * Hk][fresh_stride] of
+    Shapes: tables uint32 of rows of row_bytes, strides in words; out_k and out_v [segments][out_stride];
+    sizes and residents of page_lengths_cuda; counts, of pages, and lasts int64 [segments]. ids int32, from
+    slots * ids_slot_stride + heads * ids_head_stride on, and fresh int32 [segments][fresh_stride] of
     page_recall_cuda, or ids [B][ids_slot_stride] of the batch, and no cache.
     Raises: ValueError for rows that are not multiples of 16 bytes, or larger than 1024.
     """
@@ -56,8 +56,8 @@ def page_gather_cuda(g: Any, row_bytes: int, cached: bool) -> CudaKernel:
     def kernel(  # type: ignore[no-untyped-def]
         out_k, out_v, out_stride, rows_k, rows_v, slot_stride, head_stride, ring_k, ring_v, ring_slot_stride,
         ring_head_stride, cache_k, cache_v, cache_slot_stride, cache_head_stride, slots, n_rows, n_heads,
-        sizes, residents, counts, lasts, ids, ids_slot_stride, ids_head_stride, fresh, fresh_stride, n_sinks,
-        ring_len, page,
+        sharing, sizes, residents, counts, lasts, ids, ids_slot_stride, ids_head_stride, fresh, fresh_stride,
+        n_sinks, ring_len, page,
     ):  # fmt: skip
         lane = g.int32(g.thread() % 32)
         warp, n_warps = g.int32(g.block() * warps + g.thread() // 32), g.int32(g.n_blocks() * warps)
@@ -72,8 +72,9 @@ def page_gather_cuda(g: Any, row_bytes: int, cached: bool) -> CudaKernel:
             owner = slot if cached else g.int64(row_index)
             own_ids = g.shifted(ids, owner * ids_slot_stride + head * ids_head_stride)
             own_fresh = g.shifted(fresh, g.int64(segment) * fresh_stride)
-            at_far = slot * slot_stride + head * head_stride
-            at_ring = slot * ring_slot_stride + head * ring_head_stride
+            kv_head = g.int32(g.uint32(head) // g.uint32(sharing))
+            at_far = slot * slot_stride + kv_head * head_stride
+            at_ring = slot * ring_slot_stride + kv_head * ring_head_stride
             at_cache = slot * cache_slot_stride + head * cache_head_stride
             far_k, far_v = g.shifted(rows_k, at_far), g.shifted(rows_v, at_far)
             near_k, near_v = g.shifted(ring_k, at_ring), g.shifted(ring_v, at_ring)
@@ -129,8 +130,8 @@ def page_gather_cuda(g: Any, row_bytes: int, cached: bool) -> CudaKernel:
     tables = "u32* u32* i64 i64"
     return CudaKernel(
         kernel,
-        f"u32* u32* i64 {tables} {tables} {tables} i64* i64* i32 i64* i64* i64* i64* i32* i64 i64 i32* i64"
-        " i32 i32 i32",
+        f"u32* u32* i64 {tables} {tables} {tables} i64* i64* i32 i32 i64* i64* i64* i64* i32* i64 i64 i32*"
+        " i64 i32 i32 i32",
         threads,
         opcodes=("LDG.E.128", "STG.E.128"),
         work=Work("row of keys and values", 4 * row_bytes, 0),

@@ -8,13 +8,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import inf
+from typing import NamedTuple
+
+import numpy as np
+
+
+class PromptProxies(NamedTuple):
+    """What a prompt tells of its keys. basis: what turns keys into proxies, of PageShape.basis_shape for
+    every head; proxies [heads, n, proxy width] of the prompt's keys where they are known already; asking
+    [heads, 1, proxy width]: queries whose best pages the first step is to find in the cache.
+    """
+
+    basis: np.ndarray
+    proxies: np.ndarray | None = None
+    asking: np.ndarray | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class PageShape:
     """`rule` ranks pages of `page` tokens for a group of query heads by what stands for them: a box around
     their keys, "extremes" or "centred" (page_digests.py); of pages of one token the key itself, "key", or
-    n_channels of it, "channels", when a slot's matrix has turned it.
+    n_channels of it, "channels", when a slot's matrix has turned it, or as many numbers, "factors", by which
+    it is a row of low rank (key_factors.py). `sharing` such groups choose of a KV head's rows.
 
     Probabilities are those among the pages that can be chosen, with "key" among all tokens. n_sinks is a
     multiple of `page`. With an alpha fewer pages are chosen where, on average over the query heads, fewer
@@ -30,6 +45,7 @@ class PageShape:
     proxy: str
     rule: str
     n_channels: int = 0
+    sharing: int = 1
     alpha: float = inf
 
     @property
@@ -40,6 +56,18 @@ class PageShape:
     def proxy_width(self) -> int:
         """Numbers that stand for a page; 0 where its key does."""
         return self.n_channels or (2 * self.head_dim if self.has_boxes else 0)
+
+    @property
+    def basis_shape(self) -> tuple[int, ...]:
+        """Of float32 that turn the keys of a head into proxies; the factors of queries, then of keys."""
+        if self.proxy == "factors":
+            return 2, self.n_channels, self.head_dim
+        return self.head_dim, self.n_channels
+
+    @property
+    def proxy_kind(self) -> str:
+        """Their number format."""
+        return "bf16" if self.proxy == "factors" else self.kind
 
     @property
     def ring_len(self) -> int:

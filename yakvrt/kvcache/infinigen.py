@@ -12,6 +12,7 @@ the host.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from math import inf
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..kernels.chosen_rows import top
+from ..kernels.page_layout import PromptProxies
 from ..kernels.select_topk import RULES
 from ..ops import ELEMENT_BYTES, Buffer, Ops
 from .budget import budget_tokens, check_budget, check_choice, check_range
@@ -133,7 +135,7 @@ def build(setting: KvSetting, parameters: Parameters) -> PagedKv:
         row_bytes(setting),
         dense_on_host=True,
         asks=_Guess(setting),
-        skew=partial(skew_channels, n=n_channels),
+        tells=partial(_skew, config, n_channels),
     )
     return PagedKv(setting, method)
 
@@ -163,6 +165,11 @@ class _Guess:
             ops.head_norm(plain, plain, weights.attn_q_norm, config.norm_eps)
         ops.rope(turned, plain)
         return turned
+
+
+def _skew(config: ModelConfig, n: int, q: np.ndarray, read_keys: Callable[[], np.ndarray]) -> PromptProxies:
+    """See PagedMethod.tells."""
+    return PromptProxies(skew_channels(q.reshape(config.n_kv_heads, -1, config.head_dim), n))
 
 
 def skew_channels(q: np.ndarray, n: int) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..kernels.page_layout import PageShape
+from ..kernels.page_layout import PageShape, PromptProxies
 from ..ops import ELEMENT_BYTES, Buffer, KvRows, Ops
 from .contract import AttentionInput, KvSetting, Pools, StateArray, TokenRows
 from .counters import Counters, method_stats
@@ -28,8 +28,8 @@ class PagedMethod:
     """One of them. wanted: pages that a step asks for, of a prompt of so many tokens; places: of a cache of
     pages, 0: none. Neither falls as the prompt grows. pools: of a slot; row_bytes: what the link carries for
     a row. dense_on_host: the rows of dense layers count as fetched. asks: records the queries that choose a
-    layer's pages, if not its own; skew: of a prompt's queries [Hk, n, D] the matrix that turns keys
-    [Hk, D, channels].
+    layer's pages, if not its own; tells: of the queries [Hq, n, D] of a slot's first prompt, and of what
+    reads its keys [Hk, n, D], how these become proxies.
     """
 
     name: str
@@ -43,14 +43,14 @@ class PagedMethod:
     row_bytes: int
     dense_on_host: bool = False
     asks: Callable[[Ops, int, AttentionInput], Buffer] | None = None
-    skew: Callable[[np.ndarray], np.ndarray] | None = None
+    tells: Callable[[np.ndarray, Callable[[], np.ndarray]], PromptProxies] | None = None
 
 
 def page_shape(setting: KvSetting, **how: Any) -> PageShape:
-    """Of the model's heads; `how`: the other fields."""
-    config = setting.config
-    group = config.n_heads // config.n_kv_heads
-    return PageShape(group=group, head_dim=config.head_dim, kind=setting.kind, **how)
+    """Of the model's heads, where those of a group choose together; `how`: the other fields."""
+    group = setting.config.n_heads // setting.config.n_kv_heads
+    shape: dict[str, Any] = {"group": group, "head_dim": setting.config.head_dim, "kind": setting.kind}
+    return PageShape(**shape | how)
 
 
 def row_bytes(setting: KvSetting) -> int:
@@ -81,7 +81,7 @@ class PagedKv:
         self._free, self._staging = SlotList(setting), Staging(setting)
         self._counters = Counters(config.n_layers)  # of a model that is dense in all layers
         self._dense = DenseLayers(setting, method.dense_layers, self._counters, on_host=method.dense_on_host)
-        self._queries = PromptQueries(setting) if method.skew else None
+        self._queries = PromptQueries(setting) if method.tells else None
         self._pools = setting.backend.page_pools(
             (config.n_layers - self._dense.n, setting.n_slots, config.n_kv_heads, setting.ctx_size),
             method.shape,
@@ -110,12 +110,11 @@ class PagedKv:
     def store(self, layer: int, slot: int, n_held: int, n_new: int) -> None:
         if layer < self._dense.n:
             return
-        if self._queries and self._method.skew and not n_held:
-            config = self._setting.config
-            q = self._queries.read(0, n_new).reshape(config.n_kv_heads, -1, config.head_dim)
-            self._pools.set_skew(layer - self._dense.n, slot, self._method.skew(q))
-        self._pools.store(layer - self._dense.n, slot, n_held, n_held + n_new)
-        self._set_budgets(slot, n_held + n_new)
+        told, n = None, n_held + n_new
+        if self._queries and self._method.tells and not n_held:
+            told = self._method.tells(self._queries.read(0, n), lambda: self._staging.read(0, n)[0])
+        self._set_budgets(slot, n)
+        self._pools.store(layer - self._dense.n, slot, n_held, n, told)
 
     def decode(self, ops: Ops, layer: int, attention: AttentionInput, out: Buffer) -> None:
         by = self._method.asks(ops, layer, attention) if self._method.asks else attention.q
