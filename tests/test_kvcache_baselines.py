@@ -174,6 +174,20 @@ def test_proxies_of_low_rank_products(rng: np.random.Generator) -> None:
     assert np.linalg.norm(last_q @ a_k.swapaxes(1, 2) - exact) < 0.05 * np.linalg.norm(exact)
 
 
+def test_a_new_key_is_fitted_to_its_query(rng: np.random.Generator) -> None:
+    """Of generated tokens; keys of a further prompt are projected."""
+    with KvSlots("lrqk", {"rank": "4", "sparse_budget": "8"}, heads=(1, 1, 16)) as slots:
+        slot, (q, k, v) = slots.kv.open(512), (normal(rng, 64, 1, 16) for _ in range(3))
+        slots.prefill(slot, 0, q[:50], k[:50], v[:50])
+        b_k = slots.kv.state(slot, 50)["basis"].values[0, :, 1].copy()
+        slots.decode(slot, 50, q[50], k[50], v[50])
+        moved_on = slots.kv.state(slot, 51)["basis"].values[0, :, 1].copy()
+        slots.prefill(slot, 51, q[51:], k[51:], v[51:])
+        proxies = slots.kv.state(slot, 64)["proxies"].values[0].astype(np.float32)
+    assert np.abs(proxies[:, 50:51] - project(k[None, 50], b_k)).max() > 0.05
+    np.testing.assert_allclose(proxies[:, 51:], project(k[None, 51:, 0], moved_on), rtol=0.02, atol=0.02)
+
+
 def test_skew_keeps_products_and_gathers_them(rng: np.random.Generator) -> None:
     turn = np.linalg.qr(normal(rng, 2, 32, 32))[0]
     q = normal(rng, 2, 200, 32) * np.r_[np.full(5, 4.0), np.full(27, 0.1)].astype(np.float32) @ turn
