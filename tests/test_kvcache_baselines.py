@@ -181,6 +181,7 @@ def test_a_new_key_is_fitted_to_its_query(rng: np.random.Generator) -> None:
         slots.prefill(slot, 0, q[:50], k[:50], v[:50])
         b_k = slots.kv.state(slot, 50)["basis"].values[0, :, 1].copy()
         slots.decode(slot, 50, q[50], k[50], v[50])
+        assert slots.kv.stats()["rows_read"] == 8 + 16
         moved_on = slots.kv.state(slot, 51)["basis"].values[0, :, 1].copy()
         slots.prefill(slot, 51, q[51:], k[51:], v[51:])
         proxies = slots.kv.state(slot, 64)["proxies"].values[0].astype(np.float32)
