@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from . import (
     attention,
+    chunks,
     elementwise,
     higgs,
     links,
@@ -31,6 +32,7 @@ FAMILIES = (
     recall,
     page_rows,
     pages,
+    chunks,
     elementwise,
     higgs,
     moe,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..kernels.chunk_layout import ChunkShape
 from ..kernels.page_layout import PageShape
 from ..ops import ELEMENT_BYTES, Buffer, KvRows, Ops
 from .contract import AttentionInput, KvSetting, Pools, StateArray, TokenRows
@@ -33,7 +34,7 @@ class PagedMethod:
     """
 
     name: str
-    shape: PageShape
+    shape: PageShape | ChunkShape
     dense_layers: int
     wanted: Callable[[int], int]
     places: Callable[[int], int]
