@@ -42,17 +42,10 @@ def chunk_gather_cuda(g: Any, row_bytes: int) -> CudaKernel:
     threads, n_ahead, row_words = THREADS, N_AHEAD, row_bytes // 4
     half = row_bytes // 16  # pieces of a key, which those of its value follow
     n_held, warps, burst = 4 * N_AHEAD, threads // 32, 32 * N_AHEAD
-    near, far, outlier = 0, 1, 2  # where a row comes from, or else from the cache
 
     @g.inline
-    def load(source, ring, rows, outliers, cache, word):  # type: ignore[no-untyped-def]
-        if source == near:
-            return g.load_u32x4(ring, word)
-        if source == far:
-            return g.load_u32x4(rows, word)
-        if source == outlier:
-            return g.load_u32x4(outliers, word)
-        return g.load_u32x4(cache, word)
+    def half_of(is_key, k, v):  # type: ignore[no-untyped-def]
+        return k if is_key else v
 
     def kernel(  # type: ignore[no-untyped-def]
         out_k, out_v, out_stride, most_rows, rows_k, rows_v, slot_stride, head_stride, ring_k, ring_v,
@@ -94,22 +87,21 @@ def chunk_gather_cuda(g: Any, row_bytes: int) -> CudaKernel:
                 for k in range(n_ahead):
                     at = g.int32(next_burst * burst + k * 32 + lane)
                     i, piece = g.int32(at // (2 * half)), g.int32(at % (2 * half))
-                    source, place = near, g.int32(first + i)
+                    is_key, place = piece < half, g.int32(first + i)
                     if i >= n_resident:
-                        source, place = outlier + 1, g.int32(i - n_resident)
+                        source, place = half_of(is_key, held_k, held_v), g.int32(i - n_resident)
                     elif i >= n_tail:
-                        source, place = outlier, g.int32(i - n_tail)
+                        source = half_of(is_key, own_outliers_k, own_outliers_v)
+                        place = g.int32(i - n_tail)
                     elif place < size - ring_len:
-                        source = far
+                        source = half_of(is_key, far_k, far_v)
                     else:
+                        source = half_of(is_key, near_k, near_v)
                         place = g.int32(g.uint32(place) % g.uint32(ring_len))
                     a, b, c, d = g.uint32(0), g.uint32(0), g.uint32(0), g.uint32(0)
                     if at < n_pieces:
                         word = g.int64(place) * row_words + piece % half * 4
-                        if piece < half:
-                            a, b, c, d = load(source, near_k, far_k, own_outliers_k, held_k, word)
-                        else:
-                            a, b, c, d = load(source, near_v, far_v, own_outliers_v, held_v, word)
+                        a, b, c, d = g.load_u32x4(source, word)
                     words[4 * k], words[4 * k + 1], words[4 * k + 2], words[4 * k + 3] = a, b, c, d
                 for k in range(n_ahead):
                     at = g.int32(next_burst * burst + k * 32 + lane)
@@ -117,10 +109,7 @@ def chunk_gather_cuda(g: Any, row_bytes: int) -> CudaKernel:
                     if at < n_pieces:
                         word = g.int64(i) * row_words + piece % half * 4
                         a, b, c, d = words[4 * k], words[4 * k + 1], words[4 * k + 2], words[4 * k + 3]
-                        if piece < half:
-                            g.store_u32x4(own_k, word, a, b, c, d)
-                        else:
-                            g.store_u32x4(own_v, word, a, b, c, d)
+                        g.store_u32x4(half_of(piece < half, own_k, own_v), word, a, b, c, d)
                 next_burst = g.int32(next_burst + n_warps)
             next_burst = g.int32(next_burst - n_bursts)
 
