@@ -147,6 +147,7 @@ def test_a_slot_does_not_know_who_had_it(open_backend: Callable[..., CudaBackend
             decoded(slots, slot, rows, 70, 72)
             slots.kv.release(slot)
     np.testing.assert_array_equal(*found)
+    np.testing.assert_allclose(found[0][0], np.repeat(rows[2][0], 2, axis=0), atol=1e-6)
 
 
 def test_any_numbers_within_limits_decode(open_backend: Callable[..., CudaBackend], rows: Rows) -> None:

@@ -220,17 +220,13 @@ def chunk_gather(
     outs = [poisoned(n + 1, n_heads, capacity + 1, words, dtype=np.uint32) for _ in range(2)]
     lasts = poisoned(n + 1, n_heads, dtype=np.int64)
 
-    def table(tables: np.ndarray) -> tuple[object, ...]:
-        head = tables.shape[3] * words
-        return *tables, n_heads * head, head
-
     own = {id(x): tuple(np.ascontiguousarray(half) for half in x) for x in (rows, rings, outliers, caches)}
     tables = []
     for x in (rows, rings, outliers, caches):
         head = x.shape[3] * words
         tables += [*own[id(x)], n_heads * head, head]
     n_read = [
-        (size - b * page + int((b - told[slots[row], :, 0]).sum() + n_filled[row].sum()) * page)
+        ((size - b * page) * n_heads + int((b - told[slots[row], :, 0]).sum() + n_filled[row].sum()) * page)
         for row, (size, (_, b)) in enumerate(zip(sizes, counts, strict=True))
     ]
     launch = Launch(
@@ -273,7 +269,7 @@ def small() -> list[Sized]:
 
 
 def real() -> list[Sized]:
-    """8 rows of 8 KV heads: 32k tokens in chunks of 8, of which 256 are chosen, rank 160."""
+    """8 rows of 8 KV heads: 8192 tokens in chunks of 8, of which 256 are chosen, rank 160."""
     made = [
         sized("chunk lengths, 64 rows", chunk_lengths, [[4000] * 8] * 64, [256] * 64, [256] * 64, 4, 4096),
         sized("chunk values, half of 256 of 8 x 256 B, 8 x 8", chunk_values, 8, 8, 256, 1024, 128, 264),
@@ -282,5 +278,5 @@ def real() -> list[Sized]:
         what = f"low-rank keys {head_dim} {kind}, half of 256 of 8, 4 x 8"
         made.append(sized(what, low_rank_keys, head_dim, kind, 160, 8, 4, 8, 256, 1024))
     what = "chunk gather of 2500 rows of 256 B, 8 x 8"
-    counts, sizes = [(4000 - 48, 4000)] * 8, [32768] * 8
+    counts, sizes = [(1020 - 48, 1020)] * 8, [8192] * 8
     return [*made, sized(what, chunk_gather, 256, 8, 1072, counts, sizes, 256, 264, 0, 8)]
