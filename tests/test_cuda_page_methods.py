@@ -37,7 +37,7 @@ METHODS = {
     "quest": {"sparse_budget": "0.25", "page": "4", "min_pages": "1", "window": "2", "dense_layers": "0"},
     "oracle": {"sparse_budget": "0.2", "sinks": "3", "recent": "9"},
     "infinigen": {"sparse_budget": "0.3", "alpha": "3", "dense_layers": "0"},
-    "shadowkv": {"sparse_budget": "0.2", "chunk": "4", "outliers": "11", "local": "9", "rank": "12"},
+    "shadowkv": {"sparse_budget": "0.2", "chunk": "4", "outliers": "11", "local": "9", "rank": "9"},
 }
 Rows = tuple[np.ndarray, np.ndarray, np.ndarray]
 

@@ -190,7 +190,6 @@ class ChunkPools:
         absent = np.arange(landmarks.shape[1]) >= n_others[:, None]
         scaled = logits(q, landmarks) * np.float32(self._shape.head_dim**-0.5)
         weights = group_weights(np.where(absent[:, None], NO_LOGIT, scaled), self._shape.rule)
-        weights = np.where(absent, -np.inf, weights)
         for budget in np.unique(budgets[budgets > 0]):  # one, until a cut
             heads = np.flatnonzero(budgets == budget)
             recalled = held.recalled[layer, heads, :n_places]
