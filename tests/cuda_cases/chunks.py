@@ -5,7 +5,6 @@ together the rows to attend to.
 from __future__ import annotations
 
 import numpy as np
-from ml_dtypes import bfloat16
 
 from yakvrt.cuda.kernel_list import ATTENTION
 from yakvrt.kernel_build.spec import kernel
@@ -15,7 +14,7 @@ from yakvrt.kernels.chunk_values import chunk_values_ref
 from yakvrt.kernels.low_rank_keys import LowRankKeys, low_rank_keys_ref
 from yakvrt.kernels.rope_table import RopeTable
 
-from .arrays import RNG, blocks, count, normal, poisoned, sample
+from .arrays import RNG, bf16_words, blocks, count, normal, poisoned, sample
 from .attention import NEVER_USED
 from .case import COPY, LINK, PRODUCT, Case, Launch, Sized, compare, sized, untouched
 from .pages import TOLERANCES, numbers
@@ -136,19 +135,17 @@ def low_rank_keys(
 ) -> Case:
     """Rows of low rank of chunks that are not used are no numbers."""
     cache, n_tokens, padded = Caches(n_rows, n_heads, places, chunks), chunks * page, blocks(rank, 8) * 8
-    left, basis = (
-        np.zeros((n_rows, n_tokens, padded), bfloat16),
-        np.zeros((n_rows, n_heads, padded, head_dim), bfloat16),
-    )
+    left, basis = np.zeros((n_rows, n_tokens, padded)), np.zeros((n_rows, n_heads, padded, head_dim))
     left[..., :rank], basis[..., :rank, :] = (
         normal(n_rows, n_tokens, rank),
         normal(n_rows, n_heads, rank, head_dim),
     )
+    (left, left_words), (basis, basis_words) = (bf16_words(x.astype(np.float32)) for x in (left, basis))
     for slot in range(n_rows):
         used = np.zeros(chunks, bool)
         for head in range(n_heads):
             used[cache.of(n_rows - 1 - slot, head)[1]] = True
-        left.view(np.uint16)[slot, np.repeat(~used, page)] = NEVER_USED & 0xFFFF
+        left_words[slot, np.repeat(~used, page)] = NEVER_USED
     rope = RopeTable(normal(head_dim // 2), 1.25, n_tokens)
     n_words = head_dim // (1 if kind == "f32" else 2)
     dtype = np.dtype(np.float32 if kind == "f32" else np.uint32)
@@ -159,8 +156,8 @@ def low_rank_keys(
         (blocks(places, 4), (n_rows + 1) * n_heads),
         [held],
         (
-            *(held, n_heads * own, own, left.view(np.uint32), n_tokens * padded),
-            *(basis.view(np.uint32), n_heads * padded * head_dim, padded * head_dim, padded, rope.values),
+            *(held, n_heads * own, own, left_words, n_tokens * padded),
+            *(basis_words, n_heads * padded * head_dim, padded * head_dim, padded, rope.values),
             *(*cache.arguments(), cache.slots, count(n_rows), n_heads, page),
         ),
         n_operations=2 * cache.n_fresh * page * padded * head_dim,
