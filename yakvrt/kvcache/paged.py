@@ -73,8 +73,7 @@ def score_bytes(config: ModelConfig, n_pages: int) -> int:
 
 class PagedKv:
     """contract.KvMethod. Generated tokens join the pages; a page can be chosen when it has left the window.
-    Of a ChunkShape they never do.
-    The budget of a slot is that of the prompt which came last.
+    Of a ChunkShape they never do. The budget of a slot is that of the prompt which came last.
     """
 
     def __init__(self, setting: KvSetting, method: PagedMethod) -> None:
