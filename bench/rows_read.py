@@ -18,7 +18,7 @@ import numpy as np
 from decode_replay import Replay
 from value_marks import ValueMarks
 
-from yakvrt.cpu import page_pools
+from yakvrt.cpu import chunk_pools, page_pools
 from yakvrt.kernels.yakv_layout import indexed_end
 from yakvrt.kvcache.contract import KvSetting
 from yakvrt.kvcache.paged import PagedKv
@@ -36,7 +36,9 @@ def reading(
     A method that attends in another way, or over values that are not those of the prompt, is not known.
     """
     name = module.__name__.rpartition(".")[2]
-    attending: Any = page_pools if isinstance(method, PagedKv) else module
+    attending: Any = module
+    if isinstance(method, PagedKv):
+        attending = chunk_pools if name == "shadowkv" else page_pools
     if name == "full":
         yield _all_rows(setting)
     elif name == "yakv":

@@ -38,6 +38,7 @@ METHODS = {
     "oracle": {"sparse_budget": "0.2", "sinks": "3", "recent": "9"},
     "infinigen": {"sparse_budget": "0.3", "alpha": "3", "dense_layers": "0"},
     "lrqk": {"sparse_budget": "0.2", "rank": "6", "recent": "7"},
+    "shadowkv": {"sparse_budget": "0.2", "chunk": "4", "outliers": "11", "local": "9", "rank": "9"},
 }
 Rows = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -74,6 +75,9 @@ def decoded(slots: KvSlots, heads: tuple[int, int, int], slot: int, first: int, 
         ("lrqk", (4, 2, 64), "f16"),
         ("lrqk", (3, 1, 64), "bf16"),
         ("lrqk", (2, 2, 16), "f32"),
+        ("shadowkv", (4, 2, 64), "f16"),
+        ("shadowkv", (4, 1, 64), "bf16"),
+        ("shadowkv", (2, 2, 16), "f32"),
     ],
 )
 def test_a_slot_is_that_of_the_cpu(
@@ -212,7 +216,9 @@ def test_a_slot_takes_what_is_planned(
         pools = method.pools(config, parameters, "f16", n_tokens)
         slot = sum(pools.device.values()) + pools.on_gpu
         slot += pools.dense if on_host else sum(pools.host.values())
-        planned = 2 * slot + sum(n for what, n in pools.transient.items() if what == "staging")
+        planned = 2 * slot + sum(
+            n for what, n in pools.transient.items() if what in ("staging", "RoPE table")
+        )
         assert 0.9 * planned < taken() - before < 1.02 * planned + 200
         recorder = slots._recorder(2)
         kv.decode(recorder, 2, slots._inputs(recorder), recorder.buffer(4 * 64))

@@ -1,5 +1,5 @@
 """Whole models over KV methods, on the fake driver and the emulator, against the CPU's: those that compute on
-the host, and one that reads pages.
+the host, and some that read pages.
 """
 
 from __future__ import annotations

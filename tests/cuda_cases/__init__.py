@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from . import (
     attention,
+    chunks,
     elementwise,
     factors,
     higgs,
@@ -33,6 +34,7 @@ FAMILIES = (
     page_rows,
     pages,
     factors,
+    chunks,
     elementwise,
     higgs,
     moe,

@@ -10,12 +10,14 @@ import numpy as np
 
 from ..kernel_build.compilers import Progress
 from ..kernel_build.spec import KernelSpec, kernel
+from ..kernels.chunk_layout import ChunkShape
 from ..kernels.page_layout import PageShape
 from ..kernels.tile_layout import ROWS
 from ..kernels.yakv_layout import Budget, YakvShape
 from ..ops import ELEMENT_BYTES, Batch, Buffer, KvRows
 from ..trace_log import TraceLog
 from .affinity import Affinity, place_threads, team_size, usable
+from .chunk_pools import ChunkPools
 from .kernel_cache import KernelCache
 from .memory import ROW_FLOATS, aligned_array, padded, reserved
 from .page_pools import PagePools
@@ -27,7 +29,8 @@ from .tiled_rows import TiledRows
 from .topology import machine_topology
 from .yakv_pools import YakvPools
 
-POOLS = {PageShape: PagePools}  # by what tells their form
+# by what tells their form
+POOLS: dict[type, Any] = {PageShape: PagePools, ChunkShape: ChunkPools}
 
 
 class Step:
@@ -203,7 +206,11 @@ class CpuBackend:
         return TiledRows(rows, slot, n_kv_heads, head_dim)
 
     def page_pools(
-        self, sizes: tuple[int, int, int, int], shape: PageShape, most: tuple[int, int], staging: KvRows
+        self,
+        sizes: tuple[int, int, int, int],
+        shape: PageShape | ChunkShape,
+        most: tuple[int, int],
+        staging: KvRows,
     ) -> Any:
         """As Backend.page_pools(); slots are as long as open() says, steps read as many pages as wanted."""
         rows = self.slot_rows(staging, 0, sizes[2], shape.head_dim)

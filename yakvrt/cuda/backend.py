@@ -14,10 +14,12 @@ import numpy.typing as npt
 
 from ..kernel_build.compilers import Progress
 from ..kernel_build.spec import KernelSpec
+from ..kernels.chunk_layout import ChunkShape
 from ..kernels.page_layout import PageShape
 from ..kernels.yakv_layout import Budget, YakvShape
 from ..ops import ELEMENT_BYTES, Buffer, KvRows
 from ..trace_log import TraceLog
+from .chunk_pools import ChunkPools
 from .device import Device
 from .device_array import DeviceArray
 from .device_kernels import Kernels, built_kernels, compiled_kernels
@@ -39,7 +41,8 @@ from .upload_ring import UploadRing
 from .yakv_pools import YakvPools
 from .yakv_slots import YakvSlots
 
-POOLS = {PageShape: PagePools}  # by what tells their form
+# by what tells their form
+POOLS: dict[type, Any] = {PageShape: PagePools, ChunkShape: ChunkPools}
 
 
 def _give_back(device: Device, streams: Streams, kernels: Kernels, held: ExitStack) -> None:
@@ -233,7 +236,11 @@ class CudaBackend:
         return DeviceRows(rows, slot, n_kv_heads, head_dim, self.stream)
 
     def page_pools(
-        self, sizes: tuple[int, int, int, int], shape: PageShape, most: tuple[int, int], staging: KvRows
+        self,
+        sizes: tuple[int, int, int, int],
+        shape: PageShape | ChunkShape,
+        most: tuple[int, int],
+        staging: KvRows,
     ) -> Any:
         """As Backend.page_pools(). Raises: DeviceError."""
         return POOLS[type(shape)](self, sizes, shape, most, staging)

@@ -161,6 +161,10 @@ def all_kernels(arch: str) -> list[KernelSpec]:
             for size in HEAD_DIMS
             for cached in (False, True)
         ),
+        kernel("chunk_lengths", "chunk_lengths_cuda"),
+        kernel("chunk_values", "chunk_values_cuda"),
+        *(kernel("low_rank_keys", "low_rank_keys_cuda", *shape) for shape in ATTENTION),
+        *(kernel("chunk_gather", "chunk_gather_cuda", 2 * size) for size in HEAD_DIMS),
         kernel("pointer_chase", "pointer_chase_cuda"),
         kernel("multiply_adds", "multiply_adds_cuda"),
         *(kernel("attend_plain_cuda", "attend_plain_cuda", *shape) for shape in PLAIN_ATTENTION),

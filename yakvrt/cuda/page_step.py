@@ -17,16 +17,16 @@ from .device_array import DeviceArray
 from .record_attention import Queries, record_decode_attention, strides
 
 if TYPE_CHECKING:
-    from .page_pools import PageRows
     from .recorder import CudaRecorder
 
 
 class PageStep:
     """One layer's attention under recording: sizes and scratch that its launches share. A segment is a head
-    that chooses, `group` query heads together, of a row of the batch.
+    that chooses, `group` query heads together, of a row of the batch. rows: PageRows, or ChunkRows, which
+    name alike what is used here.
     """
 
-    def __init__(self, recorder: CudaRecorder, rows: PageRows) -> None:
+    def __init__(self, recorder: CudaRecorder, rows: Any) -> None:
         self.recorder, self.rows, self.shape = recorder, rows, rows.shape
         self.batch, self.capacity = recorder.device_batch, recorder.capacity
         self.n_heads = recorder.n_heads // rows.shape.group

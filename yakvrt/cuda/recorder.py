@@ -12,11 +12,13 @@ from ..kernel_build.spec import KernelSpec, kernel
 from ..kernels.matmul import ADD, GATE, WRITE
 from ..ops import Batch, Buffer, KvRows
 from ..trace_records import NO_LAYER, Stage
+from .chunk_pools import ChunkRows
 from .device_array import DeviceArray
 from .device_matrix import DeviceMatrix
 from .drawing import CudaDrawing
 from .page_pools import PageRows
 from .record_attention import Queries, append_rows, record_decode_attention, record_prefill_attention
+from .record_chunks import record_chunks
 from .record_experts import record_experts
 from .record_matmul import record_matmul
 from .record_pages import record_pages
@@ -63,7 +65,7 @@ class DeviceBatch(NamedTuple):
 
 
 # how a step attends to the rows of page_pools(), by their type
-ATTENTION: dict[type, Callable[..., None]] = {PageRows: record_pages}
+ATTENTION: dict[type, Callable[..., None]] = {PageRows: record_pages, ChunkRows: record_chunks}
 
 
 def blocks(n: int, per_block: int) -> int:

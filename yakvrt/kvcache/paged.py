@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..kernels.chunk_layout import ChunkShape
 from ..kernels.page_layout import PageShape, PromptProxies
 from ..ops import ELEMENT_BYTES, Buffer, KvRows, Ops
 from .contract import AttentionInput, KvSetting, Pools, StateArray, TokenRows
@@ -33,7 +34,7 @@ class PagedMethod:
     """
 
     name: str
-    shape: PageShape
+    shape: PageShape | ChunkShape
     dense_layers: int
     wanted: Callable[[int], int]
     places: Callable[[int], int]
@@ -72,7 +73,7 @@ def score_bytes(config: ModelConfig, n_pages: int) -> int:
 
 class PagedKv:
     """contract.KvMethod. Generated tokens join the pages; a page can be chosen when it has left the window.
-    The budget of a slot is that of the prompt which came last.
+    Of a ChunkShape they never do. The budget of a slot is that of the prompt which came last.
     """
 
     def __init__(self, setting: KvSetting, method: PagedMethod) -> None:
@@ -110,11 +111,11 @@ class PagedKv:
     def store(self, layer: int, slot: int, n_held: int, n_new: int) -> None:
         if layer < self._dense.n:
             return
-        told, n = None, n_held + n_new
+        n, told = n_held + n_new, list[PromptProxies]()
         if self._queries and self._method.tells and not n_held:
-            told = self._method.tells(self._queries.read(0, n), lambda: self._staging.read(0, n)[0])
+            told.append(self._method.tells(self._queries.read(0, n), lambda: self._staging.read(0, n)[0]))
         self._set_budgets(slot, n)
-        self._pools.store(layer - self._dense.n, slot, n_held, n, told)
+        self._pools.store(layer - self._dense.n, slot, n_held, n, *told)
 
     def decode(self, ops: Ops, layer: int, attention: AttentionInput, out: Buffer) -> None:
         by = self._method.asks(ops, layer, attention) if self._method.asks else attention.q

@@ -4,34 +4,27 @@ Keys before RoPE lie near a space of `rank` dimensions, shared by all heads of a
 chosen by its landmark, the mean of its keys; chunks whose keys are unlike their mean (outliers), the last
 chunks and generated tokens stay on the device exactly. Chunks of the step before are used again.
 
+A cut leaves the chunks that lie in front of it, but the last ones: their landmarks and low-rank keys stay as
+they were, and everything behind them is read exactly. A further prompt makes everything anew.
+
 Differs: U s is K times the eigenvectors of K^T K, which equals the SVD's. The host holds keys too (the paper
-drops them), so that a further prompt starts from exact rows; all low-rank state is then made anew, from keys
-turned back by RoPE. Generated tokens cost a full row each on the device, as in the paper; on the CPU they are
-read where the host's rows are.
+drops them), so that a further prompt starts from exact rows, which RoPE turns back. Generated tokens cost a
+full row each on the device, as in the paper; a GPU holds chunk_layout.GENERATED of them there, others are
+read where the host's rows are, on the CPU all of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from ..cpu.exact_rows import ExactRows
-from ..cpu.memory import reserved
-from ..kernels.chosen_rows import attend_rows, group_weights, logits, page_rows, replace_missing, top
+from ..kernels.chunk_layout import ChunkShape
 from ..kernels.select_topk import RULES
-from ..ops import ELEMENT_BYTES, Buffer, KvRows, Ops, element_type
+from ..ops import ELEMENT_BYTES
 from .budget import budget_tokens, check_budget, check_choice, check_range
-from .contract import BY_TOKEN, AttentionInput, KvSetting, Pools, StateArray, StepBytes
-from .counters import Counters, method_stats
-from .low_rank_keys import LowRankKeys, outlier_chunks
-from .rope_table import RopeTable
-from .rows import attend_each
-from .shadowkv_state import ShadowPrompt, ShadowSlot
-from .slots import SlotList
-from .staging import Staging, staging_bytes
+from .contract import KvSetting, Pools, StepBytes
+from .paged import PagedKv, PagedMethod, asking, row_bytes, score_bytes
+from .staging import staging_bytes
 
 if TYPE_CHECKING:
     from ..config import ModelConfig
@@ -78,29 +71,38 @@ def device_bytes_per_token(config: ModelConfig, parameters: Parameters, kind: st
     """Bytes: L * (2 * min(rank, Hk * D) + (element size * Hk * D + 4 * Hk) / chunk)."""
     width = config.n_kv_heads * config.head_dim
     landmark = ELEMENT_BYTES[kind] * width + 4 * config.n_kv_heads
-    return config.n_layers * (2 * min(parameters.rank, width) + landmark / parameters.chunk)
+    return config.n_layers * (2 * _rank(config, parameters) + landmark / parameters.chunk)
 
 
 def pools(config: ModelConfig, parameters: Parameters, kind: str, n_tokens: int) -> Pools:
     """Bytes: the bytes per token; exact rows of outliers and last tokens, the basis of the keys, and the
     chunks of the step before. For a slot filled by its prompt: a generated token takes a full row.
+
+    On a GPU a ring has places for generated tokens, and rows of low rank are whole pieces of 16 bytes.
     """
-    width = config.n_kv_heads * config.head_dim
+    width, rank = config.n_kv_heads * config.head_dim, _rank(config, parameters)
     row = 2 * width * ELEMENT_BYTES[kind]
     lasting = min(n_tokens, parameters.outliers + parameters.local + parameters.chunk)
-    fetched = parameters.places(n_tokens) * parameters.chunk
+    places, padding = parameters.places(n_tokens), -rank % 8
+    shape = _shape(config, parameters, kind)
+    on_gpu = row * (shape.ring_len(n_tokens) - lasting)
+    on_gpu += row * shape.outlier_chunks(shape.most_chunks(n_tokens)) * parameters.chunk
+    on_gpu += 2 * padding * (n_tokens + width) + 4 * config.n_kv_heads * (places + 2)
     return Pools(
         device={
             "low-rank keys and landmarks": int(n_tokens * device_bytes_per_token(config, parameters, kind)),
-            "basis": config.n_layers * 2 * min(parameters.rank, width) * width,
+            "basis": config.n_layers * 2 * rank * width,
             "outliers and last tokens": config.n_layers * row * lasting,
-            "fetched chunks": config.n_layers * row * fetched,
+            "fetched chunks": config.n_layers * row * places * parameters.chunk,
         },
         host={"keys and values": int(n_tokens * host_bytes_per_token(config, parameters, kind))},
         transient={
             "staging": staging_bytes(config, kind, n_tokens),
             "RoPE table": 4 * config.head_dim * n_tokens,
         },
+        gathered=row * n_tokens + score_bytes(config, shape.most_chunks(n_tokens)),
+        asking=asking(config, 0),
+        on_gpu=config.n_layers * on_gpu,
     )
 
 
@@ -113,161 +115,42 @@ def step_bytes(config: ModelConfig, parameters: Parameters, kind: str, n_tokens:
     return StepBytes(device, selected * int(host_bytes_per_token(config, parameters, kind)) // 2)
 
 
-def build(setting: KvSetting, parameters: Parameters) -> ShadowKv:
-    return ShadowKv(setting, parameters)
+def build(setting: KvSetting, parameters: Parameters) -> PagedKv:
+    of = setting.config, parameters, setting.kind
+    method = PagedMethod(
+        "shadowkv",
+        _shape(*of, tuple(setting.inv_freq.tolist()), setting.rope_scale),
+        0,
+        parameters.chunks,
+        parameters.places,
+        pools(*of, setting.ctx_size),
+        device_bytes_per_token(*of),
+        host_bytes_per_token(*of),
+        row_bytes(setting) // 2,  # values alone
+    )
+    return PagedKv(setting, method)
 
 
-class ShadowKv:
-    """Low-rank keys on the device, values on the host."""
+def _rank(config: ModelConfig, parameters: Parameters) -> int:
+    return min(parameters.rank, config.n_kv_heads * config.head_dim)
 
-    def __init__(self, setting: KvSetting, parameters: Parameters) -> None:
-        self._setting, self._parameters = setting, parameters
-        self._free, self._slots = SlotList(setting), dict[int, ShadowSlot]()
-        self._staging = Staging(setting)
-        self._counters = Counters(setting.config.n_layers)
-        self._rope = RopeTable(setting.inv_freq, setting.rope_scale, setting.ctx_size)
-        self._dtype = element_type(setting.kind)
 
-    def open(self, n_tokens: int) -> int:
-        slot = self._free.take(n_tokens)
-        config, kind, p = self._setting.config, self._setting.kind, self._parameters
-        n_layers, n_heads, dim = config.n_layers, config.n_kv_heads, config.head_dim
-        rank, most, places = min(p.rank, n_heads * dim), max(1, n_tokens // p.chunk), p.places(n_tokens)
-        bf16 = element_type("bf16")
-        landmarks = reserved((n_layers, n_heads, most, dim * self._dtype.itemsize)).view(self._dtype)
-        self._slots[slot] = ShadowSlot(
-            ExactRows(n_layers, n_heads, n_tokens, dim, kind),
-            ExactRows(n_layers, n_heads, places * p.chunk, dim, kind),
-            ExactRows(n_layers, n_heads, min(most, p.outliers // p.chunk) * p.chunk, dim, kind),
-            reserved((n_layers, n_tokens, 2 * rank)).view(bf16),
-            np.zeros((n_layers, n_heads, rank, dim), bf16),
-            landmarks,
-            np.zeros((n_layers, n_heads, most), np.int32),
-            np.full((n_layers, n_heads, places), -1, np.int64),
-            np.full(n_layers, -1, np.int64),
-            np.zeros(n_layers, np.int64),
-        )
-        return slot
-
-    def restore(self, layer: int, slot: int, n_held: int) -> None:
-        self._staging.write(0, *self._slots[slot].rows.read(layer, 0, n_held))
-
-    def prefill(self, ops: Ops, layer: int, attention: AttentionInput) -> KvRows:
-        ops.kv_append(self._staging.rows, attention.k, attention.v)
-        return self._staging.rows
-
-    def store(self, layer: int, slot: int, n_held: int, n_new: int) -> None:
-        held, n = self._slots[slot], n_held + n_new
-        held.rows.write(layer, n_held, *self._staging.read(n_held, n))
-        self._summarise(held, layer, n)
-
-    def _summarise(self, held: ShadowSlot, layer: int, n: int) -> None:
-        """Makes a layer's state from the rows of n tokens."""
-        p, config = self._parameters, self._setting.config
-        n_chunks = max(0, n // p.chunk - p.local // p.chunk)
-        tail = n_chunks * p.chunk
-        k, _ = held.rows.read(layer, 0, n)
-        chunks = k[:, :tail].reshape(config.n_kv_heads, n_chunks, p.chunk, config.head_dim)
-        landmarks = chunks.mean(axis=2)
-        outliers, numbers = outlier_chunks(chunks, landmarks, min(n_chunks, p.outliers // p.chunk))
-        heads, others = np.arange(config.n_kv_heads)[:, None], slice(numbers.shape[1])
-        keys = LowRankKeys.of(self._rope.unrotate(k), tail, p.rank)
-        held.left[layer, :tail], held.basis[layer] = keys.left, keys.basis
-        held.landmarks[layer, :, others] = landmarks[heads, numbers]
-        held.numbers[layer, :, others] = numbers
-        held.outliers.write(layer, 0, *held.rows.take(layer, page_rows(outliers, p.chunk)))
-        held.fetched[layer] = -1
-        held.n_chunks[layer], held.prompt[layer] = n_chunks, n
-
-    def _prompt(self, held: ShadowSlot, layer: int) -> ShadowPrompt:
-        p, n_chunks = self._parameters, int(held.n_chunks[layer])
-        others = n_chunks - (n_outliers := min(n_chunks, p.outliers // p.chunk))
-        return ShadowPrompt(
-            n_chunks * p.chunk,
-            LowRankKeys(held.left[layer], held.basis[layer]),
-            held.landmarks[layer, :, :others],
-            held.numbers[layer, :, :others],
-            held.outliers.read(layer, 0, n_outliers * p.chunk),
-            held.fetched[layer, :, : p.chunks(int(held.prompt[layer]))],
-        )
-
-    def decode(self, ops: Ops, layer: int, attention: AttentionInput, out: Buffer) -> None:
-        def attend(slot: int, position: int, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
-            return self._attend(self._slots[slot], layer, position, q, k, v)
-
-        attend_each(ops, self._setting.config, attention, out, attend)
-
-    def _attend(
-        self, held: ShadowSlot, layer: int, position: int, q: np.ndarray, k: np.ndarray, v: np.ndarray
-    ) -> np.ndarray:
-        p, n_heads, dim = self._parameters, len(q), q.shape[-1]
-        if held.n_chunks[layer] < 0:
-            self._summarise(held, layer, position)
-        prompt = self._prompt(held, layer)
-        held.rows.write(layer, position, k[:, None], v[:, None])
-        parts = [held.rows.read(layer, prompt.tail, position + 1), prompt.outliers]
-        count, n_hit = min(prompt.fetched.shape[1], prompt.landmarks.shape[1]), 0
-        if count:
-            scaled = logits(q, prompt.landmarks) * np.float32(dim**-0.5)
-            chosen = top(group_weights(scaled, p.rule), count)
-            n_hit = n_heads * count - self._fetch(held, layer, prompt, chosen)
-            parts.append(held.recent.read(layer, 0, count * p.chunk))
-        keys, values = (np.concatenate(rows, axis=1) for rows in zip(*parts, strict=True))
-        self._counters.add(
-            layer,
-            read=n_heads * keys.shape[1],
-            asked=n_heads * count * p.chunk,
-            hit=n_hit * p.chunk,
-            row_bytes=dim * ELEMENT_BYTES[self._setting.kind],
-        )
-        return attend_rows(q, keys, values)
-
-    def _fetch(self, held: ShadowSlot, layer: int, prompt: ShadowPrompt, chosen: np.ndarray) -> int:
-        """Computes keys and fetches values of the chosen chunks that are not there yet; returns how many."""
-        p = self._parameters
-        numbers = np.take_along_axis(prompt.numbers, chosen, axis=1)
-        fetched = prompt.fetched[:, : chosen.shape[1]]
-        heads, places, chunks = replace_missing(fetched, numbers, held.landmarks.shape[2])
-        positions, heads_of_rows = page_rows(chunks, p.chunk), np.repeat(heads, p.chunk)
-        keys = self._rope.rotate(prompt.keys.rows(heads_of_rows, positions), positions)
-        held.recent.values_from(layer, heads_of_rows, page_rows(places, p.chunk), keys, held.rows, positions)
-        return len(chunks)
-
-    def truncate(self, slot: int, n_held: int, n: int) -> int:
-        held = self._slots[slot]
-        cut = n < held.n_chunks * self._parameters.chunk
-        held.n_chunks[cut], held.fetched[cut], held.numbers[cut] = -1, -1, 0
-        np.minimum(held.prompt, n, out=held.prompt)
-        return n
-
-    def state(self, slot: int, n_held: int) -> Mapping[str, StateArray]:
-        held, p = self._slots[slot], self._parameters
-        full, places = n_held // p.chunk, p.places(n_held)
-        return {
-            "rows": StateArray(held.rows.first(n_held), rows=BY_TOKEN),
-            "recent": StateArray(held.recent.first(places * p.chunk)),
-            "outliers": StateArray(held.outliers.first(min(full, p.outliers // p.chunk) * p.chunk)),
-            "left": StateArray(held.left[:, :n_held]),
-            "basis": StateArray(held.basis),
-            "landmarks": StateArray(held.landmarks[:, :, :full]),
-            "numbers": StateArray(held.numbers[:, :, :full], (0, max(0, full - 1))),
-            "fetched": StateArray(held.fetched[:, :, :places], (-1, full - 1)),
-            "n_chunks": StateArray(held.n_chunks, (-1, full)),
-            "prompt": StateArray(held.prompt, (0, n_held)),
-        }
-
-    def release(self, slot: int) -> None:
-        del self._slots[slot]
-        self._free.give_back(slot)
-
-    def stats(self) -> Mapping[str, float | str]:
-        setting = self._setting
-        of = setting.config, self._parameters, setting.kind
-        return method_stats(
-            "shadowkv",
-            setting,
-            pools(*of, setting.ctx_size),
-            self._counters,
-            device_bytes_per_token(*of),
-            host_bytes_per_token(*of),
-        )
+def _shape(
+    config: ModelConfig,
+    parameters: Parameters,
+    kind: str,
+    inv_freq: tuple[float, ...] = (),
+    rope_scale: float = 1.0,
+) -> ChunkShape:
+    return ChunkShape(
+        group=config.n_heads // config.n_kv_heads,
+        head_dim=config.head_dim,
+        kind=kind,
+        page=parameters.chunk,
+        rule=parameters.rule,
+        rank=_rank(config, parameters),
+        outliers=parameters.outliers,
+        local=parameters.local,
+        inv_freq=inv_freq,
+        rope_scale=rope_scale,
+    )

@@ -28,6 +28,7 @@ import numpy as np
 
 from ..cpu.exact_rows import ExactRows
 from ..kernels.chosen_rows import attend_rows, group_weights, top
+from ..kernels.rope_table import RopeTable
 from ..kernels.rotate import rotation_factors
 from ..kernels.select_topk import RULES
 from ..ops import ELEMENT_BYTES, Buffer, KvRows, Ops
@@ -35,7 +36,6 @@ from .budget import budget_tokens, check_budget, check_choice, check_range
 from .contract import BY_TOKEN, AttentionInput, KvSetting, Pools, StateArray, StepBytes, TokenRows
 from .counters import Counters, method_stats
 from .higgs_codes import CodedRows, HiggsCode, coded_width
-from .rope_table import RopeTable
 from .rows import attend_each
 from .slots import SlotList
 from .staging import Staging, staging_bytes

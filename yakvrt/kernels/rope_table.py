@@ -1,28 +1,28 @@
-"""RoPE and its inverse by a table, for methods that keep keys as they are before RoPE."""
+"""RoPE and its inverse by a table, where keys are kept as they are before RoPE."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from ..kernels.rope import rope_table_ref
+from .rope import rope_table_ref
 
 
 class RopeTable:
-    """Cosines and sines of all positions. Bytes: 4 * D per position."""
+    """Cosines and sines of all positions: `values` float32 [positions, D]. Bytes: 4 * D per position."""
 
     def __init__(self, inv_freq: np.ndarray, scale: float, n_positions: int) -> None:
-        self._table = rope_table_ref(np.arange(n_positions), inv_freq, scale).astype(np.float32)
+        self.values = rope_table_ref(np.arange(n_positions), inv_freq, scale).astype(np.float32)
         self._scale = scale
 
     def rotate(self, k: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """Shapes: k [..., D], positions [...]."""
-        cos, sin = np.split(self._table[positions], 2, axis=-1)
+        cos, sin = np.split(self.values[positions], 2, axis=-1)
         low, high = np.split(k, 2, axis=-1)
         return np.concatenate([low * cos - high * sin, high * cos + low * sin], axis=-1)
 
     def unrotate(self, k: np.ndarray, first: int = 0) -> np.ndarray:
         """The inverse, for positions first, first + 1, ... Shapes: k [H, n, D]."""
-        table = self._table[first : first + k.shape[1]] / np.float32(self._scale**2)
+        table = self.values[first : first + k.shape[1]] / np.float32(self._scale**2)
         cos, sin = np.split(table, 2, axis=-1)
         low, high = np.split(k, 2, axis=-1)
         return np.concatenate([low * cos + high * sin, high * cos - low * sin], axis=-1)
