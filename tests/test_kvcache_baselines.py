@@ -23,11 +23,11 @@ from yakvrt.kernels.chosen_rows import (
 )
 from yakvrt.kernels.page_digests import page_digests_ref
 from yakvrt.kernels.rope import rope_ref, rope_table_ref
+from yakvrt.kernels.rope_table import RopeTable
 from yakvrt.kernels.select_topk import RULES, select_topk_ref, weights_ref
 from yakvrt.kvcache.infinigen import skew_channels
 from yakvrt.kvcache.low_rank_keys import LowRankKeys, outlier_chunks
 from yakvrt.kvcache.lrqk_factors import INITS, factorise
-from yakvrt.kvcache.rope_table import RopeTable
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import numpy as np
 from .draw import Draw, Drawn
 from .kernel_build.spec import KernelSpec
 from .kernels.page_layout import PageShape
+from .kernels.paper_layout import PaperShape
 from .kernels.yakv_layout import Budget, YakvShape
 from .ops import Batch, Buffer, KvRows, Ops
 from .trace_log import TraceLog
@@ -171,7 +172,11 @@ class Backend(Protocol):
         """One slot of them, for the host."""
 
     def page_pools(
-        self, sizes: tuple[int, int, int, int], shape: PageShape, most: tuple[int, int], staging: KvRows
+        self,
+        sizes: tuple[int, int, int, int],
+        shape: PageShape | PaperShape,
+        most: tuple[int, int],
+        staging: KvRows,
     ) -> Any:
         """Of sizes (layers, slots, KV heads, tokens of a slot); most: pages of a head that a step chooses,
         places of a cache of them or 0. `staging` are the exact rows of one layer of a prompt.

@@ -11,6 +11,7 @@ import numpy as np
 from ..kernel_build.compilers import Progress
 from ..kernel_build.spec import KernelSpec, kernel
 from ..kernels.page_layout import PageShape
+from ..kernels.paper_layout import PaperShape
 from ..kernels.tile_layout import ROWS
 from ..kernels.yakv_layout import Budget, YakvShape
 from ..ops import ELEMENT_BYTES, Batch, Buffer, KvRows
@@ -19,6 +20,7 @@ from .affinity import Affinity, place_threads, team_size, usable
 from .kernel_cache import KernelCache
 from .memory import ROW_FLOATS, aligned_array, padded, reserved
 from .page_pools import PagePools
+from .paper_pools import PaperPools
 from .recorder import Piece, Recorder
 from .tape import HostCall, Tape
 from .team import Team, check_threads
@@ -27,7 +29,7 @@ from .tiled_rows import TiledRows
 from .topology import machine_topology
 from .yakv_pools import YakvPools
 
-POOLS = {PageShape: PagePools}  # by what tells their form
+POOLS: dict[type, Any] = {PageShape: PagePools, PaperShape: PaperPools}  # by what tells their form
 
 
 class Step:
@@ -203,7 +205,11 @@ class CpuBackend:
         return TiledRows(rows, slot, n_kv_heads, head_dim)
 
     def page_pools(
-        self, sizes: tuple[int, int, int, int], shape: PageShape, most: tuple[int, int], staging: KvRows
+        self,
+        sizes: tuple[int, int, int, int],
+        shape: PageShape | PaperShape,
+        most: tuple[int, int],
+        staging: KvRows,
     ) -> Any:
         """As Backend.page_pools(); slots are as long as open() says, steps read as many pages as wanted."""
         rows = self.slot_rows(staging, 0, sizes[2], shape.head_dim)

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from ..kernel_build.compilers import Progress
 from ..kernel_build.spec import KernelSpec
 from ..kernels.page_layout import PageShape
+from ..kernels.paper_layout import PaperShape
 from ..kernels.yakv_layout import Budget, YakvShape
 from ..ops import ELEMENT_BYTES, Buffer, KvRows
 from ..trace_log import TraceLog
@@ -39,7 +40,7 @@ from .upload_ring import UploadRing
 from .yakv_pools import YakvPools
 from .yakv_slots import YakvSlots
 
-POOLS = {PageShape: PagePools}  # by what tells their form
+POOLS: dict[type, Any] = {PageShape: PagePools}  # by what tells their form
 
 
 def _give_back(device: Device, streams: Streams, kernels: Kernels, held: ExitStack) -> None:
@@ -233,7 +234,11 @@ class CudaBackend:
         return DeviceRows(rows, slot, n_kv_heads, head_dim, self.stream)
 
     def page_pools(
-        self, sizes: tuple[int, int, int, int], shape: PageShape, most: tuple[int, int], staging: KvRows
+        self,
+        sizes: tuple[int, int, int, int],
+        shape: PageShape | PaperShape,
+        most: tuple[int, int],
+        staging: KvRows,
     ) -> Any:
         """As Backend.page_pools(). Raises: DeviceError."""
         return POOLS[type(shape)](self, sizes, shape, most, staging)

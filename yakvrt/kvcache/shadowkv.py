@@ -21,13 +21,13 @@ import numpy as np
 from ..cpu.exact_rows import ExactRows
 from ..cpu.memory import reserved
 from ..kernels.chosen_rows import attend_rows, group_weights, logits, page_rows, replace_missing, top
+from ..kernels.rope_table import RopeTable
 from ..kernels.select_topk import RULES
 from ..ops import ELEMENT_BYTES, Buffer, KvRows, Ops, element_type
 from .budget import budget_tokens, check_budget, check_choice, check_range
 from .contract import BY_TOKEN, AttentionInput, KvSetting, Pools, StateArray, StepBytes
 from .counters import Counters, method_stats
 from .low_rank_keys import LowRankKeys, outlier_chunks
-from .rope_table import RopeTable
 from .rows import attend_each
 from .shadowkv_state import ShadowPrompt, ShadowSlot
 from .slots import SlotList

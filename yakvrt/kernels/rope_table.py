@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..kernels.rope import rope_table_ref
+from .rope import rope_table_ref
 
 
 class RopeTable:
