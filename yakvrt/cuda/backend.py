@@ -29,6 +29,7 @@ from .driver import DeviceError, after_loss
 from .kernel_choice import gather_blocks
 from .memory import PinnedMemory
 from .page_pools import PagePools
+from .paper_pools import PaperPools
 from .pinned_pool import PinnedPool
 from .pinned_pool import Progress as PinProgress
 from .recorder import CudaRecorder
@@ -40,7 +41,7 @@ from .upload_ring import UploadRing
 from .yakv_pools import YakvPools
 from .yakv_slots import YakvSlots
 
-POOLS: dict[type, Any] = {PageShape: PagePools}  # by what tells their form
+POOLS: dict[type, Any] = {PageShape: PagePools, PaperShape: PaperPools}  # by what tells their form
 
 
 def _give_back(device: Device, streams: Streams, kernels: Kernels, held: ExitStack) -> None:

@@ -1,4 +1,4 @@
-"""What a decode step does that reads the best pages of exact rows: score, rank and select, see what a cache
+"""What a decode step does that reads the best pages, or tokens: score, rank and select, see what a cache
 lacks, attend to what was brought together.
 """
 
@@ -17,16 +17,16 @@ from .device_array import DeviceArray
 from .record_attention import Queries, record_decode_attention, strides
 
 if TYPE_CHECKING:
-    from .page_pools import PageRows
     from .recorder import CudaRecorder
 
 
 class PageStep:
     """One layer's attention under recording: sizes and scratch that its launches share. A segment is a KV
-    head of a row of the batch.
+    head of a row of the batch. rows: PageRows, or other ones with their shape, n_tokens that can be chosen,
+    most_pages, most_places, counters and wanted.
     """
 
-    def __init__(self, recorder: CudaRecorder, rows: PageRows) -> None:
+    def __init__(self, recorder: CudaRecorder, rows: Any) -> None:
         self.recorder, self.rows, self.shape = recorder, rows, rows.shape
         self.batch, self.capacity = recorder.device_batch, recorder.capacity
         self.n_heads, self.segments = recorder.n_kv_heads, recorder.capacity * recorder.n_kv_heads
@@ -58,18 +58,12 @@ class PageStep:
         return self.n_heads * head, head
 
     def select(self, q: Buffer) -> None:
-        """The best pages of every head."""
+        """The best pages of every head, by what stands for them."""
         shape, rows, launch = self.shape, self.rows, self.recorder.launch
         n_heads = self.recorder.n_heads
         n_queries = self.capacity * n_heads
         logits = self.scratch("logits", n_queries * self.width, np.float32)
         parts = self.scratch("parts", n_queries * self.n_parts * 2, np.float32)
-        lse, counts = (
-            self.scratch("lse", n_queries, np.float32),
-            self.scratch("counts", n_queries, np.int64),
-        )
-        stride = candidates_stride(self.width)
-        candidates = self.scratch("candidates", self.segments * stride, np.uint32)
         scored: tuple[Any, ...] = rows.proxies, *self.proxy_strides
         if shape.proxy == "key":
             scored = rows.rows.k, *strides(rows.rows)
@@ -87,10 +81,21 @@ class PageStep:
                 *(self.budgets, self.lengths, logits, self.width, parts, self.n_parts, shape.alpha),
                 *(self.batch.n_rows, self.n_heads, shape.group),
             )
+        self.choose(logits, parts, self.n_parts)
+
+    def choose(self, logits: DeviceArray, parts: DeviceArray, n_parts: int) -> None:
+        """Ranks by logits [segments][group][width], of whose softmax a query has so many parts."""
+        shape, rows, launch = self.shape, self.rows, self.recorder.launch
+        n_queries, stride = self.capacity * self.recorder.n_heads, candidates_stride(self.width)
+        lse, counts = (
+            self.scratch("lse", n_queries, np.float32),
+            self.scratch("counts", n_queries, np.int64),
+        )
+        candidates = self.scratch("candidates", self.segments * stride, np.uint32)
         launch(
             kernel("yakv_tail_cuda", "log_sum_exp_cuda"),
             (-(-n_queries // 4), 1),
-            *(lse, parts, self.n_parts, parts, 0, 0, self.totals.part(1, 1)),
+            *(lse, parts, n_parts, parts, 0, 0, self.totals.part(1, 1)),
         )
         launch(
             kernel("select_topk_cuda", "rank_cuda", shape.rule, shape.group),

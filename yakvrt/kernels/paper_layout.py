@@ -47,6 +47,7 @@ class PaperShape:
         """The end of the indexed positions of a prompt of n tokens."""
         return max(min(self.n_sinks, n), n - self.recent)
 
-    def ring_len(self, n_tokens: int) -> int:
-        """Places by position of a slot of n_tokens on a GPU, behind those of the first ones."""
-        return min(n_tokens, self.recent + RING_BEYOND)
+
+def ring_len(n_tokens: int, recent: int) -> int:
+    """Places by position of a slot of n_tokens on a GPU, behind those of the first ones."""
+    return min(n_tokens, recent + RING_BEYOND)

@@ -25,13 +25,13 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ..kernels.higgs_code import coded_width
-from ..kernels.paper_layout import PaperShape
+from ..kernels.paper_layout import PaperShape, ring_len
 from ..kernels.rotate import rotation_factors
 from ..kernels.select_topk import RULES
 from ..ops import ELEMENT_BYTES
 from .budget import budget_tokens, check_budget, check_choice, check_range
 from .contract import KvSetting, Pools, StepBytes
-from .paged import PagedKv, PagedMethod
+from .paged import PagedKv, PagedMethod, asking, score_bytes
 from .staging import staging_bytes
 
 if TYPE_CHECKING:
@@ -75,22 +75,30 @@ def device_bytes_per_token(config: ModelConfig) -> int:
 
 def pools(config: ModelConfig, parameters: Parameters, kind: str, n_tokens: int) -> Pools:
     """Bytes: the bytes per token, and exact rows of the first and last ones. For a slot filled by its prompt:
-    a generated token takes an exact row.
+    a generated token takes an exact row, for which a GPU has room beside the codes, and for the newest ones
+    on the device; a step there brings together as many rows as a slot can hold exactly, all.
 
     Raises: ValueError for a head size without a rotation.
     """
     rotation_factors(config.head_dim)
-    row = 2 * config.n_layers * config.n_kv_heads * config.head_dim * ELEMENT_BYTES[kind]
+    layer_row = 2 * config.n_kv_heads * config.head_dim * ELEMENT_BYTES[kind]
+    row, first_and_last = config.n_layers * layer_row, parameters.prefix_budget + parameters.recent
+    ring_places = parameters.prefix_budget + ring_len(n_tokens, parameters.recent)
     return Pools(
         device={
             "selectors": n_tokens * device_bytes_per_token(config),
-            "first and last tokens": row * min(n_tokens, parameters.prefix_budget + parameters.recent),
+            "first and last tokens": row * min(n_tokens, first_and_last),
         },
         host={"codes and scales": n_tokens * host_bytes_per_token(config)},
         transient={
             "staging": staging_bytes(config, kind, n_tokens),
             "RoPE table": 4 * config.head_dim * n_tokens,
         },
+        gathered=layer_row * n_tokens + score_bytes(config, n_tokens),
+        asking=asking(config, 0),
+        on_gpu=row * (ring_places - min(n_tokens, first_and_last)),
+        beside=row * n_tokens,
+        row_width=coded_width(config.n_kv_heads * config.head_dim),
     )
 
 
