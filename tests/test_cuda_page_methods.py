@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 from fake_gpu import FakeGpu
 from kv_slots import KvSlots
+from paper_scores import dots_of_bytes
 from tiny_device_model import WIDE_CONFIG
 
 import yakvrt
 from yakvrt.cpu.coded_rows import CodedRows
 from yakvrt.cuda.backend import CudaBackend
 from yakvrt.cuda.device import Device
-from yakvrt.kernels.higgs_layout import rounded_grid
 from yakvrt.kvcache import open_method
 from yakvrt.kvcache.contract import KvSetting
 from yakvrt.kvcache.slot_state import copy_slot
@@ -61,16 +61,7 @@ def rows(heads: tuple[int, int, int], first: int, last: int) -> Rows:
 @pytest.fixture
 def byte_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     """yakv-paper's scores on the CPU from queries and grids as bytes, as kernels have them."""
-
-    def dots(rows: CodedRows, layer: int, q: np.ndarray, first: int, last: int) -> np.ndarray:
-        code, places = rows._code, slice(first, last)
-        turned = q @ code.turn.T.astype(np.float64)
-        step = np.abs(turned).max(axis=2, keepdims=True) / 127
-        points = rounded_grid(code.grid)[rows._codes[layer, :, places]].reshape(len(q), last - first, -1)
-        found = (np.rint(turned / step) * step) @ points.swapaxes(1, 2)
-        return (found * rows._scales[layer, :, None, places].astype(np.float64)).astype(np.float32)
-
-    monkeypatch.setattr(CodedRows, "dots", dots)
+    monkeypatch.setattr(CodedRows, "dots", dots_of_bytes)
 
 
 def decoded(slots: KvSlots, heads: tuple[int, int, int], slot: int, first: int, n: int) -> np.ndarray:

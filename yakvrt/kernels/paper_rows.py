@@ -13,7 +13,7 @@ from .higgs_code import HiggsCode
 from .rope_table import RopeTable
 from .rotate import make_rotate_registers, rotation_factors, rotation_lanes
 
-MOST_HELD = 64  # numbers of a row that a lane has in registers
+MOST_WIDTH = 2048  # numbers of a row, of which a lane has 64 in registers
 
 
 def paper_rows_ref(
@@ -35,10 +35,10 @@ def paper_rows_ref(
 
 def check_width(width: int) -> None:
     """Of a row of codes, rotated. Raises: ValueError for what has no CUDA kernel."""
-    if width // rotation_lanes(width) > MOST_HELD:
+    if width > MOST_WIDTH:
         raise ValueError(
-            "on a GPU, yakv-paper decodes rows of all KV heads of up to 2048 numbers, 1 or 3, 5 or 7 times a"
-            f" power of two, and the model's have {width}: take another KV method, or the CPU"
+            f"on a GPU, yakv-paper decodes rows of up to {MOST_WIDTH} numbers, those of all KV heads together"
+            f", and the model's have {width}: take another KV method, or the CPU"
         )
 
 
@@ -63,26 +63,30 @@ def paper_rows_cuda(g: Any, width: int, head_dim: int, kind: str) -> CudaKernel:
     n_loads, n_staged, n_made = -(-n_pieces // lanes), warps * items * token_words, warps * items * head_dim
     halves, half_dim = kind != "f32", head_dim // 2
     row_words = half_dim if halves else head_dim
+    half_words, n_writes = row_words // 2, -(-row_words // (2 * lanes))
     pack = g.pack_f16 if kind == "f16" else g.pack_bf16
     rotate = make_rotate_registers(g, width, True, False)
 
     @g.inline
-    def number(made, table, i, turned):  # type: ignore[no-untyped-def]
-        """Number i of a head's row, after RoPE where it is turned."""
+    def turn(made, table, i, turned):  # type: ignore[no-untyped-def]
+        """Numbers i and i + D / 2 of a head's row, after RoPE where it is turned."""
+        low, high = made[i], made[i + half_dim]
         if turned:
-            if i < half_dim:
-                return made[i] * table[i] - made[i + half_dim] * table[i + half_dim]
-            return made[i] * table[i - half_dim] + made[i - half_dim] * table[i]
-        return made[i]
+            cos, sin = table[i], table[i + half_dim]
+            return low * cos - high * sin, high * cos + low * sin
+        return low, high
 
     @g.inline
     def write(out, made, table, turned, lane):  # type: ignore[no-untyped-def]
-        for i in range(lane, row_words, g.int32(lanes)):
-            if halves:
-                a, b = number(made, table, 2 * i, turned), number(made, table, 2 * i + 1, turned)
-                out[i] = pack(a, b)
-            else:
-                out[i] = number(made, table, i, turned)
+        for step in range(n_writes):
+            i = g.int32(step * lanes + lane)
+            if i < half_words:
+                if halves:
+                    a, b = turn(made, table, 2 * i, turned)
+                    c, d = turn(made, table, 2 * i + 1, turned)
+                    out[i], out[i + half_words] = pack(a, c), pack(b, d)
+                else:
+                    out[i], out[i + half_words] = turn(made, table, i, turned)
 
     def kernel(  # type: ignore[no-untyped-def]
         out_k, out_v, out_stride, codes, scales, n_tokens, points, table, slots, n_rows, n_heads, residents,

@@ -2,20 +2,22 @@
 
 The host holds keys before RoPE and values as 4-bit codes, the device 2-bit codes of the keys after RoPE,
 which choose. Beside the chosen rows a step reads the prompt's last tokens (recent) and all generated ones,
-exact on the device and not indexed. Each query head has its probabilities over the indexed tokens alone; a
-group ranks tokens by the largest (rule).
+exact and not indexed: on the device, with a GPU those that are older than many others beside the codes. Each
+query head has its probabilities over the indexed tokens alone; a group ranks tokens by the largest (rule).
 
 Source: YAKV, arXiv 2604.08426; HIGGS, arXiv 2411.17525.
 Differs: the paper keeps decoded rows and counts bits; here rows are codes, decoded in every step. Scales
 are root mean squares in float16 (the paper: norms in float32, counted as 16 bits), scores float32 (the
-paper rounds them to bfloat16). Where Hk * D is no power of two a row has a rotation of its own
+paper rounds them to bfloat16), on a GPU those of queries and grid points rounded to bytes, which cost far
+less than the codes (kernels/higgs_score.py). Where Hk * D is no power of two a row has a rotation of its own
 (kernels/rotate.py) or is padded. A further prompt indexes what lies before its last tokens, and codes that
 are there stay. Tokens that a cut moves back among the last ones come from their codes.
 Bytes: rotation and scale of a K or V row span all KV heads, w = Hk * D coordinates (padded). A token is w +
 4 bytes on the host: w / 2 of codes and a scale of 2, each for K and for V; per token L * (w + 4) there and
 L * Hk * (D / 4 + 2) on the device. Gross per step and layer k * (w + 4), as the paper counts: k rows of
 every KV head with their share of the scales. Moved: (w + 4) for every token that some head chose, since no
-head's part of a row can be decoded without the rest; that is up to Hk times the gross bytes.
+head's part of a row can be decoded without the rest; that is up to Hk times the gross bytes. A GPU's kernel
+reads a row again for every further head that chose it, which is not counted.
 """
 
 from __future__ import annotations
