@@ -61,23 +61,23 @@ def test_a_tail_longer_than_the_ring(
     indexed; behind a further prompt, and one that is shorter than the first tokens.
     """
     monkeypatch.setattr(CodedRows, "dots", dots_of_bytes)
-    monkeypatch.setattr(paper_layout, "RING_BEYOND", 3)
+    monkeypatch.setattr(paper_layout, "RING_BEYOND", 2)
     found = []
     for how in ("cpu", "gpu", "host"):
         backend = None if how == "cpu" else open_backend(kv_on_host=how == "host")
-        with opened(backend, ARGS | {"prefix_budget": first}) as slots:
+        with opened(backend, ARGS | {"prefix_budget": first, "recent": "4"}) as slots:
             slot = slots.kv.open(CTX)
-            outs = [decoded(slots, slot, 0, 15)]
-            slots.prefill(slot, 15, *rows(15, 100))
-            outs.append(decoded(slots, slot, 100, 14))
-            for cut in (109, 100, 60):
-                slots.kv.truncate(slot, cut + 3, cut)
-                outs.append(decoded(slots, slot, cut, 3))
-            slots.prefill(slot, 63, *rows(63, 90))
-            outs.append(decoded(slots, slot, 90, 2))
-            slots.kv.truncate(slot, 92, 2)
+            outs = [decoded(slots, slot, 0, 8)]
+            slots.prefill(slot, 8, *rows(8, 100))
+            outs.append(decoded(slots, slot, 100, 5))
+            for held, cut in ((105, 104), (105, 100), (101, 60)):
+                slots.kv.truncate(slot, held, cut)
+                outs.append(decoded(slots, slot, cut, 1))
+            slots.prefill(slot, 61, *rows(61, 90))
+            outs.append(decoded(slots, slot, 90, 1))
+            slots.kv.truncate(slot, 91, 2)
             slots.prefill(slot, 2, *rows(2, 4))
-            outs.append(decoded(slots, slot, 4, 2))
+            outs.append(decoded(slots, slot, 4, 1))
             stats = slots.kv.stats()
             counts = [stats[key] for key in ("rows_read", "gross_bytes", "moved_bytes", "hit_rate", "steps")]
             found.append((np.concatenate(outs), counts))
@@ -94,9 +94,9 @@ def test_scores_of_bytes_choose_nearly_what_exact_ones_do(open_backend: Callable
         with opened(backend) as slots:
             slot = slots.kv.open(CTX)
             slots.prefill(slot, 0, *rows(0, 120))
-            found.append(decoded(slots, slot, 120, 8))
+            found.append(decoded(slots, slot, 120, 4))
             stats = slots.kv.stats()
-            assert (stats["rows_read"], stats["steps"]) == (2 * sum(24 + 5 + 9 + i for i in range(8)), 8)
+            assert (stats["rows_read"], stats["steps"]) == (2 * sum(24 + 5 + 9 + i for i in range(4)), 4)
     assert 1e-5 < np.linalg.norm(found[1] - found[0]) / np.linalg.norm(found[0]) < 0.1
 
 
@@ -109,23 +109,23 @@ def test_a_slot_does_not_know_who_had_it(open_backend: Callable[..., CudaBackend
     """Nor what it held before a cut: what is not indexed is nothing, also beside what is, in its block."""
     found = []
     with opened(open_backend(kv_on_host=on_host)) as slots:
-        for n_before in (0, 150, 30):
+        for n_before in (0, 150):
             slot = slots.kv.open(CTX)
             if n_before:
                 slots.prefill(slot, 0, *rows(0, n_before, seed=6))
                 slots.kv.truncate(slot, n_before, 0)
-            slots.prefill(slot, 0, *rows(0, 50))
-            outs = decoded(slots, slot, 50, 40)
-            held = state(slots, slot, 90)
+            slots.prefill(slot, 0, *rows(0, 69))
+            outs = decoded(slots, slot, 69, 10)
+            held = state(slots, slot, 79)
             held.pop("ring.k.0"), held.pop("ring.v.0")  # longer than the slot
             found.append(held | {"outs": outs})
             slots.kv.release(slot)
     for other in found[1:]:
         for name, values in found[0].items():
             np.testing.assert_array_equal(other[name].view(np.uint8), values.view(np.uint8), err_msg=name)
-    first, end = 5, 50 - 8
+    first, end = 5, 69 - 8
     codes, selectors = found[0]["codes.0"], found[0]["selectors.0"]
-    assert codes.shape == (1, 90 - 8 - first, 2, 16)
+    assert codes.shape == (1, 79 - 8 - first, 2, 16)
     assert codes[:, : end - first].any(axis=-1).all()
     assert not codes[:, end - first :].any()
     assert selectors.shape[:2] == (2, 2)

@@ -88,7 +88,8 @@ class PaperPools:
         self._staging = backend.slot_rows(staging, 0, n_kv_heads, shape.head_dim)
         width, self._on_host = len(self._row_code.turn), backend.kv_on_host
         check_width(width)
-        dims, n_blocks = (n_layers, n_slots, n_kv_heads), max(1, -(-(n_tokens - shape.n_sinks) // 64))
+        dims = n_layers, n_slots, n_kv_heads
+        n_blocks = max(1, -(-(n_tokens - shape.n_sinks) // BLOCK_TOKENS))
         made = partial(pinned_rows, backend) if self._on_host else backend.kv_rows
         rows = made(*dims, n_tokens, shape.head_dim, shape.kind)
         ring_places = ring_len(n_tokens, shape.recent)
@@ -228,7 +229,7 @@ class PaperPools:
             all_codes[:before], all_scales[:before] = known_codes[:before], known_scales[:before]
             all_codes[before:n], all_scales[before:n] = codes[head], scales[head]
             made[head] = selector_blocks_ref(SELECTOR, all_codes, all_scales, head_dim).view(np.uint32)
-        held[:, :n_blocks][...] = made
+        held[...] = made
 
     def _forget(self, layer: int, slot: int, first: int, last: int, n_blocks: int) -> None:
         """Codes at positions first to last - 1, and those behind them in their block."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .higgs_layout import BLOCK_TOKENS
+
 RING_BEYOND = 1024  # generated tokens whose rows a GPU has beside the last ones: older ones are read far away
 STORE_BLOCK = 4096  # tokens whose float32 rows are held while they are encoded
 
@@ -37,7 +39,7 @@ class PaperShape:
         coded = self.n_sinks, self.recent
         names = (f"{rows}_{what}" for rows in ("selector", "k", "v") for what in ("codes", "scales"))
         found = dict.fromkeys((*names, "codes", "scales"), (1, *coded))
-        return found | {"exact": (1, 0, 0), "selectors": (64, *coded)}
+        return found | {"exact": (1, 0, 0), "selectors": (BLOCK_TOKENS, *coded)}
 
     def limits(self, n_held: int) -> dict[str, tuple[int, int]]:
         """As PageShape.limits()."""
