@@ -209,15 +209,15 @@ def small() -> list[Sized]:
 
 
 def real() -> list[Sized]:
-    """8 rows of 8 KV heads that choose 1024 of 32768 tokens."""
-    lengths, ends, chosen = [32768] * 8, [32000] * 8, [1024] * 8
+    """8 rows of 8 KV heads that choose 1024 of 8192 tokens."""
+    lengths, ends, chosen = [8192] * 8, [7424] * 8, [1024] * 8
     made = [
         sized("paper lengths, 64 rows", paper_lengths, [32768] * 64, [32000] * 64, [1024] * 64, 4, 8),
-        sized("paper fresh tokens, 8 x 8 x 1024", paper_fresh, 32768, chosen, 8),
+        sized("paper fresh tokens, 8 x 8 x 1024", paper_fresh, 8192, chosen, 8),
         sized("paper exact rows, 8 x 8 x 772", paper_exact, 256, lengths, ends, 4, 1088, 8, 264, False),
         sized("paper exact rows, a third far", paper_exact, 256, lengths, ends, 4, 512, 8, 264),
     ]
-    sizes = chosen, 32768, 264, 4
+    sizes = chosen, 8192, 264, 4
     return made + [
         sized(f"paper rows 8 x {head_dim} {kind}, far {far}", paper_rows, head_dim, kind, 8, *sizes, far)
         for head_dim, kind in ((64, "f16"), (128, "bf16"))
