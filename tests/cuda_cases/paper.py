@@ -101,6 +101,8 @@ def paper_exact(
     outs = [poisoned(n + 1, n_heads, max(lengths) + 1, words, dtype=np.uint32) for _ in range(2)]
     counts = np.repeat([*told.budgets, 7], n_heads).reshape(n + 1, n_heads)
     lasts = poisoned(n + 1, n_heads, dtype=np.int64)
+    in_tail = np.array(lengths) - np.maximum(ends, n_sinks)
+    n_far = int(np.maximum(in_tail - ring_len, 0).sum()) if far else 0
     launch = Launch(
         kernel("paper_exact", "paper_exact_cuda", row_bytes),
         grid,
@@ -110,8 +112,8 @@ def paper_exact(
             *(slots, positions, np.array(ends[::-1], np.int64), count(n), n_heads),
             *(np.array([*told.residents, 9], np.int64), counts, lasts, n_sinks, ring_len),
         ),
-        int(told.residents.sum()) * n_heads * row_bytes * 4,
-        limit=LINK if far and max(told.residents) > n_sinks + ring_len else COPY,
+        n_heads * 2 * row_bytes * (n_far or 2 * int(told.residents.sum())),
+        limit=LINK if n_far else COPY,
     )
 
     def check() -> float:
