@@ -137,37 +137,49 @@ def test_blocks_of_a_state(open_backend: Callable[..., CudaBackend], on_host: bo
     """A state cut into blocks that a further prompt leaves as they were, and filled into another slot."""
     with opened(open_backend(kv_on_host=on_host)) as slots:
         source, target = slots.kv.open(CTX), slots.kv.open(CTX)
-        slots.prefill(source, 0, *rows(0, 100))
-        held = [StateBlocks(slots.kv.state(source, 100), 100, 32)]
-        blocks = [held[0].block(i) for i in range(3)]
-        slots.prefill(source, 100, *rows(100, 150))
+        slots.prefill(source, 0, *rows(0, 66))
+        held = StateBlocks(slots.kv.state(source, 66), 66, 32)
+        blocks = [held.block(i) for i in range(2)]
+        slots.prefill(source, 66, *rows(66, 150))
         after = StateBlocks(slots.kv.state(source, 150), 150, 32)
         assert all(after.holds(i, block) for i, block in enumerate(blocks))
         cache = PrefixCache(1 << 30)
         cache.keep(list(range(150)), slots.kv.state(source, 150))
         prefix = cache.find(list(range(120)), 120)
         assert prefix
+        assert set(blocks[1].arrays) == {"exact.k.0", "exact.v.0", "codes.0", "scales.0"}
         prefix.fill(slots.kv.state(target, prefix.n_held))
         assert prefix.n_held == 120 or slots.kv.truncate(target, prefix.n_held, 120) == 120
         slots.kv.truncate(source, 150, 120)
         np.testing.assert_array_equal(*(decoded(slots, slot, 120, 2) for slot in (source, target)))
 
 
-def test_a_copy_of_two_layers(open_backend: Callable[..., CudaBackend]) -> None:
-    """Whose layers have indexed different numbers of tokens, as an interrupted prompt leaves them."""
-    how: dict[str, Any] = {"heads": HEADS, "ctx_size": CTX, "kind": "f16", "n_layers": 2}
-    with KvSlots("yakv-paper", ARGS, backend=open_backend(), **how) as slots:
-        source, target = slots.kv.open(CTX), slots.kv.open(CTX)
-        for layer in range(2):
-            slots.prefill(source, 0, *rows(0, 40), layer=layer)
-        slots.prefill(source, 40, *rows(40, 110))
-        slots.kv.truncate(source, 40, 40)
-        assert slots.kv.state(source, 40)["ends"].values.tolist() == [32, 32]  # type: ignore[attr-defined]
-        assert copy_slot(slots.kv, source, 40, target, 40) == 40
-        for layer in range(2):
-            q, k, v = (x[0] for x in rows(40, 41))
-            found = [slots.decode(slot, 40, q, k, v, layer=layer) for slot in (source, target)]
-            np.testing.assert_array_equal(*found)
+def test_layers_that_have_indexed_different_numbers_of_tokens(
+    open_backend: Callable[..., CudaBackend], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a further prompt leaves them that was interrupted behind the first layer; and a copy of them."""
+    monkeypatch.setattr(CodedRows, "dots", dots_of_bytes)
+    how: dict[str, Any] = {"heads": HEADS, "ctx_size": CTX, "kind": "f32", "n_layers": 2}
+    found = []
+    for backend in (None, open_backend()):
+        with KvSlots("yakv-paper", ARGS, backend=backend, **how) as slots:
+            source, target = slots.kv.open(CTX), slots.kv.open(CTX)
+            for layer in range(2):
+                slots.prefill(source, 0, *rows(0, 40), layer=layer)
+            for position in range(40, 44):
+                for layer in range(2):
+                    slots.decode(source, position, *(x[position] for x in rows(0, CTX)), layer=layer)
+            slots.prefill(source, 44, *rows(44, 110))
+            slots.kv.truncate(source, 44, 44)
+            assert np.asarray(slots.kv.state(source, 44)["ends"].values).reshape(-1).tolist() == [36, 32]
+            assert copy_slot(slots.kv, source, 44, target, 44) == 44
+            given = [x[44] for x in rows(0, CTX)]
+            found += [
+                [slots.decode(slot, 44, *given, layer=layer) for layer in range(2)]
+                for slot in (source, target)
+            ]
+    for other in found[1:]:
+        np.testing.assert_allclose(other, found[0], atol=2e-5)
 
 
 def test_what_is_pinned_is_planned(open_backend: Callable[..., CudaBackend], gpu: FakeGpu) -> None:
