@@ -205,8 +205,8 @@ def small() -> list[Sized]:
     return [
         sized("paper lengths", paper_lengths, [1, 30, 90], [0, 9, 60], [2, 4, 60], 3, 2),
         sized("paper fresh tokens", paper_fresh, 100, [5, 0, 30], 3),
-        sized("paper exact rows", paper_exact, 64, [3, 21, 61], [0, 9, 30], 3, 12, 2, 2),
-        sized("paper rows", paper_rows, 64, "bf16", 2, [2, 0, 5], 40, 1),
+        sized("paper exact rows", paper_exact, 128, [3, 21, 61], [0, 9, 30], 3, 12, 2, 2),
+        sized("paper rows", paper_rows, 64, "bf16", 4, [2, 0, 5], 40, 1),
     ]
 
 
