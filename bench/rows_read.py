@@ -83,18 +83,19 @@ def _yakv_rows(setting: KvSetting, method: Any, parameters: Any, replay: Replay)
 
 def _paper_rows(setting: KvSetting, method: Any, parameters: Any) -> Read:
     """First, last and generated rows, and those whose codes are decoded."""
-    decoded, whole, seen = method._decoded, _all_rows(setting), list[np.ndarray]()
+    pools = method._pools
+    decoded, whole, seen = pools._decoded, _all_rows(setting), list[np.ndarray]()
 
     def watched(held: Any, layer: int, positions: np.ndarray) -> Any:
         seen[:] = positions
         return decoded(held, layer, positions)
 
     def rows(layer: int, position: int) -> np.ndarray | None:
-        (held,) = method._slots.values()
+        (held,) = pools._slots.values()
         end = held.ends[layer]
         return _but(whole(layer, position), min(parameters.prefix_budget, end), end, seen)
 
-    method._decoded = watched
+    pools._decoded = watched
     return rows
 
 

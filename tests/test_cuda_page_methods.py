@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 from fake_gpu import FakeGpu
 from kv_slots import KvSlots
+from paper_scores import dots_of_bytes
 from tiny_device_model import WIDE_CONFIG
 
 import yakvrt
+from yakvrt.cpu.coded_rows import CodedRows
 from yakvrt.cuda.backend import CudaBackend
 from yakvrt.cuda.device import Device
 from yakvrt.kvcache import open_method
@@ -39,6 +41,7 @@ METHODS = {
     "infinigen": {"sparse_budget": "0.3", "alpha": "3", "dense_layers": "0"},
     "lrqk": {"sparse_budget": "0.2", "rank": "6", "recent": "7"},
     "shadowkv": {"sparse_budget": "0.2", "chunk": "4", "outliers": "11", "local": "9", "rank": "9"},
+    "yakv-paper": {"sparse_budget": "0.2", "prefix_budget": "3", "recent": "9"},
 }
 Rows = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -55,6 +58,12 @@ def rows(heads: tuple[int, int, int], first: int, last: int) -> Rows:
     sizes = n_heads, n_kv_heads, n_kv_heads
     q, k, v = (rng.standard_normal((CTX, n, dim)).astype(np.float32) for n in sizes)
     return 2 * q[first:last], k[first:last], v[first:last]
+
+
+@pytest.fixture
+def byte_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """yakv-paper's scores on the CPU from queries and grids as bytes, as kernels have them."""
+    monkeypatch.setattr(CodedRows, "dots", dots_of_bytes)
 
 
 def decoded(slots: KvSlots, heads: tuple[int, int, int], slot: int, first: int, n: int) -> np.ndarray:
@@ -78,8 +87,12 @@ def decoded(slots: KvSlots, heads: tuple[int, int, int], slot: int, first: int, 
         ("shadowkv", (4, 2, 64), "f16"),
         ("shadowkv", (4, 1, 64), "bf16"),
         ("shadowkv", (2, 2, 16), "f32"),
+        ("yakv-paper", (4, 2, 64), "f16"),
+        ("yakv-paper", (4, 1, 64), "bf16"),
+        ("yakv-paper", (2, 2, 32), "f32"),
     ],
 )
+@pytest.mark.usefixtures("byte_scores")
 def test_a_slot_is_that_of_the_cpu(
     open_backend: Callable[..., CudaBackend], name: str, heads: tuple[int, int, int], kind: str
 ) -> None:
@@ -133,6 +146,7 @@ def test_a_step_is_one_graph(open_backend: Callable[..., CudaBackend], gpu: Fake
         assert slots.kv.stats()["steps"] == 1
 
 
+@pytest.mark.usefixtures("byte_scores")
 @pytest.mark.parametrize("name", METHODS)
 def test_slots_of_a_batch(
     open_backend: Callable[..., CudaBackend], name: str, monkeypatch: pytest.MonkeyPatch
@@ -215,10 +229,9 @@ def test_a_slot_takes_what_is_planned(
         kv = method.build(setting, parameters)
         pools = method.pools(config, parameters, "f16", n_tokens)
         slot = sum(pools.device.values()) + pools.on_gpu
-        slot += pools.dense if on_host else sum(pools.host.values())
-        planned = 2 * slot + sum(
-            n for what, n in pools.transient.items() if what in ("staging", "RoPE table")
-        )
+        slot += pools.dense if on_host else sum(pools.host.values()) + pools.beside
+        there = "staging", "RoPE table"
+        planned = 2 * slot + sum(n for what, n in pools.transient.items() if what in there)
         assert 0.9 * planned < taken() - before < 1.02 * planned + 200
         recorder = slots._recorder(2)
         kv.decode(recorder, 2, slots._inputs(recorder), recorder.buffer(4 * 64))

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from kv_slots import KvSlots
 
+from yakvrt.cpu.coded_rows import CodedRows
 from yakvrt.higgs_grids import load_grid
+from yakvrt.kernels.higgs_code import HiggsCode, coded_width, nearest
 from yakvrt.kernels.higgs_encode import nearest_ref
 from yakvrt.kernels.rope import rope_ref, rope_table_ref
-from yakvrt.kvcache.higgs_codes import CodedRows, HiggsCode, coded_width, nearest
 
 SHAPES = [(4, 2, 16), (9, 3, 64), (9, 3, 48), (8, 1, 80), (2, 2, 256)]
 MSE = {"d2n256": 0.00776, "d4n256": 0.0965}  # of a unit Gaussian

@@ -10,8 +10,7 @@ import numpy as np
 
 from .draw import Draw, Drawn
 from .kernel_build.spec import KernelSpec
-from .kernels.chunk_layout import ChunkShape
-from .kernels.page_layout import PageShape
+from .kernels.pool_shapes import PoolShape
 from .kernels.yakv_layout import Budget, YakvShape
 from .ops import Batch, Buffer, KvRows, Ops
 from .trace_log import TraceLog
@@ -174,7 +173,7 @@ class Backend(Protocol):
     def page_pools(
         self,
         sizes: tuple[int, int, int, int],
-        shape: PageShape | ChunkShape,
+        shape: PoolShape,
         most: tuple[int, int],
         staging: KvRows,
     ) -> Any:

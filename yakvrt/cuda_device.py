@@ -19,6 +19,7 @@ from .device import compile_progress
 from .free_memory import available_memory
 from .kernels.device_layout import DEVICE_LAYOUTS
 from .kernels.moe_cuda import MAX_EXPERTS
+from .kernels.paper_rows import check_width
 from .memory_plan import FIXED_BYTES, MemoryPlan, Place, activation_bytes, prompt_bytes
 from .weight_shapes import target_matrices, vector_bytes
 from .weights import load_weights
@@ -69,12 +70,14 @@ class CudaDevice:
         if coded:
             check_yakv(coded.shape)
         check_pages(pools(n_tokens).asking)
+        if pools(n_tokens).row_width:
+            check_width(pools(n_tokens).row_width)
         # the system never gets back what is pinned
         free = self._device.free_bytes(), int(available_memory() * PINNABLE)
 
         def plan(on_host: bool) -> MemoryPlan:
             def host_bytes(n: int) -> int:
-                return wanted.n_slots * sum(pools(n).host.values())
+                return wanted.n_slots * (sum(pools(n).host.values()) + pools(n).beside)
 
             def gpu_bytes(n: int) -> int:
                 held = pools(n)

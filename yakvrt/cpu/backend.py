@@ -12,6 +12,8 @@ from ..kernel_build.compilers import Progress
 from ..kernel_build.spec import KernelSpec, kernel
 from ..kernels.chunk_layout import ChunkShape
 from ..kernels.page_layout import PageShape
+from ..kernels.paper_layout import PaperShape
+from ..kernels.pool_shapes import PoolShape
 from ..kernels.tile_layout import ROWS
 from ..kernels.yakv_layout import Budget, YakvShape
 from ..ops import ELEMENT_BYTES, Batch, Buffer, KvRows
@@ -21,6 +23,7 @@ from .chunk_pools import ChunkPools
 from .kernel_cache import KernelCache
 from .memory import ROW_FLOATS, aligned_array, padded, reserved
 from .page_pools import PagePools
+from .paper_pools import PaperPools
 from .recorder import Piece, Recorder
 from .tape import HostCall, Tape
 from .team import Team, check_threads
@@ -29,8 +32,11 @@ from .tiled_rows import TiledRows
 from .topology import machine_topology
 from .yakv_pools import YakvPools
 
-# by what tells their form
-POOLS: dict[type, Any] = {PageShape: PagePools, ChunkShape: ChunkPools}
+POOLS: dict[type[PoolShape], Any] = {  # by what tells their form
+    PageShape: PagePools,
+    ChunkShape: ChunkPools,
+    PaperShape: PaperPools,
+}
 
 
 class Step:
@@ -208,7 +214,7 @@ class CpuBackend:
     def page_pools(
         self,
         sizes: tuple[int, int, int, int],
-        shape: PageShape | ChunkShape,
+        shape: PoolShape,
         most: tuple[int, int],
         staging: KvRows,
     ) -> Any:

@@ -16,6 +16,8 @@ from ..kernel_build.compilers import Progress
 from ..kernel_build.spec import KernelSpec
 from ..kernels.chunk_layout import ChunkShape
 from ..kernels.page_layout import PageShape
+from ..kernels.paper_layout import PaperShape
+from ..kernels.pool_shapes import PoolShape
 from ..kernels.yakv_layout import Budget, YakvShape
 from ..ops import ELEMENT_BYTES, Buffer, KvRows
 from ..trace_log import TraceLog
@@ -30,6 +32,7 @@ from .driver import DeviceError, after_loss
 from .kernel_choice import gather_blocks
 from .memory import PinnedMemory
 from .page_pools import PagePools
+from .paper_pools import PaperPools
 from .pinned_pool import PinnedPool
 from .pinned_pool import Progress as PinProgress
 from .recorder import CudaRecorder
@@ -41,8 +44,11 @@ from .upload_ring import UploadRing
 from .yakv_pools import YakvPools
 from .yakv_slots import YakvSlots
 
-# by what tells their form
-POOLS: dict[type, Any] = {PageShape: PagePools, ChunkShape: ChunkPools}
+POOLS: dict[type[PoolShape], Any] = {  # by what tells their form
+    PageShape: PagePools,
+    ChunkShape: ChunkPools,
+    PaperShape: PaperPools,
+}
 
 
 def _give_back(device: Device, streams: Streams, kernels: Kernels, held: ExitStack) -> None:
@@ -238,7 +244,7 @@ class CudaBackend:
     def page_pools(
         self,
         sizes: tuple[int, int, int, int],
-        shape: PageShape | ChunkShape,
+        shape: PoolShape,
         most: tuple[int, int],
         staging: KvRows,
     ) -> Any:

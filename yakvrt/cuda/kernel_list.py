@@ -35,6 +35,8 @@ HEADS = ((64, 4), (128, 6), (128, 8), (256, 16))
 HEAD_DIMS = (64, 128, 256)
 # dimension of codes in selector blocks, and whether the mean key is still to be subtracted
 BLOCK_CODES = ((4, True), (8, True), (8, False))
+# numbers of a token's keys in all KV heads, and the head dimension, of rows that yakv-paper decodes
+PAPER_ROWS = tuple((width, size) for size in (64, 128) for width in (256, 512, 1024))
 # sizes of YAKV's rows in bytes, and attention to them: with 256 numbers a head sm_80 runs out of registers
 ROW_SIZES = sorted({row_bytes(size, *formats) for formats in FORMATS for size in HEAD_DIMS})
 YAKV_ATTENTION = tuple((size, *formats) for formats in FORMATS for size in (64, 128))
@@ -165,6 +167,15 @@ def all_kernels(arch: str) -> list[KernelSpec]:
         kernel("chunk_values", "chunk_values_cuda"),
         *(kernel("low_rank_keys", "low_rank_keys_cuda", *shape) for shape in ATTENTION),
         *(kernel("chunk_gather", "chunk_gather_cuda", 2 * size) for size in HEAD_DIMS),
+        *(kernel("higgs_query_cuda", "higgs_query_cuda", "2bit", size, False, False) for size in HEAD_DIMS),
+        kernel("paper_lengths", "paper_lengths_cuda"),
+        kernel("paper_fresh", "paper_fresh_cuda"),
+        *(kernel("paper_exact", "paper_exact_cuda", 2 * size) for size in HEAD_DIMS),
+        *(
+            kernel("paper_rows", "paper_rows_cuda", *shape, kind)
+            for shape in PAPER_ROWS
+            for kind in ("f16", "bf16")
+        ),
         kernel("pointer_chase", "pointer_chase_cuda"),
         kernel("multiply_adds", "multiply_adds_cuda"),
         *(kernel("attend_plain_cuda", "attend_plain_cuda", *shape) for shape in PLAIN_ATTENTION),

@@ -1,4 +1,4 @@
-"""What a decode step does that reads the best pages of exact rows: score, rank and select, see what a cache
+"""What a decode step does that reads the best pages, or tokens: score, rank and select, see what a cache
 lacks, attend to what was brought together.
 """
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 class PageStep:
     """One layer's attention under recording: sizes and scratch that its launches share. A segment is a head
-    that chooses, `group` query heads together, of a row of the batch. rows: PageRows, or ChunkRows, which
-    name alike what is used here.
+    that chooses, `group` query heads together, of a row of the batch. rows: PageRows, or other ones with
+    their shape, n_tokens that can be chosen, most_pages, most_places, counters and wanted.
     """
 
     def __init__(self, recorder: CudaRecorder, rows: Any) -> None:
@@ -59,18 +59,12 @@ class PageStep:
         return self.n_heads * head, head
 
     def select(self, q: Buffer) -> None:
-        """The best pages of every head."""
+        """The best pages of every head, by what stands for them."""
         shape, rows, launch = self.shape, self.rows, self.recorder.launch
         n_heads = self.recorder.n_heads
         n_queries = self.capacity * n_heads
         logits = self.scratch("logits", n_queries * self.width, np.float32)
         parts = self.scratch("parts", n_queries * self.n_parts * 2, np.float32)
-        lse, counts = (
-            self.scratch("lse", n_queries, np.float32),
-            self.scratch("counts", n_queries, np.int64),
-        )
-        stride = candidates_stride(self.width)
-        candidates = self.scratch("candidates", self.segments * stride, np.uint32)
         scored: tuple[Any, ...] = rows.proxies, *self.proxy_strides
         if shape.proxy == "key":
             scored = rows.rows.k, *strides(rows.rows)
@@ -88,10 +82,21 @@ class PageStep:
                 *(self.budgets, self.lengths, logits, self.width, parts, self.n_parts, shape.alpha),
                 *(self.batch.n_rows, self.n_heads, shape.group),
             )
+        self.choose(logits, parts, self.n_parts)
+
+    def choose(self, logits: DeviceArray, parts: DeviceArray, n_parts: int) -> None:
+        """Ranks by logits [segments][group][width], of whose softmax a query has so many parts."""
+        shape, rows, launch = self.shape, self.rows, self.recorder.launch
+        n_queries, stride = self.capacity * self.recorder.n_heads, candidates_stride(self.width)
+        lse, counts = (
+            self.scratch("lse", n_queries, np.float32),
+            self.scratch("counts", n_queries, np.int64),
+        )
+        candidates = self.scratch("candidates", self.segments * stride, np.uint32)
         launch(
             kernel("yakv_tail_cuda", "log_sum_exp_cuda"),
             (-(-n_queries // 4), 1),
-            *(lse, parts, self.n_parts, parts, 0, 0, self.totals.part(1, 1)),
+            *(lse, parts, n_parts, parts, 0, 0, self.totals.part(1, 1)),
         )
         launch(
             kernel("select_topk_cuda", "rank_cuda", shape.rule, shape.group),

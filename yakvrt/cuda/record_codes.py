@@ -11,7 +11,8 @@ from ..kernels.higgs_encode_cuda import rows_of_a_block
 from ..kernels.higgs_layout import META_TOKENS, ROW_FORMATS, SELECTORS, RowFormat, row_bytes
 from ..kernels.rotate import rotation_lanes
 from .device_array import DeviceArray
-from .yakv_pools import Grid, RowPool, YakvRows
+from .device_grid import Grid
+from .yakv_pools import RowPool, YakvRows
 
 Launcher = Callable[..., None]  # (kernel, grid, *arguments)
 

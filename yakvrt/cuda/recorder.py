@@ -17,11 +17,13 @@ from .device_array import DeviceArray
 from .device_matrix import DeviceMatrix
 from .drawing import CudaDrawing
 from .page_pools import PageRows
+from .paper_pools import PaperRows
 from .record_attention import Queries, append_rows, record_decode_attention, record_prefill_attention
 from .record_chunks import record_chunks
 from .record_experts import record_experts
 from .record_matmul import record_matmul
 from .record_pages import record_pages
+from .record_paper import record_paper
 from .record_yakv import record_tail_errors, record_yakv
 from .yakv_pools import YakvRows
 
@@ -65,7 +67,11 @@ class DeviceBatch(NamedTuple):
 
 
 # how a step attends to the rows of page_pools(), by their type
-ATTENTION: dict[type, Callable[..., None]] = {PageRows: record_pages, ChunkRows: record_chunks}
+ATTENTION: dict[type, Callable[..., None]] = {
+    PageRows: record_pages,
+    ChunkRows: record_chunks,
+    PaperRows: record_paper,
+}
 
 
 def blocks(n: int, per_block: int) -> int:

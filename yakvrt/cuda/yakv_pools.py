@@ -7,15 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..higgs_grids import load_grid
 from ..kernels.attend_fragments import HEAD_DIMS
 from ..kernels.higgs_layout import (
     BLOCK_TOKENS,
     ROW_FORMATS,
     SELECTORS,
-    GridTables,
-    byte_grid,
-    pack_tables,
     row_bytes,
 )
 from ..kernels.yakv_attend_cuda import FORMATS
@@ -24,6 +20,7 @@ from ..kernels.yakv_fetch_cuda import directory_words
 from ..kernels.yakv_layout import MOST_PLACES, Budget, YakvShape
 from ..ops import ELEMENT_BYTES
 from .device_array import DeviceArray
+from .device_grid import Grid, device_grid
 from .memory import PinnedMemory
 from .pinned_pool import padded_bytes
 
@@ -43,25 +40,6 @@ class RowPool:
     codes: DeviceArray | PinnedMemory
     scales: DeviceArray | PinnedMemory
     n_rows: int
-
-
-@dataclass(frozen=True, slots=True)
-class Grid:
-    """A grid's tables on the device (higgs_layout.GridTables)."""
-
-    dim: int
-    n_points: int
-    memory: DeviceArray
-
-    byte_step: float
-
-    @property
-    def words(self) -> tuple[int, float]:
-        """Points as words of bytes, and their step."""
-        return self.address("words8"), self.byte_step
-
-    def address(self, table: str) -> int:
-        return self.memory.address + int(getattr(GridTables(self.dim, self.n_points), table))
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,9 +166,7 @@ class YakvPools:
         )
 
         def grid(name: str | None) -> Grid:
-            points = load_grid(name or "")
-            step = float(byte_grid(points)[1])
-            return Grid(points.shape[1], len(points), backend.put(pack_tables(points)), step)
+            return device_grid(backend, name or "")
 
         def rows_on_device(n: int) -> RowPool:
             return RowPool(

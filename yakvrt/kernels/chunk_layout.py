@@ -49,9 +49,9 @@ class ChunkShape:
         return self.kind
 
     @property
-    def by_token(self) -> dict[str, int]:
+    def by_token(self) -> dict[str, tuple[int, int, int]]:
         """Of a slot's arrays those that are divided among tokens; the others are made of a whole prompt."""
-        return {"rows": 1}
+        return {"rows": (1, 0, 0)}
 
     def limits(self, n_held: int) -> dict[str, tuple[int, int]]:
         """Of the arrays of a slot of n_held tokens those that place something, and between what numbers."""

@@ -71,6 +71,18 @@ def selector_codes_ref(kind: str, blocks: np.ndarray, head_dim: int) -> tuple[np
     return codes, area.view(np.float16).reshape(-1)
 
 
+def selector_blocks_ref(kind: str, codes: np.ndarray, scales: np.ndarray, head_dim: int) -> np.ndarray:
+    """Whole blocks without mean rows, of which selector_codes_ref gives the codes and scales.
+
+    Shapes: codes uint8 [64 B, D / dim], scales float16 [64 B] -> uint8 [B, bytes].
+    """
+    n_vectors, n_blocks = SELECTORS[kind].tile_vectors(head_dim), len(codes) // BLOCK_TOKENS
+    padded = np.pad(codes, [(0, 0), (0, 4 * n_vectors - codes.shape[1])])
+    tiles = padded.reshape(n_blocks, 4, TILE_TOKENS, n_vectors, 4).transpose(0, 1, 3, 2, 4)
+    kept = np.ascontiguousarray(scales).view(np.uint8)
+    return np.concatenate([tiles.reshape(n_blocks, -1), kept.reshape(n_blocks, -1)], axis=1)
+
+
 def mean_rows_ref(kind: str, blocks: np.ndarray, head_dim: int, mean_grid: np.ndarray) -> np.ndarray:
     """The mean row of every token of blocks, rotated, float64.
 

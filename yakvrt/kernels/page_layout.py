@@ -78,9 +78,11 @@ class PageShape:
         return self.n_sinks + self.ring_len
 
     @property
-    def by_token(self) -> dict[str, int]:
-        """Of a slot's arrays those that are divided among tokens, and how many tokens an entry is of."""
-        return {"rows": 1, "proxies": self.page}
+    def by_token(self) -> dict[str, tuple[int, int, int]]:
+        """Of a slot's arrays those that are divided among tokens: how many an entry is of, the position of
+        the first of them, and how many further ones complete it.
+        """
+        return {"rows": (1, 0, 0), "proxies": (self.page, 0, 0)}
 
     def limits(self, n_held: int) -> dict[str, tuple[int, int]]:
         """Of the arrays of a slot of n_held tokens those that place something, and between what numbers."""

@@ -55,7 +55,8 @@ class Pools:
     taken in. `next_layer`: what it needs too where one of its layers is stored while the next computes;
     `gathered`: what a step of the slot brings together on a GPU, and chooses by, where the best pages are
     read, and `asking` the query heads that choose them together; `on_gpu`: what a slot takes of its memory
-    beyond `device`, and `dense` the rows of `host` that lie there in any case.
+    beyond `device`, `beside` what it takes with a GPU beyond `host`, in the same place, and `dense` the rows
+    of `host` that lie on the GPU in any case. row_width: numbers of a row of codes that spans all KV heads;
     `coded`: what some devices may have no kernels for.
     """
 
@@ -66,7 +67,9 @@ class Pools:
     gathered: int = 0
     asking: int = 0
     on_gpu: int = 0
+    beside: int = 0
     dense: int = 0
+    row_width: int = 0
     coded: CodedPools | None = None
 
     @property

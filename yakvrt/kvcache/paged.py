@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..kernels.chunk_layout import ChunkShape
 from ..kernels.page_layout import PageShape, PromptProxies
+from ..kernels.pool_shapes import PoolShape
 from ..ops import ELEMENT_BYTES, Buffer, KvRows, Ops
 from .contract import AttentionInput, KvSetting, Pools, StateArray, TokenRows
 from .counters import Counters, method_stats
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 class PagedMethod:
     """One of them. wanted: pages that a step asks for, of a prompt of so many tokens; places: of a cache of
     pages, 0: none. Neither falls as the prompt grows. pools: of a slot; row_bytes: what the link carries for
-    a row. dense_on_host: the rows of dense layers count as fetched. asks: records the queries that choose a
-    layer's pages, if not its own; tells: of the queries [Hq, n, D] of a slot's first prompt, and of what
-    reads its keys [Hk, n, D], how these become proxies.
+    a row, of which row_heads heads have a part each. dense_on_host: the rows of dense layers count as
+    fetched. asks: records the queries that choose a layer's pages, if not its own; tells: of the queries
+    [Hq, n, D] of a slot's first prompt, and of what reads its keys [Hk, n, D], how these become proxies.
     """
 
     name: str
-    shape: PageShape | ChunkShape
+    shape: PoolShape
     dense_layers: int
     wanted: Callable[[int], int]
     places: Callable[[int], int]
@@ -42,6 +42,7 @@ class PagedMethod:
     device_bytes_per_token: float
     host_bytes_per_token: float
     row_bytes: int
+    row_heads: int = 1
     dense_on_host: bool = False
     asks: Callable[[Ops, int, AttentionInput], Buffer] | None = None
     tells: Callable[[np.ndarray, Callable[[], np.ndarray]], PromptProxies] | None = None
@@ -137,7 +138,7 @@ class PagedKv:
     def state(self, slot: int, n_held: int) -> Mapping[str, StateArray]:
         pools, shape = self._pools, self._method.shape
         limits, axis = shape.limits(n_held), pools.token_axis
-        rows = {name: TokenRows(axis, n_tokens) for name, n_tokens in shape.by_token.items()}
+        rows = {name: TokenRows(axis, *divided) for name, divided in shape.by_token.items()}
         found = self._dense.state(slot, n_held)
         for name, values in pools.state(slot, n_held, self._held_places(n_held)).items():
             of = name.partition(".")[0]
@@ -165,13 +166,14 @@ class PagedKv:
         config, n_layers = self._setting.config, len(self._pools.layers)
         if not n_layers:
             return self._counters
-        read, asked, hits, tokens, lengths = self._pools.counted()
+        read, asked, hits, tokens, lengths, *carried = self._pools.counted()
         dense = self._dense.n * config.n_kv_heads * lengths // n_layers
         if self._method.dense_on_host:
             asked += self._dense.n * config.n_kv_heads * (lengths - tokens) // n_layers
-        row = self._method.row_bytes
-        moved = (asked - hits) * row
-        return Counters(config.n_layers, tokens // n_layers, read + dense, asked, hits, asked * row, moved)
+        row, gross = self._method.row_bytes, asked // self._method.row_heads
+        moved = carried[0] if carried else gross - hits  # rows that several heads chose come once
+        totals = read + dense, asked, hits, gross * row, moved * row
+        return Counters(config.n_layers, tokens // n_layers, *totals)
 
     def _budgets(self) -> tuple[tuple[str, np.ndarray, Callable[[int], int]], ...]:
         """Numbers of all slots, and what they are for a prompt of so many tokens."""

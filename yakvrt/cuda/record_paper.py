@@ -1,0 +1,118 @@
+"""Records a decode step's attention under YAKV as its paper has it: append; score, rank and select; decode
+the chosen tokens beside the exact ones, and attend to them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..kernel_build.spec import kernel
+from ..kernels.higgs_query_cuda import query_words
+from ..kernels.paper_exact import BLOCK_BYTES
+from ..kernels.rotate import rotation_lanes
+from ..ops import ELEMENT_BYTES, Buffer, KvRows
+from .kernel_choice import BLOCKS_AT_ONCE, SCORE_TOKENS
+from .page_step import PageStep
+from .paper_pools import SELECTOR, PaperRows
+from .record_attention import append_rows
+
+if TYPE_CHECKING:
+    from .recorder import CudaRecorder
+
+
+def record_paper(
+    recorder: CudaRecorder, out: Buffer, q: Buffer, k: Buffer, v: Buffer, by: Buffer, rows: PaperRows
+) -> None:
+    """See Ops.attend_pages."""
+    layer, shape = recorder.in_stage.layer, rows.shape
+    recorder.stage("select", layer)
+    append_rows(recorder, rows.rows, k, v)
+    append_rows(recorder, rows.ring, k, v, shape.n_sinks, rows.ring_len)
+    step = PageStep(recorder, rows)
+    _measure(step)
+    _select(step, by)
+    recorder.stage("fetch", layer)
+    gathered = _gather(step)
+    recorder.stage("attend", layer)
+    step.attend(out, q, gathered)
+    _count(step)
+
+
+def _measure(step: PageStep) -> None:
+    shape, rows, batch = step.shape, step.rows, step.batch
+    step.recorder.launch(
+        kernel("paper_lengths", "paper_lengths_cuda"),
+        (-(-step.capacity // 128), 1),
+        *(step.sizes, step.budgets, step.lengths, step.residents, step.totals, rows.wanted, rows.ends),
+        *(batch.slots, batch.positions, batch.n_rows, step.capacity, step.n_heads),
+        *(shape.group, shape.n_sinks),
+    )
+
+
+def _select(step: PageStep, q: Buffer) -> None:
+    """The best tokens of every head, by their selectors."""
+    shape, rows, batch, launch = step.shape, step.rows, step.batch, step.recorder.launch
+    head_dim, n_queries = shape.head_dim, step.capacity * step.recorder.n_heads
+    queries = step.scratch("queries", n_queries * query_words(SELECTOR, head_dim), np.uint32)
+    records = step.scratch("records", n_queries * 4, np.float32)
+    launch(
+        kernel("higgs_query_cuda", "higgs_query_cuda", SELECTOR, head_dim, False, False),
+        (-(-n_queries // (128 // rotation_lanes(head_dim))), 1),
+        *(queries, records, q.data, q.width, None, 0, batch.slots, step.recorder.n_heads, shape.group),
+        *(head_dim**-0.5, rows.selector_grid.byte_step, q.n_rows),
+    )
+    n_parts = -(-rows.n_tokens // SCORE_TOKENS)
+    logits = step.scratch("logits", n_queries * step.width, np.float32)
+    parts = step.scratch("parts", n_queries * n_parts * 2, np.float32)
+    head = rows.selectors.shape[2] * rows.selectors.shape[3]
+    launch(
+        kernel("higgs_score_cuda", "higgs_score_cuda", SELECTOR, head_dim, shape.group),
+        (n_parts, step.segments),
+        *(logits, step.width, parts, n_parts, 0, queries, records, rows.selectors, step.n_heads * head, head),
+        *(batch.slots, step.n_heads, step.lengths, *rows.selector_grid.words, None, 0.0, batch.n_rows),
+    )
+    step.choose(logits, parts, n_parts)
+
+
+def _gather(step: PageStep) -> KvRows:
+    """What a step attends to, a slot for each segment: nothing tells how much of it is exact."""
+    shape, rows, batch, launch = step.shape, step.rows, step.batch, step.recorder.launch
+    row_bytes = shape.head_dim * ELEMENT_BYTES[shape.kind]
+    head_bytes = -(-rows.slot_tokens // 16) * 16 * row_bytes
+    k, v = (
+        step.scratch(name, step.segments * head_bytes // 4, np.uint32)
+        for name in ("gathered_k", "gathered_v")
+    )
+
+    def in_words(of: KvRows) -> tuple[object, ...]:
+        return of.k, of.v, of.slot_bytes // 4, of.head_bytes // 4
+
+    launch(
+        kernel("paper_exact", "paper_exact_cuda", row_bytes),
+        (min(BLOCKS_AT_ONCE, -(-2 * step.segments * head_bytes // BLOCK_BYTES)), 1),
+        *(k, v, head_bytes // 4, *in_words(rows.rows), *in_words(rows.ring), batch.slots, batch.positions),
+        *(rows.ends, batch.n_rows, step.n_heads, step.residents, step.budgets, step.lasts),
+        *(shape.n_sinks, rows.ring_len),
+    )
+    tokens_of_a_block = 256 // rotation_lanes(rows.width)
+    launch(
+        kernel("paper_rows", "paper_rows_cuda", rows.width, shape.head_dim, shape.kind),
+        (min(BLOCKS_AT_ONCE, -(-step.segments * rows.most_pages // tokens_of_a_block)), 1),
+        *(k, v, head_bytes // 4, rows.codes, rows.scales, rows.slot_tokens),
+        *(rows.row_grid.address("halves"), rows.table, batch.slots, batch.n_rows, step.n_heads),
+        *(step.residents, step.budgets, step.ids, rows.most_pages, shape.n_sinks),
+    )
+    return KvRows(k, v, head_bytes, head_bytes, shape.kind)
+
+
+def _count(step: PageStep) -> None:
+    step.n_fresh = step.scratch("n_fresh", step.segments, np.int64)
+    step.recorder.launch(
+        kernel("paper_fresh", "paper_fresh_cuda"),
+        (step.capacity, 1),
+        *(step.n_fresh, step.ids, step.rows.most_pages, step.budgets, step.batch.n_rows, step.n_heads),
+        step.rows.n_tokens,
+    )
+    step.count()
