@@ -12,7 +12,7 @@ from kv_slots import KvSlots
 
 from yakvrt.cuda.backend import CudaBackend
 from yakvrt.cuda.device import Device
-from yakvrt.kvcache import tail_fit, yakv
+from yakvrt.kvcache import open_method, tail_fit, yakv
 from yakvrt.kvcache.slot_state import copy_slot
 from yakvrt.prefix_cache import PrefixCache
 
@@ -201,3 +201,16 @@ def test_other_methods_are_those_of_the_cpu(open_backend: Callable[..., CudaBack
             slots.prefill(slot, 71, *part(71, 80))
             found.append(np.concatenate([*outs, decoded(slots, slot, 80, 1)]))
     assert error(found[1], found[0]) < 2e-3
+
+
+def test_what_a_step_of_yakv_takes_is_planned(open_backend: Callable[..., CudaBackend]) -> None:
+    """Rounded up: candidates of a head to 2048."""
+    with KvSlots("yakv", {}, heads=HEADS, ctx_size=CTX, kind="f16", backend=open_backend()) as slots:
+        recorder = slots._recorder(4)
+        slots.kv.decode(recorder, 0, slots._inputs(recorder), recorder.buffer(2 * 64))
+        names = ["candidates", *(f"yakv_{name}" for name in ("logits", "weights", "ids", "places"))]
+        names += ["yakv_missing", "yakv_targets"]
+        taken = sum(recorder.scratch(name, 0, np.uint32).nbytes for name in names)
+        method, parameters = open_method("yakv", {})
+        planned = method.pools(slots.config, parameters, "f16", CTX).gpu.step
+        assert 4 * planned <= taken < 4 * (planned + 2048 * 8)

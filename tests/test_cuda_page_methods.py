@@ -228,8 +228,8 @@ def test_a_slot_takes_what_is_planned(
         before = taken()
         kv = method.build(setting, parameters)
         pools = method.pools(config, parameters, "f16", n_tokens)
-        slot = sum(pools.device.values()) + pools.on_gpu
-        slot += pools.dense if on_host else sum(pools.host.values()) + pools.beside
+        slot = sum(pools.device.values()) + pools.gpu.device
+        slot += pools.gpu.dense if on_host else sum(pools.host.values()) + pools.gpu.host
         there = "staging", "RoPE table"
         planned = 2 * slot + sum(n for what, n in pools.transient.items() if what in there)
         assert 0.9 * planned < taken() - before < 1.02 * planned + 200
@@ -239,7 +239,7 @@ def test_a_slot_takes_what_is_planned(
         names += ["square", "work"] if name == "lrqk" else []
         of_step = sum(recorder.scratch(f"page_{name}", 0, np.uint32).nbytes for name in names)
         rounding = 4 // kv._method.shape.group * (16 * 2 * 64 * 2 + 2048 * 8)
-        assert 2 * pools.gathered <= of_step + 2 * 16 < 2 * (pools.gathered + rounding)
+        assert 2 * pools.gpu.step <= of_step + 2 * 16 < 2 * (pools.gpu.step + rounding)
 
 
 def test_rows_in_host_memory_are_read_when_they_are_there(open_backend: Callable[..., CudaBackend]) -> None:

@@ -187,8 +187,8 @@ def test_what_is_pinned_is_planned(open_backend: Callable[..., CudaBackend], gpu
     with opened(open_backend(kv_on_host=True), kind="f16") as slots:
         method, parameters = open_method("yakv-paper", ARGS)
         pools = method.pools(slots.config, parameters, "f16", CTX)
-        assert pools.beside == CTX * 2 * 2 * 16 * 2
-        planned = 2 * (sum(pools.host.values()) + pools.beside)
+        assert pools.gpu.host == CTX * 2 * 2 * 16 * 2
+        planned = 2 * (sum(pools.host.values()) + pools.gpu.host)
         pinned, page = sum(gpu.registered.values()), 4096  # of which each pool takes whole ones
         assert planned <= pinned <= planned + 2 * page
 

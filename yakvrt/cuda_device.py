@@ -66,39 +66,41 @@ class CudaDevice:
             prod(shape[:-1]) * DEVICE_LAYOUTS[kind].row_bytes(shape[-1]) for kind, shape in matrices
         )
         n_tokens = wanted.ctx_size or config.context_len
-        coded = pools(n_tokens).coded
-        if coded:
-            check_yakv(coded.shape)
-        check_pages(pools(n_tokens).asking)
-        if pools(n_tokens).row_width:
-            check_width(pools(n_tokens).row_width)
+        asked = pools(n_tokens).gpu
+        if asked.coded:
+            check_yakv(asked.coded.shape)
+        check_pages(asked.asking)
+        check_width(asked.row_width)
         # the system never gets back what is pinned
         free = self._device.free_bytes(), int(available_memory() * PINNABLE)
 
         def plan(on_host: bool) -> MemoryPlan:
             def host_bytes(n: int) -> int:
-                return wanted.n_slots * (sum(pools(n).host.values()) + pools(n).beside)
+                return wanted.n_slots * (sum(pools(n).host.values()) + pools(n).gpu.host)
 
             def gpu_bytes(n: int) -> int:
                 held = pools(n)
-                own = wanted.n_slots * (sum(held.device.values()) + held.on_gpu)
-                own += prompt_bytes(held, config, n)
-                own += held.next_layer + step_rows(wanted.n_slots) * held.gathered
-                return own + (wanted.n_slots * held.dense if on_host else host_bytes(n))
+                own = wanted.n_slots * (sum(held.device.values()) + held.gpu.device)
+                own += prompt_bytes(held, config, n) - held.gpu.queries + held.gpu.next_layer
+                own += step_rows(wanted.n_slots) * held.gpu.step
+                return own + (wanted.n_slots * held.gpu.dense if on_host else host_bytes(n))
+
+            def ram_bytes(n: int) -> int:
+                return pools(n).gpu.queries + (host_bytes(n) if on_host else 0)
 
             work = activation_bytes(config, wanted.chunk) + GPU_FIXED_BYTES
             work += drawing_bytes(wanted.n_slots, config.vocab_size)
             gpu = Place("GPU memory", free[0], weight_bytes, work, gpu_bytes)
             fixed = FIXED_BYTES + wanted.cache_bytes
-            host = Place("host memory", free[1], 0, fixed, host_bytes if on_host else lambda n: 0)
+            host = Place("host memory", free[1], 0, fixed, ram_bytes)
             return MemoryPlan((gpu, host), config.context_len, host_rows=on_host)
 
         chosen = plan(on_host=False)
         self._kv_on_host = self._kv_device == "cpu" or (
             self._kv_device == "auto" and chosen.largest_context < n_tokens
         )
-        if coded and self._kv_on_host:
-            check_cache(coded.n_places, coded.most_selected)
+        if asked.coded and self._kv_on_host:
+            check_cache(asked.coded.n_places, asked.coded.most_selected)
         return plan(on_host=True) if self._kv_on_host else chosen
 
     def free_bytes(self) -> int:

@@ -131,12 +131,12 @@ def _record(
 
     transient = {**pools.transient, "hidden states": 4 * config.hidden_dim * n_tokens}
     if gpu_number(args.device) is not None:
-        if pools.next_layer:
-            transient["exact rows of the layer before"] = pools.next_layer
-        if pools.gathered:
+        if pools.gpu.next_layer:
+            transient["exact rows of the layer before"] = pools.gpu.next_layer
+        if pools.gpu.step:
             from yakvrt.cuda_device import step_rows
 
-            transient["rows that steps bring together"] = step_rows(args.slots) * pools.gathered
+            transient["scratch of steps"] = step_rows(args.slots) * pools.gpu.step
     return {
         "kv": args.kv,
         "kv_args": args.kv_args,

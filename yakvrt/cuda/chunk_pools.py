@@ -17,6 +17,7 @@ from .device_array import DeviceArray
 from .device_rows import DeviceRows, DeviceValues
 from .memory import PinnedMemory
 from .pinned_rows import PinnedRows, pinned_rows
+from .ring_rows import fill_ring
 
 if TYPE_CHECKING:
     from ..backend import SlotRows, SlotValues
@@ -170,13 +171,9 @@ class ChunkPools:
 
     def _load_ring(self, layer: int, slot: int, n: int) -> None:
         """With the last of n tokens."""
-        rows, ring = self._rows(layer, slot), self._on_device(self.layers[layer].ring, slot)
+        ring = self._on_device(self.layers[layer].ring, slot)
         ring_len = self._shape.ring_len(self.layers[layer].n_tokens)
-        first = max(0, n - ring_len)
-        turn = min(n, -(-first // ring_len) * ring_len)  # whose place is the first
-        for begin, end in ((first, turn), (turn, n)):
-            if begin < end:
-                ring.write(begin % ring_len, *rows.read(begin, end))
+        fill_ring(ring, self._rows(layer, slot), n, 0, ring_len)
 
     def _empty_cache(self, layer: int, slot: int) -> None:
         self._of_heads(self.layers[layer].recalled, slot, np.int32)[...] = -1

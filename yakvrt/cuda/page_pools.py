@@ -22,6 +22,7 @@ from .device_array import DeviceArray
 from .device_rows import DeviceRows, DeviceValues
 from .memory import PinnedMemory
 from .pinned_rows import PinnedRows, pinned_rows
+from .ring_rows import fill_ring
 
 if TYPE_CHECKING:
     from ..backend import SlotRows, SlotValues
@@ -185,14 +186,8 @@ class PagePools:
 
     def settle(self, layer: int, slot: int, n: int) -> None:
         """Loads the first and last of n tokens into the ring, and empties the cache."""
-        sinks, ring_len = self._shape.n_sinks, self._shape.ring_len
-        rows, ring = self._rows(layer, slot), self._on_device(self.layers[layer].ring, slot, self._heads)
-        ring.write(0, *rows.read(0, min(sinks, n)))
-        first = max(sinks, n - ring_len)
-        turn = first + -(first - sinks) % ring_len  # whose place is the first behind the sinks
-        for begin, end in ((first, min(turn, n)), (turn, n)):
-            if begin < end:
-                ring.write(sinks + (begin - sinks) % ring_len, *rows.read(begin, end))
+        ring = self._on_device(self.layers[layer].ring, slot, self._heads)
+        fill_ring(ring, self._rows(layer, slot), n, self._shape.n_sinks, self._shape.ring_len)
         self._empty_caches([layer], slot)
 
     def _empty_caches(self, layers: Iterable[int], slot: int) -> None:

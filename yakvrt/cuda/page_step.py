@@ -5,7 +5,7 @@ lacks, attend to what was brought together.
 from __future__ import annotations
 
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
@@ -17,17 +17,21 @@ from .device_array import DeviceArray
 from .record_attention import Queries, record_decode_attention, strides
 
 if TYPE_CHECKING:
+    from .chunk_pools import ChunkRows
+    from .page_pools import PageRows
+    from .paper_pools import PaperRows
     from .recorder import CudaRecorder
 
+Rows = TypeVar("Rows", bound="PageRows | ChunkRows | PaperRows", covariant=True)
 
-class PageStep:
+
+class PageStep(Generic[Rows]):
     """One layer's attention under recording: sizes and scratch that its launches share. A segment is a head
-    that chooses, `group` query heads together, of a row of the batch. rows: PageRows, or other ones with
-    their shape, n_tokens that can be chosen, most_pages, most_places, counters and wanted.
+    that chooses, `group` query heads together, of a row of the batch.
     """
 
-    def __init__(self, recorder: CudaRecorder, rows: Any) -> None:
-        self.recorder, self.rows, self.shape = recorder, rows, rows.shape
+    def __init__(self, recorder: CudaRecorder, rows: Rows) -> None:
+        self.recorder, self.rows = recorder, rows
         self.batch, self.capacity = recorder.device_batch, recorder.capacity
         self.n_heads = recorder.n_heads // rows.shape.group
         self.segments = recorder.capacity * self.n_heads
@@ -52,41 +56,9 @@ class PageStep:
     def scratch(self, name: str, n: int, dtype: type[np.generic]) -> DeviceArray:
         return self.recorder.scratch(f"page_{name}", n, dtype)
 
-    @property
-    def proxy_strides(self) -> tuple[int, int]:
-        """In numbers, between slots and heads."""
-        head = self.rows.proxies.shape[2] * self.rows.proxy_width
-        return self.n_heads * head, head
-
-    def select(self, q: Buffer) -> None:
-        """The best pages of every head, by what stands for them."""
-        shape, rows, launch = self.shape, self.rows, self.recorder.launch
-        n_heads = self.recorder.n_heads
-        n_queries = self.capacity * n_heads
-        logits = self.scratch("logits", n_queries * self.width, np.float32)
-        parts = self.scratch("parts", n_queries * self.n_parts * 2, np.float32)
-        scored: tuple[Any, ...] = rows.proxies, *self.proxy_strides
-        if shape.proxy == "key":
-            scored = rows.rows.k, *strides(rows.rows)
-        launch(
-            kernel("page_scores", "page_scores_cuda", q.width // n_heads, shape.proxy_kind, shape.has_boxes),
-            (self.n_parts, self.segments),
-            *(logits, self.width, parts, self.n_parts, q.data, q.width, *scored, self.batch.slots),
-            *(self.firsts, self.lengths, self.ends, self.batch.n_rows, self.n_heads, shape.group),
-            shape.head_dim**-0.5,
-        )
-        if shape.alpha < inf:
-            launch(
-                kernel("page_project", "page_near_cuda"),
-                (self.capacity, 1),
-                *(self.budgets, self.lengths, logits, self.width, parts, self.n_parts, shape.alpha),
-                *(self.batch.n_rows, self.n_heads, shape.group),
-            )
-        self.choose(logits, parts, self.n_parts)
-
     def choose(self, logits: DeviceArray, parts: DeviceArray, n_parts: int) -> None:
         """Ranks by logits [segments][group][width], of whose softmax a query has so many parts."""
-        shape, rows, launch = self.shape, self.rows, self.recorder.launch
+        shape, rows, launch = self.rows.shape, self.rows, self.recorder.launch
         n_queries, stride = self.capacity * self.recorder.n_heads, candidates_stride(self.width)
         lse, counts = (
             self.scratch("lse", n_queries, np.float32),
@@ -110,22 +82,6 @@ class PageStep:
             *(candidates, stride, self.totals),
         )
 
-    def recall(self) -> None:
-        """Which pages of the cache give way."""
-        rows, most_pages, most_places = self.rows, self.rows.most_pages, self.rows.most_places
-        found, missing, targets = (
-            self.scratch(name, self.segments * most_pages, np.int32)
-            for name in ("found", "missing", "targets")
-        )
-        order = self.scratch("order", self.segments * most_places, np.float32)
-        self.recorder.launch(
-            kernel("page_recall", "page_recall_cuda"),
-            (self.segments, 1),
-            *(rows.recalled, self.n_heads * most_places, most_places, rows.places, self.batch.slots),
-            *(self.batch.n_rows, self.n_heads, self.ids, most_pages, self.budgets, self.weights, self.width),
-            *(self.fresh, most_places, self.n_fresh, self.n_filled, found, order, missing, targets),
-        )
-
     def attend(self, out: Buffer, q: Buffer, rows: KvRows) -> None:
         """Every segment by itself, for segments may read different numbers of rows."""
         width = q.width // self.n_heads
@@ -134,7 +90,7 @@ class PageStep:
         def of_segments(x: Buffer) -> Buffer:
             return Buffer(x.data.reshaped((self.segments, width)), width, present)
 
-        sizes = self.segments, self.shape.group, 1
+        sizes = self.segments, self.rows.shape.group, 1
         queries = Queries(of_segments(out), of_segments(q), self.recorder.numbers, self.lasts, *sizes)
         record_decode_attention(self.recorder, queries, rows)
 
@@ -144,5 +100,54 @@ class PageStep:
             kernel("page_lengths", "page_count_cuda"),
             (1, 1),
             *(self.rows.counters, self.lasts, self.budgets, self.n_fresh, batch.positions, batch.n_rows),
-            *(self.n_heads, self.shape.page),
+            *(self.n_heads, self.rows.shape.page),
         )
+
+
+def proxy_strides(step: PageStep[PageRows | ChunkRows]) -> tuple[int, int]:
+    """In numbers, between slots and heads."""
+    head = step.rows.proxies.shape[2] * step.rows.proxy_width
+    return step.n_heads * head, head
+
+
+def select(step: PageStep[PageRows | ChunkRows], q: Buffer) -> None:
+    """The best pages of every head, by what stands for them."""
+    shape, rows, launch = step.rows.shape, step.rows, step.recorder.launch
+    n_heads = step.recorder.n_heads
+    n_queries = step.capacity * n_heads
+    logits = step.scratch("logits", n_queries * step.width, np.float32)
+    parts = step.scratch("parts", n_queries * step.n_parts * 2, np.float32)
+    scored: tuple[Any, ...] = rows.proxies, *proxy_strides(step)
+    if shape.proxy == "key":
+        scored = rows.rows.k, *strides(rows.rows)
+    launch(
+        kernel("page_scores", "page_scores_cuda", q.width // n_heads, shape.proxy_kind, shape.has_boxes),
+        (step.n_parts, step.segments),
+        *(logits, step.width, parts, step.n_parts, q.data, q.width, *scored, step.batch.slots),
+        *(step.firsts, step.lengths, step.ends, step.batch.n_rows, step.n_heads, shape.group),
+        shape.head_dim**-0.5,
+    )
+    if shape.alpha < inf:
+        launch(
+            kernel("page_project", "page_near_cuda"),
+            (step.capacity, 1),
+            *(step.budgets, step.lengths, logits, step.width, parts, step.n_parts, shape.alpha),
+            *(step.batch.n_rows, step.n_heads, shape.group),
+        )
+    step.choose(logits, parts, step.n_parts)
+
+
+def recall(step: PageStep[PageRows | ChunkRows]) -> None:
+    """Which pages of the cache give way."""
+    rows, most_pages, most_places = step.rows, step.rows.most_pages, step.rows.most_places
+    found, missing, targets = (
+        step.scratch(name, step.segments * most_pages, np.int32) for name in ("found", "missing", "targets")
+    )
+    order = step.scratch("order", step.segments * most_places, np.float32)
+    step.recorder.launch(
+        kernel("page_recall", "page_recall_cuda"),
+        (step.segments, 1),
+        *(rows.recalled, step.n_heads * most_places, most_places, rows.places, step.batch.slots),
+        *(step.batch.n_rows, step.n_heads, step.ids, most_pages, step.budgets, step.weights, step.width),
+        *(step.fresh, most_places, step.n_fresh, step.n_filled, found, order, missing, targets),
+    )

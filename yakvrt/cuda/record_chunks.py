@@ -14,7 +14,7 @@ from ..kernels.chunk_values import THREADS
 from ..ops import ELEMENT_BYTES, Buffer, KvRows
 from .chunk_pools import ChunkRows
 from .kernel_choice import BLOCKS_AT_ONCE
-from .page_step import PageStep
+from .page_step import PageStep, recall, select
 from .record_attention import append_rows, strides
 
 if TYPE_CHECKING:
@@ -31,8 +31,8 @@ def record_chunks(
     append_rows(recorder, rows.ring, k, v, 0, ring_len)
     step = PageStep(recorder, rows)
     _measure(step)
-    step.select(by)
-    step.recall()
+    select(step, by)
+    recall(step)
     recorder.stage("fetch", layer)
     _fetch_values(step)
     _make_keys(step)
@@ -43,23 +43,23 @@ def record_chunks(
     step.count()
 
 
-def _measure(step: PageStep) -> None:
+def _measure(step: PageStep[ChunkRows]) -> None:
     rows, batch = step.rows, step.batch
     step.recorder.launch(
         kernel("chunk_lengths", "chunk_lengths_cuda"),
         (-(-step.segments // 128), 1),
         *(step.sizes, step.budgets, step.lengths, step.firsts, step.ends, step.totals, rows.counts),
         *(rows.wanted, rows.places, batch.slots, batch.n_rows, step.capacity, step.n_heads),
-        *(step.shape.group, rows.numbers.shape[2]),
+        *(step.rows.shape.group, rows.numbers.shape[2]),
     )
 
 
-def _of_heads(step: PageStep, n: int) -> tuple[int, int]:
+def _of_heads(step: PageStep[ChunkRows], n: int) -> tuple[int, int]:
     """Strides of slots and heads that have n numbers each."""
     return step.n_heads * n, n
 
 
-def _places(step: PageStep) -> tuple[Any, ...]:
+def _places(step: PageStep[ChunkRows]) -> tuple[Any, ...]:
     """Which chunks lie in the cache, and which of them came."""
     rows = step.rows
     most_chunks, most_places = rows.numbers.shape[2], rows.most_places
@@ -68,10 +68,10 @@ def _places(step: PageStep) -> tuple[Any, ...]:
     return *numbers, *recalled, step.fresh, most_places, step.n_filled
 
 
-def _fetch_values(step: PageStep) -> None:
+def _fetch_values(step: PageStep[ChunkRows]) -> None:
     """Beside what is recorded up to its join: the link is what it waits for."""
     rows, batch = step.rows, step.batch
-    chunk_bytes = step.shape.page * step.shape.head_dim * ELEMENT_BYTES[step.shape.kind]
+    chunk_bytes = step.rows.shape.page * step.rows.shape.head_dim * ELEMENT_BYTES[step.rows.shape.kind]
     n_blocks = min(BLOCKS_AT_ONCE, -(-step.segments * rows.most_places // (THREADS // 32)))
     step.recorder.launch_beside(
         kernel("chunk_values", "chunk_values_cuda"),
@@ -81,8 +81,8 @@ def _fetch_values(step: PageStep) -> None:
     )
 
 
-def _make_keys(step: PageStep) -> None:
-    rows, batch, shape = step.rows, step.batch, step.shape
+def _make_keys(step: PageStep[ChunkRows]) -> None:
+    rows, batch, shape = step.rows, step.batch, step.rows.shape
     rank, head_dim = rows.rank, shape.head_dim
     step.recorder.launch(
         kernel("low_rank_keys", "low_rank_keys_cuda", head_dim, shape.kind),
@@ -93,9 +93,9 @@ def _make_keys(step: PageStep) -> None:
     )
 
 
-def _gather(step: PageStep, ring_len: int) -> KvRows:
+def _gather(step: PageStep[ChunkRows], ring_len: int) -> KvRows:
     """What a step attends to, a slot for each segment: without a prompt, all tokens."""
-    shape, rows, batch = step.shape, step.rows, step.batch
+    shape, rows, batch = step.rows.shape, step.rows, step.batch
     row_bytes = shape.head_dim * ELEMENT_BYTES[shape.kind]
     head_bytes = -(-rows.n_tokens // 16) * 16 * row_bytes
     k, v = (

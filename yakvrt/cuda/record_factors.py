@@ -8,13 +8,14 @@ import numpy as np
 
 from ..kernel_build.spec import kernel
 from ..ops import Buffer
-from .page_step import PageStep
+from .page_pools import PageRows
+from .page_step import PageStep, proxy_strides
 from .record_attention import strides
 
 
-def fit_factors(step: PageStep, q: Buffer, k: Buffer) -> tuple[Buffer, Buffer]:
+def fit_factors(step: PageStep[PageRows], q: Buffer, k: Buffer) -> tuple[Buffer, Buffer]:
     """From the keys that are on the device; the factors follow. Returns: the proxies, zeros behind rank."""
-    shape, rows, batch, launch = step.shape, step.rows, step.batch, step.recorder.launch
+    shape, rows, batch, launch = step.rows.shape, step.rows, step.batch, step.recorder.launch
     rank, width, n_heads = shape.n_channels, rows.proxy_width, step.n_heads
     q_hat, k_hat = (step.scratch(name, step.segments * width, np.float32) for name in ("q_hat", "k_hat"))
     known = step.scratch("known", step.segments * rank, np.float32)
@@ -27,7 +28,7 @@ def fit_factors(step: PageStep, q: Buffer, k: Buffer) -> tuple[Buffer, Buffer]:
         (step.segments, 1),
         *(known, square, q.data, q.width, rows.basis, rows.recalled, rows.most_places, rows.places),
         *(rows.cache.k, strides(rows.cache)[1], rows.ring.k, *strides(rows.ring), shape.ring_len),
-        *(rows.proxies, step.proxy_strides[1], width, rank, batch.slots, batch.positions, *sizes[1:]),
+        *(rows.proxies, proxy_strides(step)[1], width, rank, batch.slots, batch.positions, *sizes[1:]),
     )
     given = q.data, q.width, k.data, k.width
     launch(

@@ -13,7 +13,7 @@ from ..kernels.page_gather import BLOCK_BYTES
 from ..ops import ELEMENT_BYTES, Buffer, KvRows
 from .kernel_choice import BLOCKS_AT_ONCE
 from .page_pools import PageRows
-from .page_step import PageStep
+from .page_step import PageStep, proxy_strides, recall, select
 from .record_attention import append_rows, strides
 from .record_factors import fit_factors
 
@@ -40,9 +40,9 @@ def record_pages(
     elif shape.proxy == "factors":
         asking, proxies = fit_factors(step, q, k)
         _keep_proxies(step, proxies)
-    step.select(asking)
+    select(step, asking)
     if rows.most_places:
-        step.recall()
+        recall(step)
     recorder.stage("fetch", layer)
     gathered = _gather(step)
     recorder.stage("attend", layer)
@@ -50,8 +50,8 @@ def record_pages(
     step.count()
 
 
-def _measure(step: PageStep) -> None:
-    shape, batch, wanted = step.shape, step.batch, step.rows.wanted
+def _measure(step: PageStep[PageRows]) -> None:
+    shape, batch, wanted = step.rows.shape, step.batch, step.rows.wanted
     places = step.rows.places if step.rows.cache else wanted
     step.recorder.launch(
         kernel("page_lengths", "page_lengths_cuda"),
@@ -62,20 +62,20 @@ def _measure(step: PageStep) -> None:
     )
 
 
-def _digest(step: PageStep) -> None:
+def _digest(step: PageStep[PageRows]) -> None:
     """Of pages that the new tokens complete."""
-    shape, rows, batch = step.shape, step.rows, step.batch
+    shape, rows, batch = step.rows.shape, step.rows, step.batch
     step.recorder.launch(
         kernel("page_digests", "page_digests_cuda", shape.head_dim, shape.kind, shape.proxy == "centred"),
         (step.n_heads, step.capacity),
-        *(rows.proxies, *step.proxy_strides, rows.ring.k, *strides(rows.ring)),
+        *(rows.proxies, *proxy_strides(step), rows.ring.k, *strides(rows.ring)),
         *(shape.n_sinks, shape.ring_len, shape.page, batch.slots, batch.positions, batch.n_rows),
     )
 
 
-def _project(step: PageStep, x: Buffer, group: int) -> Buffer:
+def _project(step: PageStep[PageRows], x: Buffer, group: int) -> Buffer:
     """The channels of every head, `group` of which share a KV head."""
-    rows, head_dim, width = step.rows, step.shape.head_dim, step.rows.proxy_width
+    rows, head_dim, width = step.rows, step.rows.shape.head_dim, step.rows.proxy_width
     n_heads = x.width // head_dim
     out = step.scratch(f"channels_{n_heads}", step.capacity * n_heads * width, np.float32)
     head = head_dim * width
@@ -88,20 +88,20 @@ def _project(step: PageStep, x: Buffer, group: int) -> Buffer:
     return Buffer(out, n_heads * width, x.n_rows)
 
 
-def _keep_proxies(step: PageStep, made: Buffer) -> None:
+def _keep_proxies(step: PageStep[PageRows], made: Buffer) -> None:
     """Those of the new keys, which a kernel for keys and values writes as both."""
     rows = step.rows
     step.recorder.launch(
-        kernel("kv_append", "kv_append_cuda", step.shape.proxy_kind),
+        kernel("kv_append", "kv_append_cuda", step.rows.shape.proxy_kind),
         (-(-made.width // 1024), step.capacity),
-        *(rows.proxies, rows.proxies, *step.proxy_strides, made.data, made.data, made.width),
+        *(rows.proxies, rows.proxies, *proxy_strides(step), made.data, made.data, made.width),
         *(step.n_heads, rows.proxy_width, step.batch.slots, step.batch.positions, made.n_rows, 0, 0),
     )
 
 
-def _gather(step: PageStep) -> KvRows:
+def _gather(step: PageStep[PageRows]) -> KvRows:
     """What a step attends to, a slot for each segment."""
-    shape, rows, batch = step.shape, step.rows, step.batch
+    shape, rows, batch = step.rows.shape, step.rows, step.batch
     row_bytes = shape.head_dim * ELEMENT_BYTES[shape.kind]
     most_rows = shape.most_rows(rows.n_tokens, rows.most_pages)
     if rows.cache:  # where a file says so, a page lies in all places

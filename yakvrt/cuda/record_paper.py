@@ -40,8 +40,8 @@ def record_paper(
     _count(step)
 
 
-def _measure(step: PageStep) -> None:
-    shape, rows, batch = step.shape, step.rows, step.batch
+def _measure(step: PageStep[PaperRows]) -> None:
+    shape, rows, batch = step.rows.shape, step.rows, step.batch
     step.recorder.launch(
         kernel("paper_lengths", "paper_lengths_cuda"),
         (-(-step.capacity // 128), 1),
@@ -51,9 +51,9 @@ def _measure(step: PageStep) -> None:
     )
 
 
-def _select(step: PageStep, q: Buffer) -> None:
+def _select(step: PageStep[PaperRows], q: Buffer) -> None:
     """The best tokens of every head, by their selectors."""
-    shape, rows, batch, launch = step.shape, step.rows, step.batch, step.recorder.launch
+    shape, rows, batch, launch = step.rows.shape, step.rows, step.batch, step.recorder.launch
     head_dim, n_queries = shape.head_dim, step.capacity * step.recorder.n_heads
     queries = step.scratch("queries", n_queries * query_words(SELECTOR, head_dim), np.uint32)
     records = step.scratch("records", n_queries * 4, np.float32)
@@ -76,9 +76,9 @@ def _select(step: PageStep, q: Buffer) -> None:
     step.choose(logits, parts, n_parts)
 
 
-def _gather(step: PageStep) -> KvRows:
+def _gather(step: PageStep[PaperRows]) -> KvRows:
     """What a step attends to, a slot for each segment: nothing tells how much of it is exact."""
-    shape, rows, batch, launch = step.shape, step.rows, step.batch, step.recorder.launch
+    shape, rows, batch, launch = step.rows.shape, step.rows, step.batch, step.recorder.launch
     row_bytes = shape.head_dim * ELEMENT_BYTES[shape.kind]
     head_bytes = -(-rows.slot_tokens // 16) * 16 * row_bytes
     k, v = (
@@ -107,7 +107,7 @@ def _gather(step: PageStep) -> KvRows:
     return KvRows(k, v, head_bytes, head_bytes, shape.kind)
 
 
-def _count(step: PageStep) -> None:
+def _count(step: PageStep[PaperRows]) -> None:
     step.n_fresh = step.scratch("n_fresh", step.segments, np.int64)
     step.recorder.launch(
         kernel("paper_fresh", "paper_fresh_cuda"),

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING
 from ..kernels.select_topk import RULES
 from ..ops import ELEMENT_BYTES
 from .budget import budget_tokens, check_budget, check_choice, check_range
-from .contract import KvSetting, Pools, StepBytes
-from .paged import PagedKv, PagedMethod, asking, page_shape, row_bytes, score_bytes
+from .contract import GpuPools, KvSetting, Pools, StepBytes
+from .paged import PagedKv, PagedMethod, page_shape, row_bytes
 from .staging import staging_bytes
+from .step_scratch import asking, score_bytes
 
 if TYPE_CHECKING:
     from ..config import ModelConfig
@@ -90,8 +91,10 @@ def pools(config: ModelConfig, parameters: Parameters, kind: str, n_tokens: int)
         },
         host={"keys and values": int(n_tokens * host_bytes_per_token(config, parameters, kind))},
         transient={"staging": staging_bytes(config, kind, n_tokens)},
-        gathered=row * pages * parameters.page + score_bytes(config, n_tokens // parameters.page),
-        asking=asking(config, parameters.dense_layers),
+        gpu=GpuPools(
+            step=row * pages * parameters.page + score_bytes(config, n_tokens // parameters.page),
+            asking=asking(config, parameters.dense_layers),
+        ),
     )
 
 

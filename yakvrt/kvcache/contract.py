@@ -50,27 +50,37 @@ class CodedPools:
 
 
 @dataclass(frozen=True, slots=True)
+class GpuPools:
+    """What one slot's pools take on a GPU beyond Pools, and are asked kernels for.
+
+    Bytes: `device` of its memory; `host` in the place of Pools.host, of which `dense` lie on the GPU in any
+    case; `step`, that a step of the slot brings together and chooses by; `next_layer`, of a prompt where one
+    of its layers is stored while the next computes; `queries` of Pools.transient, which the host holds.
+    Kernels: `asking` query heads choose together; `row_width` numbers of a row of codes that spans all KV
+    heads; `coded` rows of one head.
+    """
+
+    device: int = 0
+    host: int = 0
+    dense: int = 0
+    step: int = 0
+    next_layer: int = 0
+    queries: int = 0
+    asking: int = 0
+    row_width: int = 0
+    coded: CodedPools | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Pools:
     """Bytes of one slot by what they hold, on the device and on the host; and what a prompt needs while it is
-    taken in. `next_layer`: what it needs too where one of its layers is stored while the next computes;
-    `gathered`: what a step of the slot brings together on a GPU, and chooses by, where the best pages are
-    read, and `asking` the query heads that choose them together; `on_gpu`: what a slot takes of its memory
-    beyond `device`, `beside` what it takes with a GPU beyond `host`, in the same place, and `dense` the rows
-    of `host` that lie on the GPU in any case. row_width: numbers of a row of codes that spans all KV heads;
-    `coded`: what some devices may have no kernels for.
+    taken in.
     """
 
     device: Mapping[str, int]
     host: Mapping[str, int]
     transient: Mapping[str, int]
-    next_layer: int = 0
-    gathered: int = 0
-    asking: int = 0
-    on_gpu: int = 0
-    beside: int = 0
-    dense: int = 0
-    row_width: int = 0
-    coded: CodedPools | None = None
+    gpu: GpuPools = GpuPools()
 
     @property
     def slot_bytes(self) -> int:

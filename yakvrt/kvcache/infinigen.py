@@ -25,9 +25,10 @@ from ..kernels.page_layout import PromptProxies
 from ..kernels.select_topk import RULES
 from ..ops import ELEMENT_BYTES, Buffer, Ops
 from .budget import budget_tokens, check_budget, check_choice, check_range
-from .contract import AttentionInput, KvSetting, Pools, StepBytes
-from .paged import PagedKv, PagedMethod, asking, page_shape, row_bytes, score_bytes
+from .contract import AttentionInput, GpuPools, KvSetting, Pools, StepBytes
+from .paged import PagedKv, PagedMethod, page_shape, row_bytes
 from .staging import staging_bytes
+from .step_scratch import asking, score_bytes
 
 if TYPE_CHECKING:
     from ..config import ModelConfig
@@ -81,6 +82,7 @@ def pools(config: ModelConfig, parameters: Parameters, kind: str, n_tokens: int)
     row = 2 * config.n_kv_heads * config.head_dim * ELEMENT_BYTES[kind]
     dense = min(config.n_layers, parameters.dense_layers)
     padding = (config.n_layers - dense) * config.n_kv_heads * (-parameters.channels(config) % 8)
+    queries = 4 * config.n_heads * config.head_dim * n_tokens
     return Pools(
         device={
             "partial keys": int(n_tokens * device_bytes_per_token(config, parameters, kind)),
@@ -89,13 +91,16 @@ def pools(config: ModelConfig, parameters: Parameters, kind: str, n_tokens: int)
         host={"keys and values": int(n_tokens * host_bytes_per_token(config, parameters, kind))},
         transient={
             "staging": staging_bytes(config, kind, n_tokens),
-            "queries": 4 * config.n_heads * config.head_dim * n_tokens,
+            "queries": queries,
         },
-        gathered=row * min(budget_tokens(parameters.sparse_budget, n_tokens) + 1, n_tokens)
-        + score_bytes(config, n_tokens),
-        asking=asking(config, parameters.dense_layers),
-        on_gpu=padding * (n_tokens * ELEMENT_BYTES[kind] + 4 * config.head_dim),
-        dense=dense * row * n_tokens,
+        gpu=GpuPools(
+            step=row * min(budget_tokens(parameters.sparse_budget, n_tokens) + 1, n_tokens)
+            + score_bytes(config, n_tokens),
+            asking=asking(config, parameters.dense_layers),
+            device=padding * (n_tokens * ELEMENT_BYTES[kind] + 4 * config.head_dim),
+            dense=dense * row * n_tokens,
+            queries=queries,
+        ),
     )
 
 

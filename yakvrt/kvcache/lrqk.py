@@ -20,7 +20,7 @@ import numpy as np
 from ..kernels.page_layout import PromptProxies
 from ..ops import ELEMENT_BYTES
 from .budget import budget_tokens, check_budget, check_choice, check_range
-from .contract import KvSetting, Pools, StepBytes
+from .contract import GpuPools, KvSetting, Pools, StepBytes
 from .lrqk_factors import INITS, factorise
 from .paged import PagedKv, PagedMethod, page_shape, row_bytes
 from .staging import staging_bytes
@@ -78,6 +78,7 @@ def pools(config: ModelConfig, parameters: Parameters, kind: str, n_tokens: int)
     places = min(n_tokens, parameters.places(config, n_tokens))
     rank, n_heads = min(parameters.rank, config.head_dim), config.n_heads
     fitted = 4 * n_heads * 3 * rank * rank
+    queries = 4 * config.n_heads * config.head_dim * n_tokens
     return Pools(
         device={
             "proxies": int(n_tokens * device_bytes_per_token(config, parameters, kind)),
@@ -88,11 +89,14 @@ def pools(config: ModelConfig, parameters: Parameters, kind: str, n_tokens: int)
         host={"keys and values": int(n_tokens * host_bytes_per_token(config, parameters, kind))},
         transient={
             "staging": staging_bytes(config, kind, n_tokens),
-            "queries": 4 * config.n_heads * config.head_dim * n_tokens,
+            "queries": queries,
         },
-        gathered=n_heads * row * (places + parameters.recent) + 16 * n_heads * n_tokens + fitted,
-        asking=1,
-        on_gpu=config.n_layers * n_heads * 2 * (-rank % 8) * n_tokens,
+        gpu=GpuPools(
+            step=n_heads * row * (places + parameters.recent) + 16 * n_heads * n_tokens + fitted,
+            asking=1,
+            device=config.n_layers * n_heads * 2 * (-rank % 8) * n_tokens,
+            queries=queries,
+        ),
     )
 
 

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 from ..kernels.select_topk import RULES
 from ..ops import ELEMENT_BYTES
 from .budget import budget_tokens, check_budget, check_choice, check_range
-from .contract import KvSetting, Pools, StepBytes
-from .paged import PagedKv, PagedMethod, asking, page_shape, row_bytes, score_bytes
+from .contract import GpuPools, KvSetting, Pools, StepBytes
+from .paged import PagedKv, PagedMethod, page_shape, row_bytes
 from .staging import staging_bytes
+from .step_scratch import asking, score_bytes
 
 if TYPE_CHECKING:
     from ..config import ModelConfig
@@ -54,8 +55,10 @@ def pools(config: ModelConfig, parameters: Parameters, kind: str, n_tokens: int)
         device={"first and last tokens": row * (parameters.sinks + parameters.recent)},
         host={"keys and values": row * n_tokens},
         transient={"staging": staging_bytes(config, kind, n_tokens)},
-        gathered=row // config.n_layers * min(n_read, n_tokens) + score_bytes(config, n_tokens),
-        asking=asking(config, 0),
+        gpu=GpuPools(
+            step=row // config.n_layers * min(n_read, n_tokens) + score_bytes(config, n_tokens),
+            asking=asking(config, 0),
+        ),
     )
 
 

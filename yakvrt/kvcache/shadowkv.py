@@ -22,9 +22,10 @@ from ..kernels.chunk_layout import ChunkShape
 from ..kernels.select_topk import RULES
 from ..ops import ELEMENT_BYTES
 from .budget import budget_tokens, check_budget, check_choice, check_range
-from .contract import KvSetting, Pools, StepBytes
-from .paged import PagedKv, PagedMethod, asking, row_bytes, score_bytes
+from .contract import GpuPools, KvSetting, Pools, StepBytes
+from .paged import PagedKv, PagedMethod, row_bytes
 from .staging import staging_bytes
+from .step_scratch import asking, score_bytes
 
 if TYPE_CHECKING:
     from ..config import ModelConfig
@@ -100,9 +101,11 @@ def pools(config: ModelConfig, parameters: Parameters, kind: str, n_tokens: int)
             "staging": staging_bytes(config, kind, n_tokens),
             "RoPE table": 4 * config.head_dim * n_tokens,
         },
-        gathered=row * n_tokens + score_bytes(config, shape.most_chunks(n_tokens)),
-        asking=asking(config, 0),
-        on_gpu=config.n_layers * on_gpu,
+        gpu=GpuPools(
+            step=row * n_tokens + score_bytes(config, shape.most_chunks(n_tokens)),
+            asking=asking(config, 0),
+            device=config.n_layers * on_gpu,
+        ),
     )
 
 

@@ -31,9 +31,10 @@ from ..kernels.yakv_layout import MOST_PLACES, Budget, YakvShape, indexed_end
 from ..kernels.yakv_select import RATIO_BITS, budget_of
 from ..ops import ELEMENT_BYTES, Buffer, KvRows, Ops
 from .budget import MOST_TOKENS, check_budget, check_choice, check_range
-from .contract import AttentionInput, CodedPools, KvSetting, Pools, StateArray, StepBytes
+from .contract import AttentionInput, CodedPools, GpuPools, KvSetting, Pools, StateArray, StepBytes
 from .slots import SlotList
 from .staging import Staging, staging_bytes
+from .step_scratch import score_bytes
 from .tail_fit import FIT_TOKENS, TailFit
 from .yakv_state import yakv_state
 
@@ -153,7 +154,7 @@ def pools(config: ModelConfig, parameters: Parameters, kind: str, n_tokens: int)
     n_blocks = max(1, -(-(n_tokens - shape.n_sinks) // 64))
     exact = 2 * shape.head_dim * ELEMENT_BYTES[kind]
     row = row_bytes(shape.head_dim, shape.k_format, shape.v_format)
-    places = parameters.cache_places(n_tokens)
+    places, most = parameters.cache_places(n_tokens), parameters.most_selected(n_tokens)
     cache = places * (row + 4) + directory_bytes(places, n_blocks * 64)
     return Pools(
         device={
@@ -168,8 +169,12 @@ def pools(config: ModelConfig, parameters: Parameters, kind: str, n_tokens: int)
             "scales": heads * n_blocks * 64 * 4,
         },
         transient={"exact rows of one layer": staging_bytes(config, kind, n_tokens)},
-        next_layer=staging_bytes(config, kind, n_tokens),
-        coded=CodedPools(shape, parameters.most_selected(n_tokens), places),
+        gpu=GpuPools(
+            step=score_bytes(config, n_blocks * 64)
+            + 16 * config.n_kv_heads * parameters.most_selected(n_tokens),
+            next_layer=staging_bytes(config, kind, n_tokens),
+            coded=CodedPools(shape, most, places),
+        ),
     )
 
 

@@ -32,9 +32,10 @@ from ..kernels.rotate import rotation_factors
 from ..kernels.select_topk import RULES
 from ..ops import ELEMENT_BYTES
 from .budget import budget_tokens, check_budget, check_choice, check_range
-from .contract import KvSetting, Pools, StepBytes
-from .paged import PagedKv, PagedMethod, asking, score_bytes
+from .contract import GpuPools, KvSetting, Pools, StepBytes
+from .paged import PagedKv, PagedMethod
 from .staging import staging_bytes
+from .step_scratch import asking, score_bytes
 
 if TYPE_CHECKING:
     from ..config import ModelConfig
@@ -96,11 +97,13 @@ def pools(config: ModelConfig, parameters: Parameters, kind: str, n_tokens: int)
             "staging": staging_bytes(config, kind, n_tokens),
             "RoPE table": 4 * config.head_dim * n_tokens,
         },
-        gathered=layer_row * n_tokens + score_bytes(config, n_tokens),
-        asking=asking(config, 0),
-        on_gpu=row * (ring_places - min(n_tokens, first_and_last)),
-        beside=row * n_tokens,
-        row_width=coded_width(config.n_kv_heads * config.head_dim),
+        gpu=GpuPools(
+            step=layer_row * n_tokens + score_bytes(config, n_tokens),
+            asking=asking(config, 0),
+            device=row * (ring_places - min(n_tokens, first_and_last)),
+            host=row * n_tokens,
+            row_width=coded_width(config.n_kv_heads * config.head_dim),
+        ),
     )
 
 
