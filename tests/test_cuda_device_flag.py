@@ -15,7 +15,7 @@ from kernel_team import SCORE_ROUNDING
 from tiny_device_model import WIDE_CONFIG, slots_together
 
 import yakvrt
-from yakvrt import cuda_device, generate, plan
+from yakvrt import cuda_device, generate, memory_plan, plan
 from yakvrt.cuda import record_yakv
 from yakvrt.cuda.driver import DeviceError
 from yakvrt.kvcache import tail_fit, yakv
@@ -292,3 +292,21 @@ def test_yakv_on_the_gpu_is_that_of_the_cpu(
     assert cuda.argmax(axis=1).tolist() == cpu.argmax(axis=1).tolist()
     assert not gpu.failures
     assert not gpu.held
+
+
+def test_rows_do_not_go_to_a_host_that_is_short(
+    gpu: FakeGpu, wide: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the queries of a prompt, which the host holds whatever lies there."""
+    left = 128 << 10  # bytes beside what is fixed
+    free = (memory_plan.FIXED_BYTES + left) * 16 // 15
+    monkeypatch.setattr(cuda_device, "available_memory", lambda: free)
+    found = []
+    for where in ("auto", "gpu", "cpu"):
+        flags = ["-m", wide, "--load-format", "dummy", "-dev", "cuda", "--kv", "lrqk"]
+        assert plan.main([*flags, "--kv-device", where, "--json"]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    auto, on_gpu, on_host = (record["n_tokens"] for record in found)
+    assert auto == on_gpu > on_host
+    queries = found[0]["prompt_bytes"]["queries"]
+    assert queries <= left <= queries * (auto + 16) // auto

@@ -1,5 +1,5 @@
-"""Whole models over KV methods, on the fake driver and the emulator, against the CPU's: those that compute on
-the host, and some that read pages.
+"""Whole models over KV methods, on the fake driver and the emulator, against the CPU's: some of every
+form.
 """
 
 from __future__ import annotations

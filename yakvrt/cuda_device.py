@@ -97,7 +97,7 @@ class CudaDevice:
 
         chosen = plan(on_host=False)
         self._kv_on_host = self._kv_device == "cpu" or (
-            self._kv_device == "auto" and chosen.largest_context < n_tokens
+            self._kv_device == "auto" and chosen.places[0].largest_context < n_tokens
         )
         if asked.coded and self._kv_on_host:
             check_cache(asked.coded.n_places, asked.coded.most_selected)

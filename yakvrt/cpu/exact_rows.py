@@ -35,10 +35,6 @@ class ExactRows:
         """Rows at places of their own per head. Shapes: places [H, n]."""
         return self._halves(self._rows[layer, self._heads, places])
 
-    def pick(self, layer: int, heads: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Rows of (head, place) pairs. Shapes: heads and places [n] -> [n, D]."""
-        return self._halves(self._rows[layer, heads, places])
-
     def keys(self, layer: int, n: int) -> np.ndarray:
         """The first n keys as they rest [H, n, D]."""
         keys: np.ndarray = self._rows[layer, :, :n, : self._head_dim]

@@ -194,7 +194,7 @@ class PagePools:
         """Gives a key its proxy, and a query its own, which is returned, by what is on the device; the
         factors follow. Shapes: q [Hc, 1, D], k [H, D] -> [Hc, 1, rank].
         """
-        filled = int((held.recalled[layer, 0] >= 0).sum())  # places fill from the first, in all heads alike
+        filled = int((held.recalled[layer, 0] >= 0).sum())  # places fill alike, from the first
         past = np.arange(max(0, position + 1 - self._shape.ring_len), position)
         known = np.broadcast_to(past, (len(q), len(past)))
         ids = np.concatenate([held.recalled[layer, :, :filled], known], axis=1)

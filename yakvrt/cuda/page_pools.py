@@ -128,7 +128,7 @@ class PagePools:
         self._empty_caches(range(len(self.layers)), slot)
         if self._shape.n_channels:
             for layer in range(len(self.layers)):
-                self._basis(layer, slot)[...] = 0
+                self.layers[layer].basis.part(slot, 1).clear(self._backend.stream)
 
     def release(self, slot: int) -> None:
         """They keep it."""

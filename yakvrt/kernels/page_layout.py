@@ -29,7 +29,8 @@ class PageShape:
     """`rule` ranks pages of `page` tokens for a group of query heads by what stands for them: a box around
     their keys, "extremes" or "centred" (page_digests.py); of pages of one token the key itself, "key", or
     n_channels of it, "channels", when a slot's matrix has turned it, or as many numbers, "factors", by which
-    it is a row of low rank (key_factors.py). `sharing` such groups choose of a KV head's rows.
+    it is a row of low rank (key_factors.py), of every query head by itself. `sharing` groups choose of a KV
+    head's rows.
 
     Probabilities are those among the pages that can be chosen, with "key" among all tokens. n_sinks is a
     multiple of `page`. With an alpha fewer pages are chosen where, on average over the query heads, fewer
@@ -47,6 +48,9 @@ class PageShape:
     n_channels: int = 0
     sharing: int = 1
     alpha: float = inf
+
+    def __post_init__(self) -> None:
+        assert self.proxy != "factors" or (self.group, self.page, self.n_sinks) == (1, 1, 0)
 
     @property
     def has_boxes(self) -> bool:
@@ -66,7 +70,7 @@ class PageShape:
 
     @property
     def proxy_kind(self) -> str:
-        """Their number format."""
+        """The number format of proxies."""
         return "bf16" if self.proxy == "factors" else self.kind
 
     @property

@@ -53,9 +53,9 @@ class CodedPools:
 class GpuPools:
     """What one slot's pools take on a GPU beyond Pools, and are asked kernels for.
 
-    Bytes: `device` of its memory; `host` in the place of Pools.host, of which `dense` lie on the GPU in any
-    case; `step`, that a step of the slot brings together and chooses by; `next_layer`, of a prompt where one
-    of its layers is stored while the next computes; `queries` of Pools.transient, which the host holds.
+    Bytes: `device` of its memory; `host` where Pools.host lies, `dense` of which are on the GPU in any case;
+    `step`, that a step of the slot brings together and chooses by; `next_layer`, of a prompt where one of its
+    layers is stored while the next computes; `queries` of Pools.transient, which the host holds.
     Kernels: `asking` query heads choose together; `row_width` numbers of a row of codes that spans all KV
     heads; `coded` rows of one head.
     """

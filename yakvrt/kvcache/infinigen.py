@@ -173,8 +173,9 @@ class _Guess:
 
 
 def _skew(config: ModelConfig, n: int, q: np.ndarray, read_keys: Callable[[], np.ndarray]) -> PromptProxies:
-    """See PagedMethod.tells."""
-    return PromptProxies(skew_channels(q.reshape(config.n_kv_heads, -1, config.head_dim), n))
+    """See PagedMethod.tells. A KV head at a time, for what it takes."""
+    by_head = q.reshape(config.n_kv_heads, 1, -1, config.head_dim)
+    return PromptProxies(np.concatenate([skew_channels(of_head, n) for of_head in by_head]))
 
 
 def skew_channels(q: np.ndarray, n: int) -> np.ndarray:

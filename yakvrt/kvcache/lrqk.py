@@ -3,9 +3,9 @@
 Every query head has proxies A_K of all keys on the device, and places for the rows it chose; in a step only
 rows that are not there yet cross the link. The last tokens stay in a ring.
 
-Differs: the ring always holds the last `recent` tokens. The rows of a further prompt get their proxies from
-the first prompt's B_K. Rows are on the host as soon as they exist. Generated tokens get proxies, and leave
-the ring for the host.
+Differs: the ring always holds the last `recent` tokens. Iterations end for each KV head by itself. The rows
+of a further prompt get their proxies from the first prompt's B_K. Rows are on the host as soon as they exist.
+Generated tokens get proxies, and leave the ring for the host.
 """
 
 from __future__ import annotations
@@ -71,14 +71,15 @@ def device_bytes_per_token(config: ModelConfig, parameters: Parameters, kind: st
 
 def pools(config: ModelConfig, parameters: Parameters, kind: str, n_tokens: int) -> Pools:
     """Bytes: the bytes per token; rows of the chosen tokens per query head and of the ring per KV head; B_Q
-    and B_K in float32. On a GPU proxies lie in whole pieces of 16 bytes, and a step takes the rows of every
-    query head together, scores 16 bytes a token and head, and the matrices that it solves.
+    and B_K in float32. On a GPU proxies lie in whole pieces of 16 bytes, beside numbers of the chosen tokens;
+    a step takes the rows of every query head together, 24 bytes more to choose one, 16 bytes a token and head
+    to score it, and the matrices that it solves.
     """
     row = 2 * config.head_dim * ELEMENT_BYTES[kind]
     places = min(n_tokens, parameters.places(config, n_tokens))
     rank, n_heads = min(parameters.rank, config.head_dim), config.n_heads
-    fitted = 4 * n_heads * 3 * rank * rank
-    queries = 4 * config.n_heads * config.head_dim * n_tokens
+    chosen, fitted = n_heads * places * (row + 24), 4 * n_heads * 3 * rank * rank
+    queries = 4 * n_heads * config.head_dim * n_tokens
     return Pools(
         device={
             "proxies": int(n_tokens * device_bytes_per_token(config, parameters, kind)),
@@ -92,9 +93,9 @@ def pools(config: ModelConfig, parameters: Parameters, kind: str, n_tokens: int)
             "queries": queries,
         },
         gpu=GpuPools(
-            step=n_heads * row * (places + parameters.recent) + 16 * n_heads * n_tokens + fitted,
+            step=chosen + n_heads * (parameters.recent * row + 16 * n_tokens) + fitted,
             asking=1,
-            device=config.n_layers * n_heads * 2 * (-rank % 8) * n_tokens,
+            device=config.n_layers * n_heads * (2 * (-rank % 8) * n_tokens + 4 * places),
             queries=queries,
         ),
     )
@@ -127,19 +128,22 @@ def build(setting: KvSetting, parameters: Parameters) -> PagedKv:
         shape,
         0,
         partial(parameters.places, config),
-        lambda n_tokens: max(1, parameters.places(config, n_tokens)),
+        partial(parameters.places, config),
         pools(*of, setting.ctx_size),
         device_bytes_per_token(*of),
         host_bytes_per_token(*of),
         row_bytes(setting),
-        tells=partial(_factors, parameters, shape.sharing),
+        tells=partial(_factors, parameters),
     )
     return PagedKv(setting, method)
 
 
-def _factors(
-    parameters: Parameters, sharing: int, q: np.ndarray, read_keys: Callable[[], np.ndarray]
-) -> PromptProxies:
-    """See PagedMethod.tells."""
-    p, keys = parameters, np.repeat(read_keys(), sharing, axis=0)
-    return factorise(q, keys, p.rank, p.iterations, p.tolerance, p.init)
+def _factors(parameters: Parameters, q: np.ndarray, read_keys: Callable[[], np.ndarray]) -> PromptProxies:
+    """See PagedMethod.tells. A KV head at a time: what all of them take at once is several times as much."""
+    p, keys = parameters, read_keys()
+    by_head = [
+        factorise(of_head, k, p.rank, p.iterations, p.tolerance, p.init)
+        for of_head, k in zip(np.split(q, len(keys)), keys, strict=True)
+    ]
+    basis, proxies, asking = (np.concatenate(parts) for parts in zip(*by_head, strict=True))
+    return PromptProxies(basis, proxies, asking)

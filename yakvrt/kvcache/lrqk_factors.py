@@ -19,8 +19,9 @@ def factorise(
     """Alternating least squares. Returns: B_Q and B_K [2, r, D], A_K [S, r], and the last row of A_Q [1, r].
 
     The loop ends early when the mean square error of Q and K together changes by less than `tolerance`.
-    Shapes: q, k float32 [S, D].
+    Shapes: q float32 [S, D] of some heads, k [S, D] of the head that they share.
     """
+    k = np.broadcast_to(k, q.shape)
     a_q, a_k = _start(q, k, min(rank, q.shape[-1]), init)
     before = np.inf
     for _ in range(iterations):
