@@ -11,6 +11,8 @@ import pytest
 from fake_gpu import FakeGpu
 from kv_slots import KvSlots
 
+from yakvrt.cpu import chunk_pools as cpu_chunk_pools
+from yakvrt.cuda import chunk_pools
 from yakvrt.cuda.backend import CudaBackend
 from yakvrt.cuda.device import Device
 from yakvrt.kernels import chunk_layout
@@ -169,3 +171,27 @@ def test_any_numbers_within_limits_decode(open_backend: Callable[..., CudaBacken
             slots.kv.truncate(slot, n + 3, n - 7)
             decoded(slots, slot, rows, n - 7, n - 6)
             slots.kv.truncate(slot, n - 6, 0)
+
+
+def test_an_interrupted_prompt_leaves_exact_rows(
+    open_backend: Callable[..., CudaBackend], rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a layer whose chunks were being made anew: nothing is chosen until there is a prompt again."""
+
+    def interrupt(*_: object) -> np.ndarray:
+        raise KeyboardInterrupt
+
+    q, k, v = rows
+    exact = attend_rows(q[40].reshape(2, 2, 16), *(x[:41].swapaxes(0, 1) for x in (k, v)))
+    for backend in (None, open_backend()):
+        with KvSlots("shadowkv", ARGS, heads=HEADS, ctx_size=CTX, backend=backend) as slots:
+            slot = slots.kv.open(CTX)
+            prompt(slots, slot, rows, 0, 40)
+            with monkeypatch.context() as patch:
+                patch.setattr(cpu_chunk_pools, "page_rows", interrupt)
+                patch.setattr(chunk_pools.ChunkPools, "_proxies", interrupt)
+                with pytest.raises(KeyboardInterrupt):
+                    prompt(slots, slot, rows, 40, 60)
+            slots.kv.truncate(slot, 40, 40)
+            found = decoded(slots, slot, rows, 40, 41)[0]
+            np.testing.assert_allclose(found, exact.reshape(found.shape), atol=1e-5)

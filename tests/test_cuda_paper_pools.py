@@ -115,9 +115,7 @@ def test_a_slot_does_not_know_who_had_it(open_backend: Callable[..., CudaBackend
                 slots.kv.truncate(slot, n_before, 0)
             slots.prefill(slot, 0, *rows(0, 69))
             outs = decoded(slots, slot, 69, 10)
-            held = state(slots, slot, 79)
-            held.pop("ring.k.0"), held.pop("ring.v.0")  # longer than the slot
-            found.append(held | {"outs": outs})
+            found.append(state(slots, slot, 79) | {"outs": outs})
             slots.kv.release(slot)
     for other in found[1:]:
         for name, values in found[0].items():
@@ -219,3 +217,16 @@ def test_wide_rows_are_refused_before_weights_load(
     with pytest.raises(ValueError, match="rows of up to 2048 numbers, those of all KV heads together, and"):
         yakvrt.load(str(tmp_path), kv="yakv-paper", **how)
     assert not gpu.held
+
+
+def test_a_state_does_not_know_the_context(open_backend: Callable[..., CudaBackend]) -> None:
+    """What is held of so many tokens has the same shapes in slots of other sizes."""
+    found = []
+    for ctx_size in (CTX, 500):
+        how: dict[str, Any] = {"heads": HEADS, "ctx_size": ctx_size, "kind": "f32"}
+        with KvSlots("yakv-paper", ARGS, backend=open_backend(), **how) as slots:
+            slot = slots.kv.open(ctx_size)
+            slots.prefill(slot, 0, *rows(0, 100))
+            found.append({name: part.values.shape for name, part in slots.kv.state(slot, 100).items()})
+    assert found[0] == found[1]
+    assert found[0]["ring.k.0"] == (2, 100, 16)

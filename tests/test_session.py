@@ -168,3 +168,20 @@ def test_the_bytes_of_a_file_are_known_before(engine: yakvrt.Engine, tmp_path: P
             session.save(tmp_path / "x")
             assert session.file_bytes() == (tmp_path / "x").stat().st_size
             session.prefill([5] * 30)
+
+
+def test_nothing_is_taken_from_a_session_in_the_middle_of_a_prompt(
+    engine: yakvrt.Engine, tmp_path: Path
+) -> None:
+    """Whose layers hold different numbers of tokens."""
+    with engine.session() as session, engine.session() as other:
+        session.prefill([5, 6, 7])
+        steps = session.prefill_steps([8] * 40)
+        next(steps)
+        for take in (lambda: other.copy_from(session), lambda: session.save(tmp_path / "saved")):
+            with pytest.raises(ValueError, match="a prompt of this session is under way"):
+                take()
+        assert not list(tmp_path.iterdir())
+        steps.close()
+        other.copy_from(session)
+        assert list(other.ids) == [5, 6, 7]

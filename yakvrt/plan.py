@@ -130,13 +130,19 @@ def _record(
     from yakvrt.device import gpu_number
 
     transient = {**pools.transient, "hidden states": 4 * config.hidden_dim * n_tokens}
+    device, host, steps = dict(pools.device), dict(pools.host), 0
     if gpu_number(args.device) is not None:
+        for held, name, n_bytes in (
+            (device, "beside them on a GPU", pools.gpu.device),
+            (host, "exact rows beside them", pools.gpu.host),
+        ):
+            held.update({name: n_bytes} if n_bytes else {})
         if pools.gpu.next_layer:
             transient["exact rows of the layer before"] = pools.gpu.next_layer
         if pools.gpu.step:
             from yakvrt.cuda_device import step_rows
 
-            transient["scratch of steps"] = step_rows(args.slots) * pools.gpu.step
+            steps = step_rows(args.slots) * pools.gpu.step
     return {
         "kv": args.kv,
         "kv_args": args.kv_args,
@@ -144,9 +150,10 @@ def _record(
         "n_slots": args.slots,
         "weight_bytes": sum(place.weight_bytes for place in plan.places),
         "workspace_bytes": sum(place.work_bytes for place in plan.places),
-        "slot_device_bytes": dict(pools.device),
-        "slot_host_bytes": dict(pools.host),
+        "slot_device_bytes": device,
+        "slot_host_bytes": host,
         "prompt_bytes": transient,
+        "step_scratch_bytes": steps,
         "step_device_bytes": read.device,
         "step_host_bytes": read.host,
         "places": [

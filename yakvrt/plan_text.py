@@ -27,6 +27,8 @@ def plan_text(record: Mapping[str, Any]) -> str:
             remark = f"  {n_bytes / n_tokens:.0f} bytes a token"
             lines.append(line(f"{place}: {what}", n_slots * n_bytes, remark))
     lines += [line(f"while a prompt is read: {what}", n) for what, n in record["prompt_bytes"].items()]
+    if record["step_scratch_bytes"]:
+        lines.append(line("steps, what they choose by and bring together", record["step_scratch_bytes"]))
     lines.append(line("in every step: read of device pools", n_slots * record["step_device_bytes"]))
     lines.append(line("in every step: rows from the host", n_slots * record["step_host_bytes"]))
     for place in record["places"]:

@@ -49,6 +49,7 @@ class Session:
         self._origin = origin
         self.ctx_size = ctx_size
         self._ids: list[int] = []
+        self._steps_open = False
         self._slot: int | None = kv.open(ctx_size)
 
     @property
@@ -90,6 +91,7 @@ class Session:
         self._check(ids)
         held = len(self._ids)
         steps = self._runner.prefill_steps(self.slot, held, ids)
+        self._steps_open = True
         try:
             while True:
                 with self._turns.take(self):
@@ -102,6 +104,7 @@ class Session:
                 yield
         finally:
             steps.close()
+            self._steps_open = False
             if len(self._ids) == held:
                 self.truncate(held)
 
@@ -146,12 +149,14 @@ class Session:
         """Holds what another session of the engine would hold after truncate() to n tokens, all by default,
         in place of its own; the two then go their own ways.
 
-        Raises: ValueError when the other holds fewer, or is of another engine.
+        Raises: ValueError when the other holds fewer, takes in a prompt, or is of another engine.
         """
         with self._turns.take(self, other):
             n = len(other.ids) if n is None else n
             if other._kv is not self._kv:
                 raise ValueError("the sessions are of different engines; open both with the same one")
+            for session in (self, other):
+                session._check_still()
             if not 0 <= n <= len(other.ids):
                 raise ValueError(f"cannot copy {n} tokens of {len(other.ids)}")
             if other is self:
@@ -166,9 +171,11 @@ class Session:
         """Writes the tokens and all that is known of them to a file, for restore(); nothing is ever half
         written. Of a GPU's memory there is a copy of one array at a time, of the host's none.
 
-        Raises: ValueError or OSError, naming the file, when it cannot be written.
+        Raises: ValueError or OSError, naming the file, when it cannot be written; ValueError while a prompt
+            is taken in.
         """
         with self._turns.hold_still(self):
+            self._check_still()
             with self._turns.take():
                 state = self._kv.state(self.slot, len(self._ids))
             save_session(path, self._origin(), self._ids, state, self._read)
@@ -249,6 +256,10 @@ class Session:
         if self._slot is None:
             raise ValueError("the session is closed; open a new one with Engine.session()")
         return self._slot
+
+    def _check_still(self) -> None:
+        if self._steps_open:
+            raise ValueError("a prompt of this session is under way; finish its steps, or close them")
 
     def _check(self, ids: IdSequence[int]) -> None:
         if len(ids) == 0:

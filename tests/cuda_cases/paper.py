@@ -27,13 +27,15 @@ def paper_lengths(lengths: list[int], ends: list[int], wanted: list[int], n_sink
     slots = np.array([*reversed(range(n)), 0], np.int64)
     of_slots, ends_of_slots = np.array(wanted[::-1], np.int64), np.array(ends[::-1], np.int64)
     sizes, budgets, scored = (poisoned(capacity, n_heads, dtype=np.int64) for _ in range(3))
-    residents, totals = poisoned(capacity, dtype=np.int64), poisoned(2, dtype=np.int64)
+    found_ends, residents = (poisoned(capacity, dtype=np.int64) for _ in range(2))
+    totals = poisoned(2, dtype=np.int64)
     launch = Launch(
         kernel("paper_lengths", "paper_lengths_cuda"),
         blocks(capacity, 128),
-        [sizes, budgets, scored, residents, totals],
+        [sizes, budgets, scored, found_ends, residents, totals],
         (
-            *(sizes, budgets, scored, residents, totals, of_slots, ends_of_slots, slots, positions),
+            *(sizes, budgets, scored, found_ends, residents, totals, of_slots, ends_of_slots),
+            *(slots, positions),
             *(count(n), capacity, n_heads, group, n_sinks),
         ),
     )
@@ -43,8 +45,9 @@ def paper_lengths(lengths: list[int], ends: list[int], wanted: list[int], n_sink
         for name, found in (("sizes", sizes), ("budgets", budgets), ("sizes", scored)):
             compare(name, found[:n], np.repeat(getattr(expected, name)[:, None], n_heads, 1))
             compare(f"{name} of no row", found[n:], np.zeros((1, n_heads), np.int64))
-        compare("residents", residents[:n], expected.residents)
-        untouched("residents of no row", residents[n:])
+        for name, found in (("residents", residents), ("ends", found_ends)):
+            compare(name, found[:n], getattr(expected, name))
+            untouched(f"{name} of no row", found[n:])
         return compare("totals", totals, np.array([n * n_heads, n * n_heads * group]))
 
     return Case([launch], check)
@@ -109,7 +112,7 @@ def paper_exact(
         [*outs, lasts],
         (
             *(*outs, (max(lengths) + 1) * words, *tables, *strides, *rings, *ring_strides),
-            *(slots, positions, np.array(ends[::-1], np.int64), count(n), n_heads),
+            *(slots, positions, np.array([*ends, 2], np.int64), count(n), n_heads),
             *(np.array([*told.residents, 9], np.int64), counts, lasts, n_sinks, ring_len),
         ),
         n_heads * 2 * row_bytes * (n_far or 2 * int(told.residents.sum())),

@@ -97,14 +97,15 @@ class ChunkPools:
         held.rows.write(layer, n_held, *self._staging.read(n_held, n))
         k, _ = held.rows.read(layer, 0, n)
         made = LowRankChunks.of(k, self._shape, self._rope)
+        held.n_others[layer], held.n_chunks[layer] = 0, 0  # until all is there
         held.left[layer, : len(made.keys.left)], held.basis[layer] = made.keys.left, made.keys.basis
         n_others = made.numbers.shape[1]
         held.landmarks[layer, :, :n_others] = made.landmarks
         held.numbers[layer, :, :n_others], held.numbers[layer, :, n_others:] = made.numbers, 0
-        held.n_others[layer], held.n_chunks[layer] = n_others, made.n_chunks
         outliers = held.rows.take(layer, page_rows(made.outliers, self._shape.page))
         held.outliers.write(layer, 0, *outliers)
         held.recalled[layer] = -1
+        held.n_others[layer], held.n_chunks[layer] = n_others, made.n_chunks
 
     def restore(self, layer: int, slot: int, n_held: int) -> None:
         """Writes the first n_held rows where a prompt's exact rows lie."""
@@ -115,10 +116,9 @@ class ChunkPools:
         held = self._slots[slot]
         end = min(int(held.n_chunks[layer]), self._shape.chunks(n))
         ends = np.full(self._heads[1], end)
-        held.numbers[layer], held.n_others[layer] = chunks_below(
-            held.numbers[layer], held.n_others[layer], ends
-        )
-        held.n_chunks[layer] = end
+        below, n_others = chunks_below(held.numbers[layer], held.n_others[layer], ends)
+        held.n_others[layer], held.n_chunks[layer] = n_others, end
+        held.numbers[layer] = below
         held.recalled[layer] = -1
 
     def state(self, slot: int, n_held: int, n_places: int) -> dict[str, np.ndarray]:

@@ -140,6 +140,8 @@ class ChunkPools:
         rows.write(n_held, *self._staging.read(n_held, n))
         k, v = rows.read(0, n)
         made = LowRankChunks.of(k, self._shape, self._rope)
+        counts = self._of_heads(held.counts, slot, np.int32)
+        counts[...] = 0  # until all is there: an interrupted prompt leaves no chunks
         padding, n_others = self._rank - self._shape.rank, made.numbers.shape[1]
         tail = len(made.keys.left)
         self._left(layer, slot)[:, :tail][...] = np.pad(made.keys.left, [(0, 0), (0, padding)])
@@ -147,12 +149,12 @@ class ChunkPools:
         self._proxies(layer, slot)[:, :n_others][...] = made.landmarks
         unused = held.numbers.shape[2] - n_others
         self._of_heads(held.numbers, slot, np.int32)[...] = np.pad(made.numbers, [(0, 0), (0, unused)])
-        self._of_heads(held.counts, slot, np.int32)[...] = n_others, made.n_chunks
         positions = (made.outliers[..., None] * page + np.arange(page)).reshape(self._heads, -1, 1)
         exact = (np.take_along_axis(x, positions, axis=1) for x in (k, v))
         self._on_device(held.outliers, slot).write(0, *exact)
         self._load_ring(layer, slot, n)
         self._empty_cache(layer, slot)
+        counts[...] = n_others, made.n_chunks
 
     def restore(self, layer: int, slot: int, n_held: int) -> None:
         """Writes the first n_held rows where a prompt's exact rows lie."""
@@ -164,8 +166,9 @@ class ChunkPools:
         numbers, counts = (self._of_heads(x, slot, np.int32) for x in (held.numbers, held.counts))
         n_others, n_chunks = np.asarray(counts).T
         ends = np.minimum(n_chunks, self._shape.chunks(n))
-        numbers[...], n_others = chunks_below(np.asarray(numbers), n_others, ends)
-        counts[...] = np.stack([n_others, ends], axis=1)
+        below, n_others = chunks_below(np.asarray(numbers), n_others, ends)
+        counts[...] = np.stack([n_others, ends], axis=1)  # before numbers go
+        numbers[...] = below
         self._load_ring(layer, slot, n)
         self._empty_cache(layer, slot)
 

@@ -12,7 +12,7 @@ import numpy as np
 from ..kernel_build.spec import kernel
 from ..kernels.page_scores import UNITS
 from ..kernels.select_topk_cuda import candidates_stride
-from ..ops import Buffer, KvRows
+from ..ops import ELEMENT_BYTES, Buffer, KvRows
 from .device_array import DeviceArray
 from .record_attention import Queries, record_decode_attention, strides
 
@@ -52,6 +52,16 @@ class PageStep(Generic[Rows]):
             self.n_fresh, self.n_filled = (
                 self.scratch(name, self.segments, np.int64) for name in ("n_fresh", "n_filled")
             )
+
+    def gathered(self, most_rows: int) -> KvRows:
+        """Memory for what a step attends to, up to so many rows of a segment, which is a slot of its own."""
+        shape = self.rows.shape
+        head_bytes = -(-most_rows // 16) * 16 * shape.head_dim * ELEMENT_BYTES[shape.kind]
+        k, v = (
+            self.scratch(name, self.segments * head_bytes // 4, np.uint32)
+            for name in ("gathered_k", "gathered_v")
+        )
+        return KvRows(k, v, head_bytes, head_bytes, shape.kind)
 
     def scratch(self, name: str, n: int, dtype: type[np.generic]) -> DeviceArray:
         return self.recorder.scratch(f"page_{name}", n, dtype)
@@ -151,3 +161,8 @@ def recall(step: PageStep[PageRows | ChunkRows]) -> None:
         *(step.batch.n_rows, step.n_heads, step.ids, most_pages, step.budgets, step.weights, step.width),
         *(step.fresh, most_places, step.n_fresh, step.n_filled, found, order, missing, targets),
     )
+
+
+def in_words(rows: KvRows | None) -> tuple[Any, ...]:
+    """Keys, values, and strides of slots and heads in words of 4 bytes; None: no rows."""
+    return (rows.k, rows.v, rows.slot_bytes // 4, rows.head_bytes // 4) if rows else (None, None, 0, 0)

@@ -176,9 +176,8 @@ class PaperPools:
             self._forget(layer, slot, max(sinks, int(self._ends[layer, slot])), end, n_blocks)
             codes, scales = self._coded(layer, slot)
             found[f"exact.k.{layer}"], found[f"exact.v.{layer}"] = self._rows(layer, slot).state(n_held)
-            found[f"ring.k.{layer}"], found[f"ring.v.{layer}"] = self._ring(layer, slot).state(
-                self._shape.n_sinks + held.ring_len
-            )
+            n_near = min(n_held, sinks + held.ring_len)
+            found[f"ring.k.{layer}"], found[f"ring.v.{layer}"] = self._ring(layer, slot).state(n_near)
             found[f"codes.{layer}"], found[f"scales.{layer}"] = codes[:, sinks:end], scales[:, sinks:end]
             found[f"selectors.{layer}"] = self._selectors(layer, slot)[:, :n_blocks]
         return found

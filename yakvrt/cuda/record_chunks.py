@@ -6,15 +6,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ..kernel_build.spec import kernel
 from ..kernels.chunk_gather import BLOCK_BYTES
 from ..kernels.chunk_values import THREADS
 from ..ops import ELEMENT_BYTES, Buffer, KvRows
 from .chunk_pools import ChunkRows
 from .kernel_choice import BLOCKS_AT_ONCE
-from .page_step import PageStep, recall, select
+from .page_step import PageStep, in_words, recall, select
 from .record_attention import append_rows, strides
 
 if TYPE_CHECKING:
@@ -76,7 +74,7 @@ def _fetch_values(step: PageStep[ChunkRows]) -> None:
     step.recorder.launch_beside(
         kernel("chunk_values", "chunk_values_cuda"),
         (n_blocks, 1),
-        *(rows.cache.v, *_in_words(rows.cache), rows.rows.v, *_in_words(rows.rows), *_places(step)),
+        *(*in_words(rows.cache)[1:], *in_words(rows.rows)[1:], *_places(step)),
         *(batch.slots, batch.n_rows, step.n_heads, chunk_bytes // 16),
     )
 
@@ -96,25 +94,13 @@ def _make_keys(step: PageStep[ChunkRows]) -> None:
 def _gather(step: PageStep[ChunkRows], ring_len: int) -> KvRows:
     """What a step attends to, a slot for each segment: without a prompt, all tokens."""
     shape, rows, batch = step.rows.shape, step.rows, step.batch
-    row_bytes = shape.head_dim * ELEMENT_BYTES[shape.kind]
-    head_bytes = -(-rows.n_tokens // 16) * 16 * row_bytes
-    k, v = (
-        step.scratch(name, step.segments * head_bytes // 4, np.uint32)
-        for name in ("gathered_k", "gathered_v")
-    )
-    tables = [
-        x for of in (rows.rows, rows.ring, rows.outliers, rows.cache) for x in (of.k, of.v, *_in_words(of))
-    ]
+    row_bytes, found = shape.head_dim * ELEMENT_BYTES[shape.kind], step.gathered(rows.n_tokens)
+    tables = [x for of in (rows.rows, rows.ring, rows.outliers, rows.cache) for x in in_words(of)]
     step.recorder.launch(
         kernel("chunk_gather", "chunk_gather_cuda", row_bytes),
-        (min(BLOCKS_AT_ONCE, -(-2 * step.segments * head_bytes // BLOCK_BYTES)), 1),
-        *(k, v, head_bytes // 4, rows.n_tokens, *tables, rows.counts),
+        (min(BLOCKS_AT_ONCE, -(-2 * step.segments * found.head_bytes // BLOCK_BYTES)), 1),
+        *(found.k, found.v, found.head_bytes // 4, rows.n_tokens, *tables, rows.counts),
         *(shape.outlier_chunks(rows.numbers.shape[2]), step.n_filled, step.lasts),
         *(batch.slots, batch.positions, batch.n_rows, step.n_heads, ring_len, shape.page),
     )
-    return KvRows(k, v, head_bytes, head_bytes, shape.kind)
-
-
-def _in_words(rows: KvRows) -> tuple[int, int]:
-    """Strides of slots and heads."""
-    return rows.slot_bytes // 4, rows.head_bytes // 4
+    return found

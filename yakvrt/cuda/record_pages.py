@@ -4,7 +4,7 @@ lacks; bring the rows together, and attend to them.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from ..kernels.page_gather import BLOCK_BYTES
 from ..ops import ELEMENT_BYTES, Buffer, KvRows
 from .kernel_choice import BLOCKS_AT_ONCE
 from .page_pools import PageRows
-from .page_step import PageStep, proxy_strides, recall, select
+from .page_step import PageStep, in_words, proxy_strides, recall, select
 from .record_attention import append_rows, strides
 from .record_factors import fit_factors
 
@@ -106,23 +106,16 @@ def _gather(step: PageStep[PageRows]) -> KvRows:
     most_rows = shape.most_rows(rows.n_tokens, rows.most_pages)
     if rows.cache:  # where a file says so, a page lies in all places
         most_rows = shape.ring_places + rows.most_places * shape.page
-    head_bytes = -(-most_rows // 16) * 16 * row_bytes
-    k, v = (
-        step.scratch(name, step.segments * head_bytes // 4, np.uint32)
-        for name in ("gathered_k", "gathered_v")
-    )
-
-    def in_words(of: KvRows | None) -> tuple[Any, ...]:
-        return (of.k, of.v, of.slot_bytes // 4, of.head_bytes // 4) if of else (None, None, 0, 0)
-
+    found = step.gathered(most_rows)
     pages, n_pages = (rows.recalled, rows.most_places) if rows.cache else (step.ids, rows.most_pages)
     step.recorder.launch(
         kernel("page_gather", "page_gather_cuda", row_bytes, rows.cache is not None),
-        (min(BLOCKS_AT_ONCE, -(-2 * step.segments * head_bytes // BLOCK_BYTES)), 1),
-        *(k, v, head_bytes // 4, *in_words(rows.rows), *in_words(rows.ring), *in_words(rows.cache)),
+        (min(BLOCKS_AT_ONCE, -(-2 * step.segments * found.head_bytes // BLOCK_BYTES)), 1),
+        *(found.k, found.v, found.head_bytes // 4),
+        *(*in_words(rows.rows), *in_words(rows.ring), *in_words(rows.cache)),
         *(batch.slots, batch.n_rows, step.n_heads, shape.sharing),
         *(step.sizes, step.residents, step.n_filled, step.lasts),
         *(pages, step.n_heads * n_pages, n_pages, step.fresh, rows.most_places),
         *(shape.n_sinks, shape.ring_len, shape.page),
     )
-    return KvRows(k, v, head_bytes, head_bytes, shape.kind)
+    return found

@@ -14,7 +14,7 @@ from ..kernels.paper_exact import BLOCK_BYTES
 from ..kernels.rotate import rotation_lanes
 from ..ops import ELEMENT_BYTES, Buffer, KvRows
 from .kernel_choice import BLOCKS_AT_ONCE, SCORE_TOKENS
-from .page_step import PageStep
+from .page_step import PageStep, in_words
 from .paper_pools import SELECTOR, PaperRows
 from .record_attention import append_rows
 
@@ -33,11 +33,13 @@ def record_paper(
     step = PageStep(recorder, rows)
     _measure(step)
     _select(step, by)
+    _find_fresh(step)
     recorder.stage("fetch", layer)
     gathered = _gather(step)
     recorder.stage("attend", layer)
     step.attend(out, q, gathered)
-    _count(step)
+    recorder.join()
+    step.count()
 
 
 def _measure(step: PageStep[PaperRows]) -> None:
@@ -45,7 +47,8 @@ def _measure(step: PageStep[PaperRows]) -> None:
     step.recorder.launch(
         kernel("paper_lengths", "paper_lengths_cuda"),
         (-(-step.capacity // 128), 1),
-        *(step.sizes, step.budgets, step.lengths, step.residents, step.totals, rows.wanted, rows.ends),
+        *(step.sizes, step.budgets, step.lengths, step.ends, step.residents, step.totals),
+        *(rows.wanted, rows.ends),
         *(batch.slots, batch.positions, batch.n_rows, step.capacity, step.n_heads),
         *(shape.group, shape.n_sinks),
     )
@@ -80,39 +83,32 @@ def _gather(step: PageStep[PaperRows]) -> KvRows:
     """What a step attends to, a slot for each segment: nothing tells how much of it is exact."""
     shape, rows, batch, launch = step.rows.shape, step.rows, step.batch, step.recorder.launch
     row_bytes = shape.head_dim * ELEMENT_BYTES[shape.kind]
-    head_bytes = -(-rows.slot_tokens // 16) * 16 * row_bytes
-    k, v = (
-        step.scratch(name, step.segments * head_bytes // 4, np.uint32)
-        for name in ("gathered_k", "gathered_v")
-    )
-
-    def in_words(of: KvRows) -> tuple[object, ...]:
-        return of.k, of.v, of.slot_bytes // 4, of.head_bytes // 4
-
+    found = step.gathered(rows.slot_tokens)
+    to = found.k, found.v, found.head_bytes // 4
     launch(
         kernel("paper_exact", "paper_exact_cuda", row_bytes),
-        (min(BLOCKS_AT_ONCE, -(-2 * step.segments * head_bytes // BLOCK_BYTES)), 1),
-        *(k, v, head_bytes // 4, *in_words(rows.rows), *in_words(rows.ring), batch.slots, batch.positions),
-        *(rows.ends, batch.n_rows, step.n_heads, step.residents, step.budgets, step.lasts),
+        (min(BLOCKS_AT_ONCE, -(-2 * step.segments * found.head_bytes // BLOCK_BYTES)), 1),
+        *(*to, *in_words(rows.rows), *in_words(rows.ring), batch.slots, batch.positions),
+        *(step.ends, batch.n_rows, step.n_heads, step.residents, step.budgets, step.lasts),
         *(shape.n_sinks, rows.ring_len),
     )
     tokens_of_a_block = 256 // rotation_lanes(rows.width)
     launch(
         kernel("paper_rows", "paper_rows_cuda", rows.width, shape.head_dim, shape.kind),
         (min(BLOCKS_AT_ONCE, -(-step.segments * rows.most_pages // tokens_of_a_block)), 1),
-        *(k, v, head_bytes // 4, rows.codes, rows.scales, rows.slot_tokens),
+        *(*to, rows.codes, rows.scales, rows.slot_tokens),
         *(rows.row_grid.address("halves"), rows.table, batch.slots, batch.n_rows, step.n_heads),
         *(step.residents, step.budgets, step.ids, rows.most_pages, shape.n_sinks),
     )
-    return KvRows(k, v, head_bytes, head_bytes, shape.kind)
+    return found
 
 
-def _count(step: PageStep[PaperRows]) -> None:
+def _find_fresh(step: PageStep[PaperRows]) -> None:
+    """Beside what is recorded up to its join, for counting alone."""
     step.n_fresh = step.scratch("n_fresh", step.segments, np.int64)
-    step.recorder.launch(
+    step.recorder.launch_beside(
         kernel("paper_fresh", "paper_fresh_cuda"),
         (step.capacity, 1),
         *(step.n_fresh, step.ids, step.rows.most_pages, step.budgets, step.batch.n_rows, step.n_heads),
         step.rows.n_tokens,
     )
-    step.count()

@@ -28,7 +28,8 @@ def chunk_gather_ref(
 
 def chunk_gather_cuda(g: Any, row_bytes: int) -> CudaKernel:
     """chunk_gather_ref for keys and values of every head, of the cache's first n_filled places of chunks; and
-    in lasts where a segment's rows end, which are at most most_rows. The newest ring_len tokens come from a
+    in lasts where a segment's rows end, which are at most most_rows; chunks that a prompt under way has made
+    behind the slot's tokens are no chunks. The newest ring_len tokens come from a
     ring, at their positions modulo its length, those before them from the rows of all tokens, on the device
     or in pinned host memory.
 
@@ -62,6 +63,7 @@ def chunk_gather_cuda(g: Any, row_bytes: int) -> CudaKernel:
             size = g.int32(positions[row_index] + 1)
             of_head = (slot * n_heads + head) * 2
             n_others, n_chunks = g.int32(counts[of_head]), g.int32(counts[of_head + 1])
+            n_chunks = g.int32(min(n_chunks, g.int32(g.uint32(size - 1) // g.uint32(page))))
             first = g.int32(n_chunks * page)
             n_tail = g.int32(size - first)
             n_outliers = max(g.int32(0), min(g.int32(n_chunks - n_others), g.int32(most_outliers)))

@@ -34,7 +34,8 @@ class LowRankChunks:
         chunks = k[:, : n_chunks * shape.page].reshape(n_heads, n_chunks, shape.page, dim)
         landmarks = chunks.mean(axis=2)
         outliers, numbers = outlier_chunks(chunks, landmarks, shape.outlier_chunks(n_chunks))
-        keys = LowRankKeys.of(rope.unrotate(k), n_chunks * shape.page, shape.rank)
+        n_low_rank = n_chunks * shape.page if numbers.shape[1] else 0
+        keys = LowRankKeys.of(rope.unrotate(k), n_low_rank, shape.rank)
         return cls(n_chunks, keys, landmarks[np.arange(n_heads)[:, None], numbers], numbers, outliers)
 
 

@@ -20,10 +20,13 @@ class LowRankKeys:
 
     @classmethod
     def of(cls, k: np.ndarray, n: int, rank: int) -> LowRankKeys:
-        """The best rank for all tokens, kept for the first n. Shapes: k [Hk, tokens, D]."""
+        """The best rank for all tokens, kept for the first n; nothing for none. Shapes: k [Hk, tokens, D]."""
         from ml_dtypes import bfloat16
 
         heads, n_tokens, dim = k.shape
+        rank = min(rank, heads * dim)
+        if n == 0:
+            return cls(np.zeros((0, rank), bfloat16), np.zeros((heads, rank, dim), bfloat16))
         joint = k.swapaxes(0, 1).reshape(n_tokens, heads * dim)
         _, vectors = np.linalg.eigh(joint.T.astype(np.float64) @ joint)  # ascending
         main = vectors[:, ::-1][:, :rank].astype(np.float32)

@@ -33,8 +33,8 @@ def paper_exact_cuda(g: Any, row_bytes: int) -> CudaKernel:
 
     Grid: any number of blocks, of which each has BLOCK_BYTES under way.
     Shapes: tables uint32 of rows of row_bytes, strides in words; out_k and out_v [B * Hk][out_stride];
-    residents int64 [B] and counts int64 [B * Hk], of chosen rows, of paper_lengths_cuda; lasts int64
-    [B * Hk]; ends int64 [slots].
+    ends and residents int64 [B] and counts int64 [B * Hk], of chosen rows, of paper_lengths_cuda; lasts int64
+    [B * Hk].
     Raises: ValueError for rows that are not multiples of 16 bytes, or larger than 1024.
     """
     if row_bytes % 16 or not 16 <= row_bytes <= 1024:
@@ -55,7 +55,7 @@ def paper_exact_cuda(g: Any, row_bytes: int) -> CudaKernel:
             row_index = g.int32(g.uint32(segment) // g.uint32(n_heads))
             head, slot = segment - row_index * n_heads, slots[row_index]
             end, n, n_exact = (
-                g.int32(ends[slot]),
+                g.int32(ends[row_index]),
                 g.int32(positions[row_index] + 1),
                 g.int32(residents[row_index]),
             )
