@@ -19,7 +19,7 @@ ELEMENT_BYTES = {"f32": 4, "f16": 2, "bf16": 2}  # of the number formats that ke
 # A layer's rows under YAKV, exact and as codes, in the backend's own layout.
 YakvRows = Any
 
-# A layer's exact rows, of which a step reads the best pages, in the backend's own layout.
+# A layer's rows, of which a step reads the best pages, chunks or tokens, in the backend's own layout.
 PageRows = Any
 
 # A weight matrix, or a stack of experts' matrices, with its bias if it has one, in the backend's own layout.
@@ -144,8 +144,8 @@ class Ops(Protocol):
         """Appends the row of every slot, then attends over each slot's rows."""
 
     def attend_pages(self, out: Buffer, q: Buffer, k: Buffer, v: Buffer, by: Buffer, rows: PageRows) -> None:
-        """Appends the row of every slot, then attends over its first and last rows, and over its best pages
-        for the queries `by`.
+        """Appends the row of every slot, then attends over the rows that are always read, and over the best
+        of the others for the queries `by`.
         """
 
     def attend_yakv(self, out: Buffer, q: Buffer, k: Buffer, v: Buffer, rows: YakvRows) -> None:

@@ -1,5 +1,5 @@
-"""Methods that read whole pages, or single tokens, of the best scores: all rows on the host, what stands for
-pages and the first and last rows on the device.
+"""Methods that read whole pages, or single tokens, of the best scores: what rests on the host and on the
+device are pools of the backend, whose form a shape tells.
 """
 
 from __future__ import annotations
@@ -58,8 +58,9 @@ def row_bytes(setting: KvSetting) -> int:
 
 
 class PagedKv:
-    """contract.KvMethod. Generated tokens join the pages; a page can be chosen when it has left the window.
-    Of a ChunkShape they never do. The budget of a slot is that of the prompt which came last.
+    """contract.KvMethod. Of a PageShape generated tokens join the pages, and a page can be chosen when it has
+    left the window; of the other forms they are read always. The budget of a slot is that of the prompt which
+    came last.
     """
 
     def __init__(self, setting: KvSetting, method: PagedMethod) -> None:
