@@ -1,5 +1,5 @@
-"""Whole models over KV methods, on the fake driver and the emulator, against the CPU's: some of every
-form.
+"""Whole models over the KV methods that read chosen rows, on the fake driver and the emulator, against the
+CPU's; full and yakv are in test_cuda_device_flag.py.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ PROMPT = [i * 37 % 64 for i in range(16)]
 METHODS: dict[str, dict[str, str]] = {  # so that less than the prompt is read
     "yakv-paper": {"sparse_budget": "0.2", "recent": "4"},
     "arkvale": {"sparse_budget": "8", "page": "2", "dense_layers": "0"},
+    "quest": {"sparse_budget": "4", "page": "2", "min_pages": "1", "dense_layers": "0"},
+    "oracle": {"sparse_budget": "4", "sinks": "1", "recent": "4"},
     "shadowkv": {"sparse_budget": "4", "chunk": "2", "outliers": "2", "local": "4", "rank": "12"},
     "lrqk": {"sparse_budget": "4", "recent": "4", "rank": "4"},
     "infinigen": {"dense_layers": "1"},
